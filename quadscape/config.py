@@ -1,0 +1,607 @@
+"""The experiment file: its schema, defaults, validation and resolved form.
+
+This module is the single source of every key, its default and its meaning: the workflow validates with
+it before any job starts, `config.yaml` states the same defaults, and docs/configuration.md is generated
+from it (`quadscape reference`). It imports neither torch nor zarr, so that Snakemake's head starts fast.
+"""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import field_validator, model_validator
+
+from quadscape.errors import ConfigError
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+
+
+def _scientific(value: Any) -> Any:
+    # YAML 1.1 reads `1e-3` as a string (it wants `1.0e-3`): a trap that no user should fall into.
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        return float(value)
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_scientific), Field(allow_inf_nan=False)]
+Positive = Annotated[Real, Field(gt=0)]
+NonNegative = Annotated[Real, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not value:
+        raise ValueError("at least one entry is needed")
+    return value
+
+
+NotEmpty = AfterValidator(_not_empty)
+FloatType = Literal["float32", "float64"]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, types are not coerced, instances are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    """The data set and its split into training, validation and test images."""
+
+    source: Literal["cifar10", "image_folder", "digits"] = "cifar10"
+    """`cifar10` (through torchvision), `image_folder` (a folder of one sub-folder per class, or one with `train/` and
+    `test/` of that kind), or `digits` (1,797 images of 8×8 that scikit-learn ships)."""
+    path: str = "data"
+    """Folder of the image folder, or the place to which torchvision downloads CIFAR-10; unused for digits."""
+    held_out: Annotated[Real, Field(gt=0, lt=1)] = 0.3
+    """Fraction of each class that is held out from training, for a source without test images of its own."""
+    validation: Annotated[Real, Field(gt=0, lt=1)] = 0.5
+    """Fraction of each class's held-out images that becomes the validation set; the rest is the test set."""
+
+
+class Normalized(Section):
+    """What every network with normalisation layers shares."""
+
+    normalization: Literal["group", "none", "batch"] = "group"
+    """`group`: the loss that is trained is the loss that is analysed; `none`; `batch`: trained with batch statistics,
+    analysed with statistics recomputed over the whole training set and frozen."""
+    channels_per_group: Count = 4
+    """Channels of one group under `group` (the number of groups is channels divided by this)."""
+    activation: Literal["gelu", "relu", "tanh"] = "gelu"
+    """Element-wise non-linearity. With `relu` the Hessian is the almost-everywhere one, and the stores say so."""
+
+
+class ResNet9(Normalized):
+    """The reference network: ResNet9 with widths 4w, 8w, 16w, 32w (w=1: 26,490 parameters, w=2: 104,234)."""
+
+    factory: Literal["resnet9"] = "resnet9"
+    """The built-in factory."""
+    width: Count = 2
+    """The multiplier w."""
+
+
+class Linear(Section):
+    """One affine map from pixels to class scores: every quantity has a closed form."""
+
+    factory: Literal["linear"]
+    """The built-in factory."""
+    bias: bool = True
+    """Whether the map has a bias."""
+
+
+class MLP(Section):
+    """Fully connected layers."""
+
+    factory: Literal["mlp"]
+    """The built-in factory."""
+    hidden: Annotated[tuple[Count, ...], NotEmpty] = (32,)
+    """Widths of the hidden layers."""
+    activation: Literal["gelu", "relu", "tanh"] = "gelu"
+    """Element-wise non-linearity."""
+
+
+class CNN(Normalized):
+    """3×3 convolutions, each followed by normalisation, activation and 2×2 average pooling, then a linear layer."""
+
+    factory: Literal["cnn"]
+    """The built-in factory."""
+    channels: Annotated[tuple[Count, ...], NotEmpty] = (8, 16)
+    """Output channels of the convolutions."""
+
+
+class Custom(Section):
+    """A network of the user's own."""
+
+    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    """`package.module:function`; called as `function(input_shape, classes, **arguments)`, returns a `torch.nn.Module`."""
+    arguments: dict[str, Any] = {}
+    """Keyword arguments of the factory."""
+
+
+_BUILT_IN = {"resnet9": ResNet9, "linear": Linear, "mlp": MLP, "cnn": CNN}
+
+
+def _model_tag(value: Any) -> str | None:
+    name = value.get("factory", "resnet9") if isinstance(value, dict) else getattr(value, "factory", None)
+    return name if name in _BUILT_IN else "custom"
+
+
+Model = Annotated[
+    Annotated[ResNet9, Tag("resnet9")]
+    | Annotated[Linear, Tag("linear")]
+    | Annotated[MLP, Tag("mlp")]
+    | Annotated[CNN, Tag("cnn")]
+    | Annotated[Custom, Tag("custom")],
+    Discriminator(_model_tag),
+]
+
+
+class Schedule(Section):
+    """What every learning-rate schedule shares."""
+
+    value: Positive = 0.1
+    """Learning rate η at the start (after the warm-up)."""
+    warmup: Index = 0
+    """Iterations over which η rises linearly from `value / warmup`; 0 for none."""
+
+
+class Constant(Schedule):
+    """The same learning rate throughout."""
+
+    schedule: Literal["constant"]
+    """The kind of schedule."""
+
+
+class Steps(Schedule):
+    """A learning rate multiplied by a factor at given iterations."""
+
+    schedule: Literal["steps"] = "steps"
+    """The kind of schedule."""
+    milestones: tuple[Count, ...] = (10000, 20000, 30000, 40000)
+    """Iterations from which the next, lower learning rate holds; strictly increasing."""
+    factor: Annotated[Real, Field(gt=0, lt=1)] = 0.1
+    """What the learning rate is multiplied by at each milestone."""
+
+    @field_validator("milestones")
+    @classmethod
+    def _increasing(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(b <= a for a, b in zip(value, value[1:], strict=False)):
+            raise ValueError("milestones must be strictly increasing")
+        return value
+
+
+class Cosine(Schedule):
+    """A half cosine from the initial to the final learning rate."""
+
+    schedule: Literal["cosine"]
+    """The kind of schedule."""
+    final: NonNegative = 0.0
+    """Learning rate at the last iteration."""
+
+
+_SCHEDULES = {"constant": Constant, "steps": Steps, "cosine": Cosine}
+LearningRate = Annotated[Constant | Steps | Cosine, Field(discriminator="schedule")]
+
+
+class Trajectory(Section):
+    """Which iterations' parameters are kept."""
+
+    stride: Count = 4
+    """Every how many iterations θ is kept; 1 is needed to see oscillations. The last iterate is always kept."""
+    dense: Index = 200
+    """Iterations on each side of every learning-rate drop that are kept with stride 1."""
+
+
+class Training(Section):
+    """SGD with momentum, in PyTorch's convention: v ← μv + g + δθ, θ ← θ − ηv (Nesterov: θ ← θ − η(g + δθ + μv))."""
+
+    iterations: Count = 48800
+    """Number of steps."""
+    batch_size: Count = 512
+    """Examples of one step, B."""
+    remainder: Literal["wrap", "keep", "drop"] = "wrap"
+    """What happens to the N mod B examples left at an epoch's end: the batch is filled from the next epoch's shuffle,
+    kept as a smaller batch, or dropped."""
+    learning_rate: LearningRate = Steps()
+    """The schedule of η."""
+    momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
+    """Momentum μ."""
+    nesterov: bool = False
+    """Nesterov's momentum instead of heavy-ball."""
+    weight_decay: NonNegative = 1e-3
+    """Weight decay δ: what is minimised is L + (δ/2)|θ|² over all parameters."""
+    dtype: FloatType = "float32"
+    """Precision of the forward and backward pass; θ and the momentum are float64 always, so that late small steps survive."""
+    seed: Index | None = None
+    """Seed of initial parameters and batch order; none: the experiment's, so that runs share both."""
+    trajectory: Trajectory = Trajectory()
+    """Which iterates are kept."""
+    evaluate_every: Count = 200
+    """Every how many iterations full loss and accuracy on all three splits are computed (and at the first and the last)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        if self.learning_rate.warmup > self.iterations:
+            raise ValueError(
+                f"learning_rate.warmup is {self.learning_rate.warmup}, more than the {self.iterations} iterations"
+            )
+        return self
+
+    def dense_windows(self) -> list[range]:
+        """The ranges of iterations kept with stride 1: around every milestone within the run."""
+        if not isinstance(self.learning_rate, Steps):
+            return []
+        width = self.trajectory.dense
+        return [
+            range(max(0, m - width), min(self.iterations, m + width) + 1)
+            for m in self.learning_rate.milestones
+            if m <= self.iterations
+        ]
+
+    def is_saved(self, iteration: int) -> bool:
+        """Whether θ of this iteration is kept.
+
+        Args:
+            iteration: Number of steps taken, 0 for the initial parameters.
+
+        Returns:
+            True for multiples of the stride, dense windows, and the last iterate.
+        """
+        if not 0 <= iteration <= self.iterations:
+            return False
+        on_stride = iteration % self.trajectory.stride == 0 or iteration == self.iterations
+        return on_stride or any(iteration in window for window in self.dense_windows())
+
+
+class Run(Training):
+    """One training run, or parameters from elsewhere. Any key of `training` can be given to override it for this run."""
+
+    name: Name
+    """Name of the run; the folder of its results."""
+    checkpoints: tuple[Index, ...] = ()
+    """Iterations at which Hessian, eigenbasis and probes are computed."""
+    path: str | None = None
+    """Parameters trained elsewhere: a file saved with `torch.save(model.state_dict(), …)`, with `{iteration}` in the path
+    where there are several checkpoints. Such a run is not trained."""
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("an iteration is listed twice")
+        return tuple(sorted(value))
+
+    @model_validator(mode="after")
+    def _checkpoints_exist(self) -> Self:
+        if self.path is not None:
+            if len(self.checkpoints) > 1 and "{iteration}" not in self.path:
+                raise ValueError("path needs {iteration} in it where there are several checkpoints")
+            if not self.checkpoints:
+                raise ValueError("a run with a path needs at least one entry in checkpoints")
+            return self
+        for iteration in self.checkpoints:
+            if iteration > self.iterations:
+                raise ValueError(
+                    f"checkpoint {iteration} is beyond the run, which ends at iteration {self.iterations}"
+                )
+            if not self.is_saved(iteration):
+                below = next(i for i in range(iteration, -1, -1) if self.is_saved(i))
+                above = next(i for i in range(iteration, self.iterations + 1) if self.is_saved(i))
+                raise ValueError(
+                    f"checkpoint {iteration} is never saved; the nearest saved iterations are {below} and {above}"
+                )
+        return self
+
+    def training(self) -> Training:
+        """The training parameters alone: what the trajectory depends on, without name and checkpoint list."""
+        return Training.model_construct(**{key: getattr(self, key) for key in Training.model_fields})
+
+
+class Curvature(Section):
+    """The exact Hessian and its eigenbasis."""
+
+    dtype: FloatType = "float32"
+    """Precision in which curvature is computed and stored; sums over data chunks are float64 always."""
+
+
+class LineSearch(Section):
+    """Loss along eigenvectors: L(θ + t qᵢ)."""
+
+    directions: Count = 48
+    """Number of eigenvectors, on log-spaced ranks of both signs and of the bulk."""
+    points: Annotated[int, Field(ge=9)] = 61
+    """Points t of one line, symmetric about 0 and dense near it; odd."""
+    loss_rise: Positive = 1.0
+    """The largest |t| is the one at which ½|λᵢ|t² reaches this rise of the loss …"""
+    reach: Positive = 0.5
+    """… or this fraction of |θ|, whichever is smaller."""
+
+    @field_validator("points")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("points must be odd, so that t = 0 is one of them")
+        return value
+
+
+class Overlap(Section):
+    """|QₐᵀQ_b| between the eigenbases of two checkpoints of a run."""
+
+    bands: Annotated[int, Field(ge=2)] = 60
+    """Logarithmic bands of eigenvalue rank, per axis of the heat map."""
+
+
+class Probes(Section):
+    """What is measured in the eigenbasis."""
+
+    dtype: FloatType = "float64"
+    """Precision of the network in line searches and gradients."""
+    line_search: LineSearch = LineSearch()
+    """Loss along eigenvectors."""
+    overlap: Overlap = Overlap()
+    """Eigenvectors of one checkpoint against those of another."""
+
+
+class Experiment(Section):
+    """One experiment: the whole content of an experiment file."""
+
+    name: Name = "cifar10"
+    """Name of the experiment; everything lands in `results/<name>/`."""
+    seed: Index = 0
+    """Seed of the data split, and of initial parameters and batch order unless a run has its own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where tensors live. `auto`: CUDA where there is one; inside a job that was given a GPU, no CUDA is an error."""
+    data: Data = Data()
+    """The data set."""
+    model: Model = ResNet9()
+    """The network."""
+    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    """Loss of one example: cross-entropy, or ½|f(x) − onehot(y)|²."""
+    training: Training = Training()
+    """Training parameters that all runs share."""
+    runs: Annotated[tuple[Run, ...], NotEmpty] = (
+        Run(name="drops", checkpoints=(0, 2000, 20000, 48800)),
+        Run(name="constant-0.01", learning_rate=Constant(schedule="constant", value=0.01)),
+        Run(name="constant-0.001", learning_rate=Constant(schedule="constant", value=0.001)),
+    )
+    """The training runs."""
+    curvature: Curvature = Curvature()
+    """Hessian and eigenbasis."""
+    probes: Probes = Probes()
+    """Measures in the eigenbasis."""
+
+    @field_validator("runs")
+    @classmethod
+    def _unique(cls, value: tuple[Run, ...]) -> tuple[Run, ...]:
+        names = [run.name for run in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two runs are called '{name}'; names must differ")
+        return value
+
+    def run(self, name: str) -> Run:
+        """The run of that name.
+
+        Args:
+            name: A run's name.
+
+        Returns:
+            Its parameters, with the shared ones filled in.
+
+        Raises:
+            ConfigError: There is no such run.
+        """
+        for run in self.runs:
+            if run.name == name:
+                return run
+        raise ConfigError(f"runs: there is no run '{name}'; the runs are {_listed([r.name for r in self.runs])}.")
+
+    def run_seed(self, run: Run) -> int:
+        """Seed of a run: its own, or the experiment's."""
+        return self.seed if run.seed is None else run.seed
+
+
+def _inherit(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives every run the keys of `training` that it does not override (each whole: a run's schedule replaces it)."""
+    shared = raw.get("training")
+    runs = raw.get("runs", [run.model_dump(mode="json", exclude_unset=True) for run in Experiment.model_fields["runs"].default])
+    if isinstance(shared, dict) and isinstance(runs, list):
+        runs = [{**shared, **run} if isinstance(run, dict) else run for run in runs]
+    return {**raw, "runs": runs}
+
+
+def _listed(values: list[str]) -> str:
+    return ", ".join(values) if values else "none"
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """`runs[0].learning_rate.value` from pydantic's location, without the tags of unions."""
+    text = ""
+    for previous, part in zip(("", *location), location, strict=False):
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif (previous == "model" and part in {*_BUILT_IN, "custom"}) or (
+            previous == "learning_rate" and part in _SCHEDULES
+        ):
+            continue
+        else:
+            text += f".{part}" if text else str(part)
+    return text or "the experiment file"
+
+
+def _section_at(location: tuple[int | str, ...], raw: Mapping[str, Any]) -> type[Section]:
+    """The section class in which the last key of a location was looked for."""
+    if not location[:-1]:
+        return Experiment
+    head = location[0]
+    if head == "model":
+        return _BUILT_IN.get(str(location[1]), Custom)
+    if "learning_rate" in location:
+        return _SCHEDULES.get(str(location[list(location).index("learning_rate") + 1]), Steps)
+    nested = {"trajectory": Trajectory, "line_search": LineSearch, "overlap": Overlap}
+    parent = location[-2]
+    if parent in nested:
+        return nested[str(parent)]
+    return {"data": Data, "training": Training, "runs": Run, "curvature": Curvature, "probes": Probes}[str(head)]
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _sentence(error: ValidationError, raw: Mapping[str, Any]) -> str:
+    """The first problem as one sentence: key, value, what is valid."""
+    problems = error.errors()
+    inherited = {(e["loc"][1:], e["type"]) for e in problems if e["loc"][:1] == ("training",)}
+    problems = [e for e in problems if e["loc"][:1] != ("runs",) or (e["loc"][2:], e["type"]) not in inherited]
+    first = min(problems, key=lambda e: (e["type"] != "extra_forbidden", len(e["loc"])))
+    where, kind, context = _key(first["loc"]), first["type"], first.get("ctx", {})
+    value = first.get("input")
+    if kind == "extra_forbidden":
+        known = sorted(_section_at(first["loc"], raw).model_fields)
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        sentence = f"{where} is not a known key{hint}; known here are {_listed(known)}"
+    elif kind == "missing":
+        sentence = f"{where} is missing and has no default"
+    elif kind == "value_error":
+        sentence = f"{where} is {_shown(value)}: {context['error']}" if not isinstance(value, dict) else (
+            f"{where}: {context['error']}"
+        )
+    elif kind in {"union_tag_invalid", "union_tag_not_found"}:
+        tag = f"is {_shown(value['schedule'])}" if isinstance(value, dict) and "schedule" in value else "is missing"
+        sentence = f"{where}.schedule {tag}; valid are {_listed(sorted(_SCHEDULES))}"
+    elif kind == "literal_error":
+        close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", context["expected"]), n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        sentence = f"{where} is {_shown(value)}{hint}; valid are {context['expected']}"
+    elif kind == "string_pattern_mismatch" and where == "model.factory":
+        sentence = (
+            f"model.factory is {_shown(value)}; valid are {_listed(sorted(_BUILT_IN))}, or a factory of your own as "
+            "package.module:function"
+        )
+    elif kind == "string_pattern_mismatch":
+        sentence = f"{where} is {_shown(value)}; valid are letters, digits, dots, '-' and '_', starting with a letter or digit"
+    else:
+        message = first["msg"].removeprefix("Input ")
+        sentence = f"{where} is {_shown(value)}, but it {message}"
+    more = len(problems) - 1
+    return sentence + (f" (and {more} more problem{'s' * (more > 1)})" if more else "") + "."
+
+
+def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
+    """Validates the content of an experiment file.
+
+    Args:
+        raw: The file's content, as a mapping; every missing key takes its default.
+
+    Returns:
+        The resolved experiment.
+
+    Raises:
+        ConfigError: A key is unknown or a value impossible; the message is one sentence.
+    """
+    try:
+        text = json.dumps(_inherit(raw), allow_nan=True)
+    except TypeError as error:
+        raise ConfigError(f"The experiment file holds a value that is neither number, text, list nor mapping: {error}.") from None
+    try:
+        # Through JSON, so that strict types take a YAML list for a tuple but never "3" for 3.
+        return Experiment.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, raw)) from None
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Reads and validates an experiment file.
+
+    Args:
+        path: A YAML file.
+
+    Returns:
+        The resolved experiment.
+
+    Raises:
+        ConfigError: The file is missing, no YAML mapping, or invalid.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"The experiment file {path} cannot be read: {error.strerror}.") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The experiment file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"The experiment file {path} holds no mapping of keys to values.")
+    return parse_experiment(raw)
+
+
+def resolved(section: Section) -> dict[str, Any]:
+    """A section as plain JSON values: what fingerprints and Snakemake's params are made of."""
+    return json.loads(section.model_dump_json())
+
+
+def check_problem(experiment: Experiment, parameters: int, training_images: int) -> None:
+    """Checks what depends on the sizes of network and data set.
+
+    Args:
+        experiment: The experiment.
+        parameters: P, the number of parameters.
+        training_images: N, the number of training images.
+
+    Raises:
+        ConfigError: More directions than parameters, more bands than parameters, or a batch larger than the training set.
+    """
+    search = experiment.probes.line_search
+    if search.directions > parameters:
+        raise ConfigError(
+            f"probes.line_search.directions is {search.directions}, but the network has only {parameters} parameters "
+            f"and so as many eigenvectors; valid are 1 to {parameters}."
+        )
+    if experiment.probes.overlap.bands > parameters:
+        raise ConfigError(
+            f"probes.overlap.bands is {experiment.probes.overlap.bands}, but the network has only {parameters} "
+            f"eigenvectors; valid are 2 to {parameters}."
+        )
+    for index, run in enumerate(experiment.runs):
+        if run.path is None and run.batch_size > training_images:
+            raise ConfigError(
+                f"runs[{index}].batch_size is {run.batch_size}, but there are only {training_images} training images; "
+                f"valid are 1 to {training_images}."
+            )
+
+
+def iter_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """All keys of a section with default and description, depth first, for the generated reference.
+
+    Args:
+        section: A section class.
+        prefix: Path of the section, ending in a dot.
+
+    Yields:
+        Dotted key, default, description.
+    """
+    for key, field in section.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        description = " ".join((field.description or "").split())
+        if isinstance(default, Section) and not isinstance(default, (ResNet9, Schedule)):
+            yield from iter_keys(type(default), f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", default, description
+
+
+def finite(value: float) -> float | None:
+    """A float for JSON: None instead of NaN or infinity, which JSON does not have."""
+    return value if math.isfinite(value) else None

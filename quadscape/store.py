@@ -1,0 +1,215 @@
+"""Zarr v3 stores: one place that knows how arrays are named, chunked, protected and read.
+
+Every chunk carries a crc32c (Zarr reads a flipped bit or a zeroed tail silently without one), arrays have
+dimension names (xarray opens them), and a missing float chunk reads as NaN. Small stores are written
+whole by `write_store`, and their root `zarr.json`, written last, holds a digest of the content: that
+file is what a workflow rule declares as its output. Stores of long stages are written by
+`quadscape.stage`, chunk by chunk.
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from quadscape.errors import StoreError
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Name, shape and layout of one array.
+
+    Attributes:
+        name: Path within the store, for example `matrix` or `resume/theta`.
+        shape: Lengths of the dimensions.
+        dtype: NumPy dtype name.
+        dimensions: Names of the dimensions.
+        chunks: What is compressed, checked and read as one piece.
+        shards: What is written as one file; None: each chunk is a file. A multiple of `chunks`.
+        compress: Blosc zstd-1 with bitshuffle before the checksum.
+        attributes: Unit, description and the like.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    dimensions: tuple[str, ...]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None = None
+    compress: bool = False
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Uncompressed size in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+def fill_value(dtype: str) -> Any:
+    """What an array reads as where nothing was written: NaN for floats, -1 for signed integers, 0 and "" otherwise."""
+    kind = np.dtype(dtype).kind
+    return {"f": np.nan, "i": -1, "b": False, "U": "", "T": ""}.get(kind, 0)
+
+
+def create_array(group: zarr.Group, spec: ArraySpec) -> zarr.Array:
+    """Creates one empty array.
+
+    Args:
+        group: An open, writable group.
+        spec: Its layout.
+
+    Returns:
+        The array.
+    """
+    codecs: list[Any] = [Crc32cCodec()]
+    if spec.compress:
+        codecs.insert(0, BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"))
+    return group.create_array(
+        spec.name,
+        shape=spec.shape,
+        dtype=spec.dtype,
+        chunks=tuple(max(1, c) for c in spec.chunks),
+        shards=spec.shards,
+        fill_value=fill_value(spec.dtype),
+        compressors=codecs,
+        dimension_names=spec.dimensions,
+        attributes=dict(spec.attributes),
+    )
+
+
+def digest(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 of decoded arrays (names, dtypes, shapes, values) and attributes.
+
+    Args:
+        arrays: Arrays by name.
+        attributes: JSON values.
+
+    Returns:
+        Hexadecimal digest; equal for equal content, however it is chunked.
+    """
+    total = hashlib.sha256()
+    for name in sorted(arrays):
+        values = np.ascontiguousarray(arrays[name])
+        text = values.dtype.kind in "UTO"
+        total.update(f"{name} {'str' if text else values.dtype.str} {values.shape}\n".encode())
+        if text:
+            total.update(json.dumps(values.tolist()).encode())
+        else:
+            total.update(values.tobytes())
+    total.update(json.dumps(attributes or {}, sort_keys=True).encode())
+    return total.hexdigest()
+
+
+def write_store(
+    path: str | Path, arrays: Sequence[tuple[ArraySpec, np.ndarray]], attributes: Mapping[str, Any]
+) -> None:
+    """Writes a small store whole; its root `zarr.json`, which gains the content's digest, comes last.
+
+    Args:
+        path: Directory of the store; what was there is replaced.
+        arrays: Layout and values of each array.
+        attributes: Provenance, as JSON values that are equal for equal results.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Built beside and renamed, so that a kill leaves the old store or the new one, and no reader sees half of one.
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
+    for leftover in path.parent.glob(f".{path.name}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    content = {spec.name: np.asarray(values, dtype=_stored_dtype(spec, values)) for spec, values in arrays}
+    group = zarr.open_group(temporary, mode="w", zarr_format=3)
+    for spec, _ in arrays:
+        create_array(group, spec)[...] = content[spec.name]
+    group.update_attributes({**attributes, "digest": digest(content, attributes)})
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.rename(path)
+
+
+def _stored_dtype(spec: ArraySpec, values: np.ndarray) -> Any:
+    return np.asarray(values).dtype if spec.dtype in {"str", "T"} else spec.dtype
+
+
+def open_store(path: str | Path) -> zarr.Group:
+    """Opens a store for reading.
+
+    Args:
+        path: Directory of the store, or the `zarr.json` in it.
+
+    Returns:
+        The root group.
+
+    Raises:
+        StoreError: There is none, or its metadata are damaged.
+    """
+    path = Path(path)
+    path = path.parent if path.name == "zarr.json" else path
+    if not (path / "zarr.json").exists():
+        raise StoreError(f"There is no store at {path}; remove what is left of that directory and run the workflow again.")
+    try:
+        return zarr.open_group(path, mode="r", zarr_format=3)
+    except Exception as error:  # noqa: BLE001 - whatever Zarr trips over, the user's remedy is the same
+        raise StoreError(
+            f"The metadata of {path} are damaged ({error}); remove that directory and run the workflow again."
+        ) from error
+
+
+def read(array: zarr.Array, selection: Any = ..., *, directory: str | Path | None = None) -> np.ndarray:
+    """Reads a part of an array; a chunk whose checksum does not hold is an error, never a value.
+
+    Args:
+        array: An open array.
+        selection: NumPy-style basic selection.
+        directory: The directory to name in the error; by default the store's.
+
+    Returns:
+        The values.
+
+    Raises:
+        StoreError: A chunk is damaged.
+    """
+    try:
+        values = np.asarray(array[selection])
+    except (ValueError, RuntimeError, OSError, EOFError) as error:
+        where = directory if directory is not None else array.store_path
+        raise StoreError(
+            f"Array '{array.name}' of {where} is damaged ({error}); remove that directory and run the workflow again."
+        ) from error
+    # Zarr's variable-length strings come back as StringDType, which most of NumPy does not know yet.
+    return np.array(values.tolist(), dtype=str) if values.dtype.kind == "T" else values
+
+
+def read_store(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads a small store whole and checks its digest.
+
+    Args:
+        path: Directory of the store, or the `zarr.json` in it.
+
+    Returns:
+        Arrays by name (nested groups as `group/name`), attributes without the digest.
+
+    Raises:
+        StoreError: The store is missing or its content differs from its digest.
+    """
+    group = open_store(path)
+    where = Path(path).parent if Path(path).name == "zarr.json" else Path(path)
+    arrays = {
+        name: read(member, directory=where)
+        for name, member in sorted(group.members(max_depth=None))
+        if isinstance(member, zarr.Array)
+    }
+    attributes = dict(group.attrs)
+    expected = attributes.pop("digest", None)
+    if digest(arrays, attributes) != expected:
+        raise StoreError(
+            f"The content of {where} differs from its digest, so a part is missing or was changed; "
+            "remove that directory and run the workflow again."
+        )
+    return arrays, attributes
