@@ -10,12 +10,23 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
-from pydantic import field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from quadscape.errors import ConfigError
 
@@ -121,12 +132,13 @@ class Custom(Section):
     """A network of the user's own."""
 
     factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-    """`package.module:function`; called as `function(input_shape, classes, **arguments)`, returns a `torch.nn.Module`."""
+    """`package.module:function`; called as `function(input_shape, classes, **arguments)`, returns a
+    `torch.nn.Module`."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of the factory."""
 
 
-_BUILT_IN = {"resnet9": ResNet9, "linear": Linear, "mlp": MLP, "cnn": CNN}
+_BUILT_IN: dict[str, type[Section]] = {"resnet9": ResNet9, "linear": Linear, "mlp": MLP, "cnn": CNN}
 
 
 def _model_tag(value: Any) -> str | None:
@@ -173,7 +185,7 @@ class Steps(Schedule):
     @field_validator("milestones")
     @classmethod
     def _increasing(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(b <= a for a, b in zip(value, value[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(value)):
             raise ValueError("milestones must be strictly increasing")
         return value
 
@@ -187,7 +199,7 @@ class Cosine(Schedule):
     """Learning rate at the last iteration."""
 
 
-_SCHEDULES = {"constant": Constant, "steps": Steps, "cosine": Cosine}
+_SCHEDULES: dict[str, type[Section]] = {"constant": Constant, "steps": Steps, "cosine": Cosine}
 LearningRate = Annotated[Constant | Steps | Cosine, Field(discriminator="schedule")]
 
 
@@ -219,13 +231,14 @@ class Training(Section):
     weight_decay: NonNegative = 1e-3
     """Weight decay δ: what is minimised is L + (δ/2)|θ|² over all parameters."""
     dtype: FloatType = "float32"
-    """Precision of the forward and backward pass; θ and the momentum are float64 always, so that late small steps survive."""
+    """Precision of the forward and backward pass; θ and the momentum are float64 always, so that late small steps
+    survive."""
     seed: Index | None = None
     """Seed of initial parameters and batch order; none: the experiment's, so that runs share both."""
     trajectory: Trajectory = Trajectory()
     """Which iterates are kept."""
     evaluate_every: Count = 200
-    """Every how many iterations full loss and accuracy on all three splits are computed (and at the first and the last)."""
+    """Every how many iterations full loss and accuracy on all three splits are computed (and at the last one)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -264,15 +277,15 @@ class Training(Section):
 
 
 class Run(Training):
-    """One training run, or parameters from elsewhere. Any key of `training` can be given to override it for this run."""
+    """One training run, or parameters from elsewhere. Any key of `training` can be given, to override it here."""
 
     name: Name
     """Name of the run; the folder of its results."""
     checkpoints: tuple[Index, ...] = ()
     """Iterations at which Hessian, eigenbasis and probes are computed."""
     path: str | None = None
-    """Parameters trained elsewhere: a file saved with `torch.save(model.state_dict(), …)`, with `{iteration}` in the path
-    where there are several checkpoints. Such a run is not trained."""
+    """Parameters trained elsewhere: a file saved with `torch.save(model.state_dict(), …)`, with `{iteration}` in the
+    path where there are several checkpoints. Such a run is not trained."""
 
     @field_validator("checkpoints")
     @classmethod
@@ -291,9 +304,7 @@ class Run(Training):
             return self
         for iteration in self.checkpoints:
             if iteration > self.iterations:
-                raise ValueError(
-                    f"checkpoint {iteration} is beyond the run, which ends at iteration {self.iterations}"
-                )
+                raise ValueError(f"checkpoint {iteration} is beyond the run, which ends at iteration {self.iterations}")
             if not self.is_saved(iteration):
                 below = next(i for i in range(iteration, -1, -1) if self.is_saved(i))
                 above = next(i for i in range(iteration, self.iterations + 1) if self.is_saved(i))
@@ -414,7 +425,9 @@ class Experiment(Section):
 def _inherit(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Gives every run the keys of `training` that it does not override (each whole: a run's schedule replaces it)."""
     shared = raw.get("training")
-    runs = raw.get("runs", [run.model_dump(mode="json", exclude_unset=True) for run in Experiment.model_fields["runs"].default])
+    runs = raw.get(
+        "runs", [run.model_dump(mode="json", exclude_unset=True) for run in Experiment.model_fields["runs"].default]
+    )
     if isinstance(shared, dict) and isinstance(runs, list):
         runs = [{**shared, **run} if isinstance(run, dict) else run for run in runs]
     return {**raw, "runs": runs}
@@ -448,11 +461,18 @@ def _section_at(location: tuple[int | str, ...], raw: Mapping[str, Any]) -> type
         return _BUILT_IN.get(str(location[1]), Custom)
     if "learning_rate" in location:
         return _SCHEDULES.get(str(location[list(location).index("learning_rate") + 1]), Steps)
-    nested = {"trajectory": Trajectory, "line_search": LineSearch, "overlap": Overlap}
+    nested: dict[str, type[Section]] = {"trajectory": Trajectory, "line_search": LineSearch, "overlap": Overlap}
     parent = location[-2]
     if parent in nested:
         return nested[str(parent)]
-    return {"data": Data, "training": Training, "runs": Run, "curvature": Curvature, "probes": Probes}[str(head)]
+    sections: dict[str, type[Section]] = {
+        "data": Data,
+        "training": Training,
+        "runs": Run,
+        "curvature": Curvature,
+        "probes": Probes,
+    }
+    return sections[str(head)]
 
 
 def _shown(value: Any) -> str:
@@ -476,8 +496,10 @@ def _sentence(error: ValidationError, raw: Mapping[str, Any]) -> str:
     elif kind == "missing":
         sentence = f"{where} is missing and has no default"
     elif kind == "value_error":
-        sentence = f"{where} is {_shown(value)}: {context['error']}" if not isinstance(value, dict) else (
-            f"{where}: {context['error']}"
+        sentence = (
+            f"{where} is {_shown(value)}: {context['error']}"
+            if not isinstance(value, dict)
+            else (f"{where}: {context['error']}")
         )
     elif kind in {"union_tag_invalid", "union_tag_not_found"}:
         tag = f"is {_shown(value['schedule'])}" if isinstance(value, dict) and "schedule" in value else "is missing"
@@ -492,7 +514,9 @@ def _sentence(error: ValidationError, raw: Mapping[str, Any]) -> str:
             "package.module:function"
         )
     elif kind == "string_pattern_mismatch":
-        sentence = f"{where} is {_shown(value)}; valid are letters, digits, dots, '-' and '_', starting with a letter or digit"
+        sentence = (
+            f"{where} is {_shown(value)}; valid are letters, digits, dots, '-' and '_', starting with a letter or digit"
+        )
     else:
         message = first["msg"].removeprefix("Input ")
         sentence = f"{where} is {_shown(value)}, but it {message}"
@@ -515,7 +539,9 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     try:
         text = json.dumps(_inherit(raw), allow_nan=True)
     except TypeError as error:
-        raise ConfigError(f"The experiment file holds a value that is neither number, text, list nor mapping: {error}.") from None
+        raise ConfigError(
+            f"The experiment file holds a value that is neither number, text, list nor mapping: {error}."
+        ) from None
     try:
         # Through JSON, so that strict types take a YAML list for a tuple but never "3" for 3.
         return Experiment.model_validate_json(text, strict=True)
@@ -562,7 +588,7 @@ def check_problem(experiment: Experiment, parameters: int, training_images: int)
         training_images: N, the number of training images.
 
     Raises:
-        ConfigError: More directions than parameters, more bands than parameters, or a batch larger than the training set.
+        ConfigError: More directions or bands than parameters, or a batch larger than the training set.
     """
     search = experiment.probes.line_search
     if search.directions > parameters:

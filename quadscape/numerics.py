@@ -22,19 +22,21 @@ def resolve_device(requested: str) -> torch.device:
         The device.
 
     Raises:
-        StageError: `cuda` was asked for, or `auto` inside a job that was given a GPU, and there is no usable CUDA device.
+        StageError: `cuda` was asked for, or `auto` inside a job that was given a GPU, and CUDA is not usable.
     """
     if requested == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
     if requested == "cuda":
-        raise StageError("device is 'cuda', but no CUDA device is usable here; valid on this machine are 'cpu' and 'auto'.")
+        raise StageError(
+            "device is 'cuda', but no CUDA device is usable here; valid on this machine are 'cpu' and 'auto'."
+        )
     given = [name for name in _GPU_JOB_VARIABLES if os.environ.get(name, "0") not in {"", "0"}]
     if given:
         raise StageError(
-            f"This job was given a GPU ({given[0]}={os.environ[given[0]]}), but no CUDA device is usable: a slow run on its "
-            "CPU is refused. Load the driver and a CUDA build of torch, or set device to 'cpu'."
+            f"This job was given a GPU ({given[0]}={os.environ[given[0]]}), but CUDA is not usable: a slow run on its CPU "
+            "is refused. Load the driver and a CUDA build of torch, or set device to 'cpu'."
         )
     return torch.device("cpu")
 

@@ -98,7 +98,10 @@ class ParameterLayout:
 
     def to_json(self) -> list[dict[str, Any]]:
         """The blocks as JSON values."""
-        return [{"name": b.name, "layer": b.layer, "shape": list(b.shape), "start": b.start, "stop": b.stop} for b in self.blocks]
+        return [
+            {"name": b.name, "layer": b.layer, "shape": list(b.shape), "start": b.start, "stop": b.stop}
+            for b in self.blocks
+        ]
 
 
 def current_vector(model: torch.nn.Module) -> torch.Tensor:

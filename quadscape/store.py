@@ -152,10 +152,12 @@ def open_store(path: str | Path) -> zarr.Group:
     path = Path(path)
     path = path.parent if path.name == "zarr.json" else path
     if not (path / "zarr.json").exists():
-        raise StoreError(f"There is no store at {path}; remove what is left of that directory and run the workflow again.")
+        raise StoreError(
+            f"There is no store at {path}; remove what is left of that directory and run the workflow again."
+        )
     try:
         return zarr.open_group(path, mode="r", zarr_format=3)
-    except Exception as error:  # noqa: BLE001 - whatever Zarr trips over, the user's remedy is the same
+    except Exception as error:
         raise StoreError(
             f"The metadata of {path} are damaged ({error}); remove that directory and run the workflow again."
         ) from error
