@@ -144,9 +144,12 @@ def _write_atomically(path: Path, text: str) -> None:
 
 
 def _file_checksum(path: Path) -> list[int | str]:
-    """Size and SHA-256 of a file.
+    """Computes size and SHA-256 of a file, in that order.
 
     No crc32c here: chunks end in their own, and the crc of data followed by its crc is the same for all data.
+
+    Returns:
+        Size in bytes, hexadecimal digest.
     """
     with path.open("rb") as file:
         total = file_digest(file, "sha256")
@@ -414,9 +417,8 @@ class Journal:
         for unit, files in self.units.items():
             for name, check in files.items():
                 try:
-                    same = (
-                        _file_checksum(store / name) == (size, crc) if read else (store / name).stat().st_size == size
-                    )
+                    path = store / name
+                    same = _file_checksum(path) == check if read else path.stat().st_size == check[0]
                 except OSError:
                     same = False
                 if not same:
