@@ -8,12 +8,14 @@ import importlib
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import avg_pool2d
 
 from quadscape.config import CNN, MLP, Custom, Linear, Model, Normalized, ResNet9
 from quadscape.errors import ModelError
@@ -25,80 +27,97 @@ _INITIALISATION_STREAM = 0x1417
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 _BATCH_NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 # Nodes of autograd's graph whose function is not twice differentiable everywhere.
-_KINKED = ("Relu", "MaxPool", "AdaptiveMaxPool", "Hardtanh", "Hardswish", "Hardsigmoid", "Threshold", "Abs", "Clamp")
-_KINKED += ("Maximum", "Minimum", "Max", "Min", "Sign", "Elu", "Shrink", "Median", "Sort", "Topk")
+_KINKED: tuple[str, ...] = (
+    "Max",
+    "Min",
+    "AdaptiveMax",
+    "Amax",
+    "Amin",
+    "Hard",
+    "Threshold",
+    "Abs",
+    "Clamp",
+    "Sign",
+    "Sgn",
+    "Floor",
+)
+_KINKED += ("Elu", "Celu", "Softshrink", "Prelu", "Rrelu", "Median", "Sort", "Topk", "Relu", "LeakyRelu")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Built-in networks
 
 
-class ConvolutionBlock(nn.Module):
-    """3×3 convolution with bias and padding 1, normalisation, activation, and 2×2 average pooling where asked for."""
+class Convolutions(nn.Module):
+    """3×3 convolutions with bias and padding 1, each followed by normalisation and activation."""
 
-    def __init__(self, inputs: int, outputs: int, config: Normalized, *, pool: bool) -> None:
+    def __init__(self, config: Normalized) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm = _normalization(outputs, config)
+        self._config = config
         self.activation = _ACTIVATIONS[config.activation]()
-        self.pool = nn.AvgPool2d(2) if pool else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps (n, inputs, h, w) to (n, outputs, h, w), or to (n, outputs, h // 2, w // 2) with pooling."""
-        return self.pool(self.activation(self.norm(self.conv(x))))
+    def add(self, number: int, inputs: int, outputs: int) -> None:
+        """Adds the convolution of that number and its normalisation."""
+        self.add_module(f"conv{number}", nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.add_module(f"norm{number}", _normalization(outputs, self._config))
+
+    def apply_block(self, number: int, x: torch.Tensor) -> torch.Tensor:
+        """Convolution, normalisation and activation of that number; height and width stay."""
+        return self.activation(self.get_submodule(f"norm{number}")(self.get_submodule(f"conv{number}")(x)))
 
 
-class ResidualPair(nn.Module):
-    """x + f₂(f₁(x)) with two convolution blocks."""
+class ResidualPair(Convolutions):
+    """x + f₂(f₁(x)) with two convolutions."""
 
     def __init__(self, channels: int, config: Normalized) -> None:
-        super().__init__()
-        self.block1 = ConvolutionBlock(channels, channels, config, pool=False)
-        self.block2 = ConvolutionBlock(channels, channels, config, pool=False)
+        super().__init__(config)
+        self.add(1, channels, channels)
+        self.add(2, channels, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (n, channels, h, w) to the same shape."""
-        return x + self.block2(self.block1(x))
+        return x + self.apply_block(2, self.apply_block(1, x))
 
 
-class ResNet9Network(nn.Module):
+class ResNet9Network(Convolutions):
     """ResNet9 with widths 4w, 8w, 16w, 32w and a global average before the linear layer (4×4 at 32×32 pixels)."""
 
     def __init__(self, config: ResNet9, shape: Shape, classes: int) -> None:
-        super().__init__()
+        super().__init__(config)
         w = config.width
-        self.block1 = ConvolutionBlock(shape[0], 4 * w, config, pool=False)
-        self.block2 = ConvolutionBlock(4 * w, 8 * w, config, pool=True)
+        self.add(1, shape[0], 4 * w)
+        self.add(2, 4 * w, 8 * w)
         self.residual1 = ResidualPair(8 * w, config)
-        self.block3 = ConvolutionBlock(8 * w, 16 * w, config, pool=True)
-        self.block4 = ConvolutionBlock(16 * w, 32 * w, config, pool=True)
+        self.add(3, 8 * w, 16 * w)
+        self.add(4, 16 * w, 32 * w)
         self.residual2 = ResidualPair(32 * w, config)
         self.linear = nn.Linear(32 * w, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps images (n, channels, height, width) to class scores (n, classes)."""
-        x = self.residual1(self.block2(self.block1(x)))
-        x = self.residual2(self.block4(self.block3(x)))
+        x = self.apply_block(1, x)
+        x = self.residual1(avg_pool2d(self.apply_block(2, x), 2))
+        x = avg_pool2d(self.apply_block(3, x), 2)
+        x = self.residual2(avg_pool2d(self.apply_block(4, x), 2))
         return self.linear(x.mean(dim=(2, 3)))
 
 
-class CNNNetwork(nn.Module):
-    """Convolution blocks with pooling, flattened into one linear layer."""
+class CNNNetwork(Convolutions):
+    """Convolutions, each with 2×2 average pooling, flattened into one linear layer."""
 
     def __init__(self, config: CNN, shape: Shape, classes: int) -> None:
-        super().__init__()
+        super().__init__(config)
         channels, height, width = shape
-        self.blocks: list[str] = []
+        self._depth = len(config.channels)
         for number, outputs in enumerate(config.channels, start=1):
-            self.add_module(f"block{number}", ConvolutionBlock(channels, outputs, config, pool=True))
-            self.blocks.append(f"block{number}")
+            self.add(number, channels, outputs)
             channels, height, width = outputs, height // 2, width // 2
         self.linear = nn.Linear(channels * height * width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps images (n, channels, height, width) to class scores (n, classes)."""
-        for name in self.blocks:
-            x = self.get_submodule(name)(x)
+        for number in range(1, self._depth + 1):
+            x = avg_pool2d(self.apply_block(number, x), 2)
         return self.linear(x.flatten(1))
 
 
@@ -108,7 +127,7 @@ class MLPNetwork(nn.Module):
     def __init__(self, widths: Sequence[int], bias: bool, activation: str | None) -> None:
         super().__init__()
         self.layers: list[str] = []
-        for number, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for number, (inputs, outputs) in enumerate(pairwise(widths), start=1):
             name = "linear" if len(widths) == 2 else f"linear{number}"
             self.add_module(name, nn.Linear(inputs, outputs, bias=bias))
             self.layers.append(name)
@@ -145,8 +164,8 @@ def _check_image_network(config: ResNet9 | CNN, shape: Shape) -> None:
     smallest = min(shape[1:])
     if smallest >> pools == 0:
         raise ModelError(
-            f"model.factory '{config.factory}' halves the image {pools} times and so needs at least {2**pools}×{2**pools} "
-            f"pixels, but the images have {shape[1]}×{shape[2]}."
+            f"model.factory '{config.factory}' halves the image {pools} times and so needs at least "
+            f"{2**pools}×{2**pools} pixels, but the images have {shape[1]}×{shape[2]}."
         )
     if config.normalization != "group":
         return
@@ -207,8 +226,8 @@ def _import_factory(path: str) -> Any:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise ModelError(
-            f"model.factory is '{path}', but the module '{module_name}' cannot be imported from {here} or the installed "
-            f"packages ({_explain(error)})."
+            f"model.factory is '{path}', but the module '{module_name}' cannot be imported from {here} or the "
+            f"installed packages ({_explain(error)})."
         ) from error
     if not hasattr(module, name):
         raise ModelError(f"model.factory is '{path}', but '{module_name}' has no '{name}'.")
@@ -362,8 +381,8 @@ def check_model(model: nn.Module, images: torch.Tensor, classes: int) -> None:
             )
     was_training = model.training
     state = {
-        name: t.detach().to(torch.float64, copy=True) if t.is_floating_point() else t.clone()
-        for name, t in _tensors(model)
+        name: tensor.detach().to(torch.float64, copy=True) if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
     x = images.to(torch.float64)
     try:
@@ -371,26 +390,27 @@ def check_model(model: nn.Module, images: torch.Tensor, classes: int) -> None:
         outputs = _call(model, state, x)
         if tuple(outputs.shape) != (len(x), classes):
             raise ModelError(
-                f"The network returned outputs of shape {tuple(outputs.shape)} for {len(x)} examples of {classes} classes; "
-                f"it must return one row of class scores per example, here {(len(x), classes)}."
+                f"The network returned outputs of shape {tuple(outputs.shape)} for {len(x)} examples of {classes} "
+                f"classes; it must return one row of class scores per example, here {(len(x), classes)}."
             )
         if not bool(torch.isfinite(outputs).all()):
             raise ModelError("The network's outputs are not finite (NaN or infinite) on the first training images.")
+        if not torch.equal(outputs, _call(model, state, x)):
+            raise ModelError(
+                "The network returns different outputs for the same images, even in evaluation mode, so its loss is "
+                "not a function of its parameters; switch randomness off with self.training."
+            )
         parts = torch.cat([_call(model, state, part) for part in (x[:1], x[1:])])
         difference = float((outputs - parts).abs().max() / outputs.abs().max().clamp_min(1e-300))
         if difference > 1e-8:
             raise ModelError(
                 "The network's output for one example depends on the other examples of the batch (relative change "
-                f"{difference:.1e} when the batch is divided), so its loss is not a sum over examples; use normalisation "
-                "within each example."
+                f"{difference:.1e} when the batch is divided), so its loss is not a sum over examples; use "
+                "normalisation within each example."
             )
         _check_buffers(model, state, x)
     finally:
         model.train(was_training)
-
-
-def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def _call(model: nn.Module, state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
@@ -443,8 +463,7 @@ def is_smooth(model: nn.Module, images: torch.Tensor) -> bool:
         if node is None or node in seen:
             continue
         seen.add(node)
-        kind = node.name().removesuffix("0").removesuffix("1").removesuffix("Backward")
-        if any(kind == kinked or kind.startswith(kinked) for kinked in _KINKED) or "Relu" in kind:
+        if node.name().startswith(_KINKED):
             return False
         pending += [following for following, _ in node.next_functions]
     return True
