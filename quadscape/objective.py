@@ -20,7 +20,7 @@ from quadscape.checkpoint import Checkpoint
 from quadscape.data import DataSet
 from quadscape.errors import DataError, ModelError
 from quadscape.losses import example_losses
-from quadscape.parameters import ParameterBlock, ParameterLayout
+from quadscape.parameters import ParameterLayout
 
 Vector = torch.Tensor | np.ndarray
 Parameters = dict[str, torch.Tensor]
@@ -181,15 +181,12 @@ class Objective:
 
         images, labels = self.images[examples], self.labels[examples]
         result = torch.empty(len(images), self.size, dtype=self.dtype, device=self.device)
-        for rows in torch.arange(len(images), device=self.device).split(self.chunk):
-            for name, values in vmap(of_one)(images[rows], labels[rows]).items():
-                block = self._blocks[name]
-                result[rows, block.start : block.stop] = values.reshape(len(rows), -1).detach()
+        for start in range(0, len(images), self.chunk):
+            rows = slice(start, start + self.chunk)
+            gradients = vmap(of_one)(images[rows], labels[rows])
+            for block in self.layout.blocks:
+                result[rows, block.start : block.stop] = gradients[block.name].detach().flatten(1)
         return result
-
-    @property
-    def _blocks(self) -> dict[str, ParameterBlock]:
-        return {block.name: block for block in self.layout.blocks}
 
     def _mean(self, parameters: Parameters, of_chunk: Callable[..., Parameters]) -> torch.Tensor:
         total = torch.zeros(self.size, dtype=torch.float64, device=self.device)
