@@ -35,8 +35,8 @@ def resolve_device(requested: str) -> torch.device:
     given = [name for name in _GPU_JOB_VARIABLES if os.environ.get(name, "0") not in {"", "0"}]
     if given:
         raise StageError(
-            f"This job was given a GPU ({given[0]}={os.environ[given[0]]}), but CUDA is not usable, and a slow run on its "
-            "CPU is refused; load the driver and a CUDA build of torch, or set device to 'cpu'."
+            f"This job was given a GPU ({given[0]}={os.environ[given[0]]}), but CUDA is not usable, and a slow run on "
+            "its CPU is refused; load the driver and a CUDA build of torch, or set device to 'cpu'."
         )
     return torch.device("cpu")
 

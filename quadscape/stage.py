@@ -660,7 +660,7 @@ class _Run:
         if missing > free:
             raise StageError(
                 f"{self.task.name} needs {format_bytes(missing)} more disk in {self.directory}, but only "
-                f"{format_bytes(free)} are free; free some, or link results/ to a larger disk, and run the same command again."
+                f"{format_bytes(free)} are free; free some or link results/ to a larger disk, then run it again."
             )
         available = memory_available()
         if estimate.memory_bytes > available:

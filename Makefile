@@ -1,0 +1,55 @@
+# `make demo` and `make test` work on a bare Debian machine with Python 3.11, its venv module, make and git.
+PYTHON ?= python3
+VENV ?= .venv
+CORES ?= 2
+BIN = $(VENV)/bin
+SOURCES = quadscape tests workflow_scripts benchmarks
+
+.PHONY: demo test lint format docs bench clean install install-dev help
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.runtime: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+install: $(VENV)/.runtime  ## the software and what it needs, in .venv
+install-dev: $(VENV)/.dev  ## the same and the tools for tests and lint
+
+demo: install  ## the whole workflow on a small network, to the report
+	$(BIN)/snakemake --profile profiles/demo --cores $(CORES)
+	$(BIN)/snakemake --profile profiles/demo --cores $(CORES) --report results/demo/report.html
+	@echo
+	@echo "The report:  results/demo/report.html  (open it in a browser)"
+	@echo "The figures: results/demo/figures/"
+
+test: install-dev  ## every test
+	$(BIN)/python -m pytest
+
+lint: install-dev  ## style, types, workflow
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakemake --lint --profile profiles/demo
+
+format: install-dev  ## mend what can be mended by a tool
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile rules
+
+docs: install  ## the generated parts of the documentation
+	$(BIN)/quadscape reference > docs/configuration.md
+
+bench: install-dev  ## the benchmarks (see docs/performance.md)
+	$(BIN)/python -m benchmarks.hessian
+
+clean:  ## remove everything made here but results
+	rm -rf $(VENV) .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

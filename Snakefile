@@ -1,0 +1,24 @@
+# quadscape: training → checkpoints → exact Hessian eigenbases → probes → figures.
+# The experiment is config.yaml, or the file given by --configfile or by the profile; it stands alone over the defaults.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+if not config:
+
+    configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/data.smk"
+include: "rules/training.smk"
+include: "rules/curvature.smk"
+include: "rules/probes.smk"
+include: "rules/figures.smk"
+
+
+rule all:
+    input:
+        all_figures(),
+    default_target: True

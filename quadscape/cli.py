@@ -1,0 +1,89 @@
+"""The `quadscape` command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from quadscape.config import Experiment, load_experiment
+from quadscape.errors import QuadscapeError
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from quadscape.status import find_stages, format_status, stage_status
+
+    print(format_status([stage_status(directory) for directory in find_stages(Path(arguments.path))]))
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from quadscape.verify import verify_results
+
+    problems = 0
+    for path, problem in verify_results(Path(arguments.path)):
+        print(
+            f"{'ok     ' if problem is None else 'DAMAGED'} {path}{'' if problem is None else f': {problem}'}",
+            flush=True,
+        )
+        problems += problem is not None
+    print(f"{problems} damaged" if problems else "everything is as it was written")
+    return 1 if problems else 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from quadscape.workflow import Problem
+
+    experiment: Experiment = load_experiment(arguments.config)
+    problem = Problem.of(experiment)
+    data = problem.data
+    print(
+        f"{arguments.config} is valid: {problem.parameters:,} parameters; {data.training:,} training, "
+        f"{data.validation:,} validation and {data.test:,} test images of {'×'.join(map(str, data.shape))}; "
+        f"{len(experiment.runs)} runs, {sum(len(run.checkpoints) for run in experiment.runs)} checkpoints."
+    )
+    return 0
+
+
+def _reference(_: argparse.Namespace) -> int:
+    from quadscape.reference import configuration_reference
+
+    print(configuration_reference(), end="")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="quadscape", description="Exact loss landscapes of 100k-parameter networks.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    status = commands.add_parser("status", help="progress, rate and time left of every long stage")
+    status.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
+    status.set_defaults(run=_status)
+    verify = commands.add_parser("verify", help="read every store and compare it with its checksums")
+    verify.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
+    verify.set_defaults(run=_verify)
+    validate = commands.add_parser("validate", help="check an experiment file, its data source and its model")
+    validate.add_argument("config", nargs="?", default="config.yaml", help="experiment file (default: config.yaml)")
+    validate.set_defaults(run=_validate)
+    reference = commands.add_parser("reference", help="print docs/configuration.md")
+    reference.set_defaults(run=_reference)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: Arguments without the program's name; by default the process's.
+
+    Returns:
+        Exit code: 0 fine, 1 an error (one sentence on standard error) or damage found.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except QuadscapeError as error:
+        print(f"quadscape: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""What the Snakefile needs to know: where everything lies, and how large the problem is.
+
+No science and no Snakemake in here; paths are relative to the working directory, and every one that a rule declares
+is a small file: the manifest of a long stage, the root metadata of a Zarr store, or a figure.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from quadscape.config import Experiment, Run, check_problem
+from quadscape.data import DataDescription, describe
+from quadscape.errors import DataError
+from quadscape.figures import FIGURES
+from quadscape.models import count_parameters
+
+
+class Places:
+    """Where the results of an experiment lie.
+
+    Attributes:
+        root: `results/<name>`.
+        data: Root metadata of the data store.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self.root = f"results/{experiment.name}"
+        self.data = f"{self.root}/data.zarr/zarr.json"
+
+    def trajectory(self, run: str) -> str:
+        """Manifest of a run's training stage."""
+        return f"{self.root}/runs/{run}/trajectory/manifest.json"
+
+    def checkpoint(self, run: str, iteration: int | str) -> str:
+        """Root metadata of a checkpoint's store."""
+        return f"{self.root}/runs/{run}/checkpoints/{iteration}/checkpoint.zarr/zarr.json"
+
+    def hessian(self, run: str, iteration: int | str) -> str:
+        """Manifest of a checkpoint's Hessian."""
+        return f"{self.root}/runs/{run}/checkpoints/{iteration}/hessian/manifest.json"
+
+    def eigenbasis(self, run: str, iteration: int | str) -> str:
+        """Manifest of a checkpoint's eigenbasis."""
+        return f"{self.root}/runs/{run}/checkpoints/{iteration}/eigenbasis/manifest.json"
+
+    def table(self, table: str, run: str, key: int | str) -> str:
+        """Root metadata of a table that belongs to a checkpoint, or to a pair of them (`<first>-<second>`)."""
+        return f"{self.root}/tables/{run}/{key}/{table}.zarr/zarr.json"
+
+    def run_table(self, table: str, run: str) -> str:
+        """Root metadata of a table that belongs to a whole run."""
+        return self.table(table, run, "run")
+
+    def figure(self, figure: str, kind: str) -> str:
+        """A figure as `svg` or `png`."""
+        return f"{self.root}/figures/{figure}.{kind}"
+
+    def checkpoint_source(self, run: str, iteration: int | str) -> str:
+        """What a checkpoint is made from: the run's trajectory, or a file of parameters trained elsewhere."""
+        path = self._experiment.run(run).path
+        # Not str.format: a user's path may hold other braces.
+        return self.trajectory(run) if path is None else path.replace("{iteration}", str(iteration))  # ruff: ignore[missing-f-string-syntax]
+
+    def _keys(self, scope: str) -> list[tuple[str, str]]:
+        """Run and key of every table of a scope, in the order of the experiment file."""
+        runs = self._experiment.runs
+        if scope == "runs":
+            return [(run.name, "run") for run in runs if run.path is None]
+        if scope == "checkpoints":
+            return [(run.name, str(iteration)) for run in runs for iteration in run.checkpoints]
+        return [(run.name, f"{a}-{b}") for run in runs for a, b in combinations(run.checkpoints, 2)]
+
+    def figure_inputs(self, figure: str) -> dict[str, list[str]]:
+        """The tables that a figure reads.
+
+        Args:
+            figure: Name of the figure.
+
+        Returns:
+            Paths by table name, one per run, checkpoint or pair.
+        """
+        spec = FIGURES[figure]
+        keys = self._keys(spec.scope)
+        return {table: [self.table(table, run, key) for run, key in keys] for table in spec.tables}
+
+    def drawable_figures(self) -> list[str]:
+        """Figures for which the experiment has anything to show (overlaps need two checkpoints of a run)."""
+        return [name for name, spec in FIGURES.items() if self._keys(spec.scope)]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes that memory and time follow from.
+
+    Attributes:
+        experiment: The experiment.
+        data: What the data set holds.
+        parameters: P.
+    """
+
+    experiment: Experiment
+    data: DataDescription
+    parameters: int
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "Problem":
+        """Looks at data source and network, without loading the one or training the other, and checks the sizes.
+
+        Args:
+            experiment: The experiment.
+
+        Returns:
+            The sizes.
+
+        Raises:
+            DataError: The data source is unusable and no data store was made from it before.
+        """
+        try:
+            data = describe(experiment.data)
+        except DataError:
+            # The source may be gone once the store is made; finished work must not need it again.
+            prepared = Path(Places(experiment).data)
+            if not prepared.exists():
+                raise
+            data = DataDescription.of_store(prepared)
+        parameters = count_parameters(experiment.model, data.shape, len(data.classes))
+        check_problem(experiment, parameters, data.training)
+        return cls(experiment, data, parameters)
+
+    def memory_mb(self, job: str) -> int:
+        """Memory that a job asks for; growth laws with generous constants, in MB.
+
+        Args:
+            job: Kind of job.
+
+        Returns:
+            Megabytes.
+        """
+        count = self.data.training + self.data.validation + self.data.test
+        pixels = self.data.shape[0] * self.data.shape[1] * self.data.shape[2]
+        images = count * pixels * 8 / 1e6
+        columns = self.parameters * 8 / 1e6
+        itemsize = 4 if self.experiment.curvature.dtype == "float32" else 8
+        extra = {
+            "data": 2 * images,
+            "training": images + 512 * columns,
+            "checkpoint": 2 * images + 2000,
+            "hessian": images + 4000 + 1000,
+            "eigenbasis": images + 5 * itemsize * self.parameters**2 / 1e6,
+            "line_search": images + 3000 + 2 * 48 * columns,
+            "gradients": images + 3000 + 6 * 1024 * columns,
+            "overlap": 6 * 1024 * columns,
+            "tables": 512 * columns,
+            "figures": 500.0,
+        }
+        return int(1500 + extra[job])
+
+    def runtime_minutes(self, job: str, run: Run | None = None) -> int:
+        """Time limit of a job; growth laws that leave a factor of two or more on one current GPU.
+
+        Args:
+            job: Kind of job.
+            run: The run, for training.
+
+        Returns:
+            Minutes.
+        """
+        size, count = float(self.parameters), float(self.data.training)
+        search = self.experiment.probes.line_search
+        extra = {
+            "data": count / 5e3,
+            "training": 0.0 if run is None else run.iterations * (0.03 + 2e-5 * run.batch_size) / 60,
+            "checkpoint": count / 5e3,
+            # One double-backward product per column at 6e6 example-columns a minute (14 h at P=104,234, N=50,000).
+            "hessian": size * count / 6e6,
+            "eigenbasis": 600 * (size / 104234) ** 3,
+            "line_search": search.directions * search.points * 2 * count * 2e-5 / 60,
+            "gradients": count * size**2 / 1e12,
+            "overlap": size**3 / 3e12,
+            "tables": 5.0,
+            "figures": 0.0,
+        }
+        return int(10 + extra[job])

@@ -1,0 +1,25 @@
+# Validates the experiment and names its places. Everything here is cheap: it runs at every start, also on a dry run.
+from snakemake.exceptions import WorkflowError
+
+from quadscape.codehash import module_hash
+from quadscape.config import parse_experiment, resolved
+from quadscape.errors import QuadscapeError
+from quadscape.figures import FIGURES
+from quadscape.versions import STAGE_VERSIONS, STYLE_VERSION
+from quadscape.workflow import Places, Problem
+
+try:
+    experiment = parse_experiment(config)
+    problem = Problem.of(experiment)
+except QuadscapeError as error:
+    raise WorkflowError(str(error)) from None
+
+places = Places(experiment)
+
+
+wildcard_constraints:
+    run="|".join(re.escape(run.name) for run in experiment.runs),
+    iteration=r"\d+",
+    first=r"\d+",
+    second=r"\d+",
+    figure="|".join(FIGURES),

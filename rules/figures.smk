@@ -1,0 +1,30 @@
+# One rule draws every figure: what it reads, its caption and its place in the report stand beside its function.
+def all_figures():
+    return [places.figure(name, kind) for name in places.drawable_figures() for kind in ("svg", "png")]
+
+
+rule draw_figure:
+    input:
+        lambda wildcards: places.figure_inputs(wildcards.figure),
+    output:
+        svg=report(
+            places.figure("{figure}", "svg"),
+            caption="../docs/report/caption.rst",
+            category=lambda wildcards: FIGURES[wildcards.figure].category,
+            labels=lambda wildcards: FIGURES[wildcards.figure].labels,
+        ),
+        png=places.figure("{figure}", "png"),
+    params:
+        title=lambda wildcards: FIGURES[wildcards.figure].title,
+        caption=lambda wildcards: FIGURES[wildcards.figure].caption,
+        style=STYLE_VERSION,
+        code=lambda wildcards: module_hash(FIGURES[wildcards.figure].module),
+    log:
+        "logs/{}/draw_figure/{{figure}}.log".format(experiment.name),
+    conda:
+        "../envs/quadscape.yaml"
+    resources:
+        mem_mb=problem.memory_mb("figures"),
+        runtime=problem.runtime_minutes("figures"),
+    script:
+        "../workflow_scripts/draw_figure.py"

@@ -1,0 +1,107 @@
+# Each probe reduces a trajectory or a basis once to small tables; figures read only those.
+rule measure_curves:
+    input:
+        trajectory=places.trajectory("{run}"),
+    output:
+        curves=places.run_table("curves", "{run}"),
+        layers=places.run_table("layer_gradients", "{run}"),
+    params:
+        code=module_hash("quadscape.probes.curves"),
+    log:
+        "logs/{}/measure_curves/{{run}}.log".format(experiment.name),
+    conda:
+        "../envs/quadscape.yaml"
+    resources:
+        mem_mb=problem.memory_mb("tables"),
+        runtime=problem.runtime_minutes("tables"),
+    script:
+        "../workflow_scripts/measure_curves.py"
+
+
+rule measure_spectrum:
+    input:
+        checkpoint=places.checkpoint("{run}", "{iteration}"),
+        eigenbasis=places.eigenbasis("{run}", "{iteration}"),
+    output:
+        spectrum=places.table("spectrum", "{run}", "{iteration}"),
+    params:
+        code=module_hash("quadscape.probes.spectrum"),
+    log:
+        "logs/{}/measure_spectrum/{{run}}/{{iteration}}.log".format(experiment.name),
+    conda:
+        "../envs/quadscape.yaml"
+    resources:
+        mem_mb=problem.memory_mb("tables"),
+        runtime=problem.runtime_minutes("tables"),
+    script:
+        "../workflow_scripts/measure_spectrum.py"
+
+
+rule search_lines:
+    input:
+        data=places.data,
+        checkpoint=places.checkpoint("{run}", "{iteration}"),
+        eigenbasis=places.eigenbasis("{run}", "{iteration}"),
+    output:
+        line_search=places.table("line_search", "{run}", "{iteration}"),
+        line_fit=places.table("line_fit", "{run}", "{iteration}"),
+    params:
+        options=resolved(experiment.probes.line_search),
+        dtype=experiment.probes.dtype,
+        code=module_hash("quadscape.probes.line_search"),
+    log:
+        "logs/{}/search_lines/{{run}}/{{iteration}}.log".format(experiment.name),
+    conda:
+        "../envs/quadscape.yaml"
+    threads: 2
+    resources:
+        mem_mb=problem.memory_mb("line_search"),
+        runtime=problem.runtime_minutes("line_search"),
+    script:
+        "../workflow_scripts/search_lines.py"
+
+
+rule project_gradients:
+    input:
+        data=places.data,
+        checkpoint=places.checkpoint("{run}", "{iteration}"),
+        eigenbasis=places.eigenbasis("{run}", "{iteration}"),
+    output:
+        gradients=places.table("gradients", "{run}", "{iteration}"),
+        gradient_bands=places.table("gradient_bands", "{run}", "{iteration}"),
+    params:
+        dtype=experiment.probes.dtype,
+        code=module_hash("quadscape.probes.gradients"),
+    log:
+        "logs/{}/project_gradients/{{run}}/{{iteration}}.log".format(experiment.name),
+    conda:
+        "../envs/quadscape.yaml"
+    threads: 2
+    resources:
+        mem_mb=problem.memory_mb("gradients"),
+        runtime=problem.runtime_minutes("gradients"),
+    script:
+        "../workflow_scripts/project_gradients.py"
+
+
+rule measure_overlap:
+    input:
+        first=places.eigenbasis("{run}", "{first}"),
+        second=places.eigenbasis("{run}", "{second}"),
+    output:
+        overlap_rows=places.table("overlap_rows", "{run}", "{first}-{second}"),
+        overlap_bands=places.table("overlap_bands", "{run}", "{first}-{second}"),
+        overlap_subspace=places.table("overlap_subspace", "{run}", "{first}-{second}"),
+    params:
+        options=resolved(experiment.probes.overlap),
+        code=module_hash("quadscape.probes.overlap"),
+    log:
+        "logs/{}/measure_overlap/{{run}}/{{first}}-{{second}}.log".format(experiment.name),
+    conda:
+        "../envs/quadscape.yaml"
+    threads: 2
+    resources:
+        mem_mb=problem.memory_mb("overlap"),
+        runtime=problem.runtime_minutes("overlap"),
+    script:
+        "../workflow_scripts/measure_overlap.py"

@@ -1,0 +1,44 @@
+# The store beside the manifest is not declared: Snakemake deletes declared outputs of a job that was interrupted.
+rule train:
+    input:
+        data=places.data,
+    output:
+        places.trajectory("{run}"),
+    params:
+        version=STAGE_VERSIONS["training"],
+        training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
+        seed=lambda wildcards: experiment.run_seed(experiment.run(wildcards.run)),
+        model=resolved(experiment.model),
+        loss=experiment.loss,
+    log:
+        "logs/{}/train/{{run}}.log".format(experiment.name),
+    conda:
+        "../envs/quadscape.yaml"
+    threads: 2
+    resources:
+        mem_mb=problem.memory_mb("training"),
+        runtime=lambda wildcards: problem.runtime_minutes("training", experiment.run(wildcards.run)),
+    script:
+        "../workflow_scripts/train.py"
+
+
+rule extract_checkpoint:
+    input:
+        data=places.data,
+        source=lambda wildcards: places.checkpoint_source(wildcards.run, wildcards.iteration),
+    output:
+        places.checkpoint("{run}", "{iteration}"),
+    params:
+        model=resolved(experiment.model),
+        loss=experiment.loss,
+        training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
+        code=module_hash("quadscape.checkpoint"),
+    log:
+        "logs/{}/extract_checkpoint/{{run}}/{{iteration}}.log".format(experiment.name),
+    conda:
+        "../envs/quadscape.yaml"
+    resources:
+        mem_mb=problem.memory_mb("checkpoint"),
+        runtime=problem.runtime_minutes("checkpoint"),
+    script:
+        "../workflow_scripts/extract_checkpoint.py"

@@ -1,0 +1,11 @@
+from pathlib import Path
+
+from quadscape.curvature.hessian import HessianTask
+from snakemake.script import snakemake
+
+from quadscape.jobs import start_job
+from quadscape.stage import run_stage
+
+experiment, log = start_job(snakemake)
+task = HessianTask(snakemake.input.checkpoint, snakemake.input.data, experiment.curvature, experiment.device)
+run_stage(task, Path(snakemake.output[0]).parent, log=log)
