@@ -622,13 +622,28 @@ class DataSet:
         if name not in self._cache:
             chosen = self._split == SPLITS.index(name)
             pixels = self._images[chosen]
-            values = torch.empty(pixels.shape, dtype=self._dtype)
-            for channel, levels in enumerate(torch.from_numpy(self._levels).to(self._dtype)):
-                # 256 grey levels: normalising them is normalising every pixel.
-                values[:, channel] = levels[torch.from_numpy(pixels[:, channel].astype(np.int64))]
             labels = torch.from_numpy(self._labels[chosen])
-            self._cache[name] = (values.to(self._device), labels.to(self._device))
+            self._cache[name] = (self._normalised(pixels), labels.to(self._device))
         return self._cache[name]
+
+    def first(self, name: Split, count: int) -> torch.Tensor:
+        """The first images of one split, normalised, without making the others.
+
+        Args:
+            name: `train`, `validation` or `test`.
+            count: Number of images.
+
+        Returns:
+            Images of shape (count, channels, height, width); fewer where the split has fewer.
+        """
+        return self._normalised(self._images[np.flatnonzero(self._split == SPLITS.index(name))[:count]])
+
+    def _normalised(self, pixels: np.ndarray) -> torch.Tensor:
+        values = torch.empty(pixels.shape, dtype=self._dtype)
+        for channel, levels in enumerate(torch.from_numpy(self._levels).to(self._dtype)):
+            # 256 levels: normalising them is normalising every pixel.
+            values[:, channel] = torch.from_numpy(np.take(levels.numpy(), pixels[:, channel]))
+        return values.to(self._device)
 
     def pixels(self, name: Split) -> np.ndarray:
         """The images of one split as stored.
