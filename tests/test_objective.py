@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from cases import SMALL, dense_hessian, problem, relative_error
+from problems import SMALL, dense_hessian, problem, relative_error
 
 from quadscape.errors import DataError
 from quadscape.objective import Objective, data_chunk, graph_bytes_per_example
