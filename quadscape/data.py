@@ -394,6 +394,7 @@ def prepare(config: Data, seed: int, path: str | Path) -> None:
         seed: Seed of the random split.
         path: Directory of the store; what was there is replaced.
     """
+    describe(config)  # refuses what cannot be used, before anything is decoded or downloaded
     if config.source == "digits":
         from sklearn.datasets import load_digits
 
@@ -403,7 +404,6 @@ def prepare(config: Data, seed: int, path: str | Path) -> None:
         split = _split_all(labels, 10, config, seed)
         write_data(path, pixels, labels, split, [str(digit) for digit in range(10)], "digits", scale=16)
     elif config.source == "cifar10":
-        describe(config)
         pixels, labels, training = _read_cifar10(config.path)
         split = np.zeros(labels.size, dtype=np.uint8)
         split[training:] = _split_rest(labels[training:], 10, config, seed)
@@ -427,7 +427,6 @@ def _split_all(labels: np.ndarray, classes: int, config: Data, seed: int) -> np.
 
 def _prepare_folder(config: Data, seed: int, path: str | Path) -> None:
     parts = _list_folder(config)
-    _folder_sizes(config, parts)
     files = _all_files(parts)
     grey = _all_grey(files)
     classes = next(iter(parts.values())).classes
