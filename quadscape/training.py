@@ -411,9 +411,10 @@ class TrainingTask:
         Raises:
             StageError: The plan's device is not here, or BatchNorm cannot train with the smallest batch.
         """
+        # Also where the problem is ready: something else in this process may have set other numbers of threads.
+        apply_numerics(plan["threads"])
         if self._problem is not None:
             return
-        apply_numerics(plan["threads"])
         if plan["device"] == "cuda" and not torch.cuda.is_available():
             raise StageError(
                 "This training was begun on a CUDA device, and none is usable here; continue it where there is one, or "
