@@ -17,10 +17,10 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 
 from quadscape.checkpoint import Checkpoint
-from quadscape.data import DataSet
-from quadscape.errors import DataError, ModelError
+from quadscape.data import DataSet, Split, data_info
+from quadscape.errors import DataError, ModelError, StoreError
 from quadscape.losses import example_losses
-from quadscape.parameters import ParameterBlock, ParameterLayout
+from quadscape.parameters import ParameterLayout
 
 Vector = torch.Tensor | np.ndarray
 Parameters = dict[str, torch.Tensor]
@@ -181,15 +181,12 @@ class Objective:
 
         images, labels = self.images[examples], self.labels[examples]
         result = torch.empty(len(images), self.size, dtype=self.dtype, device=self.device)
-        for rows in torch.arange(len(images), device=self.device).split(self.chunk):
-            for name, values in vmap(of_one)(images[rows], labels[rows]).items():
-                block = self._blocks[name]
-                result[rows, block.start : block.stop] = values.reshape(len(rows), -1).detach()
+        for start in range(0, len(images), self.chunk):
+            rows = slice(start, start + self.chunk)
+            gradients = vmap(of_one)(images[rows], labels[rows])
+            for block in self.layout.blocks:
+                result[rows, block.start : block.stop] = gradients[block.name].detach().flatten(1)
         return result
-
-    @property
-    def _blocks(self) -> dict[str, ParameterBlock]:
-        return {block.name: block for block in self.layout.blocks}
 
     def _mean(self, parameters: Parameters, of_chunk: Callable[..., Parameters]) -> torch.Tensor:
         total = torch.zeros(self.size, dtype=torch.float64, device=self.device)
@@ -224,7 +221,12 @@ def graph_bytes_per_example(
             return tensor
 
         objective = Objective(
-            model, layout, images[:1].expand(count, *images.shape[1:]).contiguous(), labels[:1].expand(count), loss, count
+            model,
+            layout,
+            images[:1].expand(count, *images.shape[1:]).contiguous(),
+            labels[:1].expand(count),
+            loss,
+            count,
         )
         parameters = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -256,7 +258,7 @@ def data_chunk(bytes_per_example: int, count: int, device: torch.device) -> int:
 def objective_for(
     checkpoint: Checkpoint,
     data: DataSet,
-    split: str,
+    split: Split,
     dtype: torch.dtype,
     device: torch.device | str,
     chunk: int | None = None,
@@ -283,7 +285,9 @@ def objective_for(
     images, labels = images.to(device, dtype), labels.to(device)
     layout = ParameterLayout.of(model)
     if layout != checkpoint.layout:
-        raise ModelError("The network that the checkpoint's model section builds has other parameters than the checkpoint.")
+        raise ModelError(
+            "The network that the checkpoint's model section builds has other parameters than the checkpoint."
+        )
     if chunk is None:
         per_example = graph_bytes_per_example(model, layout, images, labels, checkpoint.loss)
         chunk = data_chunk(per_example, len(images), device)
@@ -297,7 +301,7 @@ class CheckpointObjectives:
         split: The split.
     """
 
-    def __init__(self, checkpoint_path: str | Path, data_path: str | Path, split: str) -> None:
+    def __init__(self, checkpoint_path: str | Path, data_path: str | Path, split: Split) -> None:
         self._checkpoint_path, self._data_path = checkpoint_path, data_path
         self.split = split
         self._loaded: dict[torch.dtype, Objective] = {}
@@ -317,13 +321,22 @@ class CheckpointObjectives:
         """P."""
         return len(self.theta)
 
-    @cached_property
-    def _digest(self) -> str:
-        return DataSet.load(self._data_path).digest
+    @property
+    def examples(self) -> int:
+        """N."""
+        return data_info(self._data_path).counts[self.split]
 
     def parameters(self) -> dict[str, Any]:
         """What determines L and θ, as JSON values."""
-        return {"checkpoint": self.checkpoint.digest, "data": self._digest, "split": self.split}
+        self._check_data()
+        return {"checkpoint": self.checkpoint.digest, "data": self.checkpoint.data_digest, "split": self.split}
+
+    def _check_data(self) -> None:
+        if data_info(self._data_path).digest != self.checkpoint.data_digest:
+            raise StoreError(
+                f"The checkpoint {self._checkpoint_path} was made with another data set than the one in {self._data_path}; "
+                "remove the checkpoint's directory and run the workflow again."
+            )
 
     def get(self, dtype: torch.dtype, device: torch.device | str, chunk: int | None = None) -> Objective:
         """The objective in one precision.

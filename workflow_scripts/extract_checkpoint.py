@@ -6,7 +6,7 @@ from quadscape.jobs import start_job
 experiment, log = start_job(snakemake)
 extract_checkpoint(
     experiment,
-    experiment.run(snakemake.wildcards.run),
+    snakemake.wildcards.run,
     int(snakemake.wildcards.iteration),
     snakemake.input.source,
     snakemake.input.data,

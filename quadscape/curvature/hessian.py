@@ -66,9 +66,7 @@ class HessianEngine:
         parameters = objective.parameters(self.theta)
         later = [block for block in objective.layout.blocks if block.stop > start]
         own = [block for block in later if block.start < stop]
-        total = torch.zeros(
-            stop - start, objective.size - start, dtype=torch.float64, device=objective.device
-        )
+        total = torch.zeros(stop - start, objective.size - start, dtype=torch.float64, device=objective.device)
         for number, (images, labels) in enumerate(objective.chunks()):
             if number == chunks:
                 break
@@ -180,7 +178,10 @@ class HessianTask:
         """The matrix, and the products that it is verified with."""
         size, block = self._objectives.size, plan["block"]
         rows = min(size, _ROWS)
-        described = {"description": "Hessian of the loss; lower block triangle in column strips, NaN above", "unit": "1"}
+        described = {
+            "description": "Hessian of the loss; lower block triangle in column strips, NaN above",
+            "unit": "1",
+        }
         return [
             ArraySpec(
                 "matrix",

@@ -192,7 +192,9 @@ def verify_hessian(
         checks.require(f"that error in the rows of {block_of.name}", _root_mean_square(error[rows]), allowed(rows))
     relative = error_frobenius / norm if norm > 0 else 0.0
     if dtype == "float32":
-        checks.require("relative error in float32 (if it alone fails, set curvature.dtype to float64)", relative, FLOAT32_LIMIT)
+        checks.require(
+            "relative error in float32 (if it alone fails, set curvature.dtype to float64)", relative, FLOAT32_LIMIT
+        )
     # Each triangle may be off by the allowed error, so their difference by twice that.
     checks.require("asymmetry of independently computed entries (Frobenius norm)", math.sqrt(asymmetry), 2 * limit)
     estimate = float(np.einsum("pm,pm->", probes, products)) / count
@@ -340,7 +342,9 @@ def verify_eigenbasis(
         math.sqrt(size) * backward + 1e-5 * abs(hessian["trace"]),
     )
     checks.require(
-        "difference of the eigenvalues' norm from that of the Hessian", abs(frobenius - hessian["frobenius"]), backward + digits
+        "difference of the eigenvalues' norm from that of the Hessian",
+        abs(frobenius - hessian["frobenius"]),
+        backward + digits,
     )
 
     # The tail on its own scale: the top k are projected out before and after, so tr and ‖·‖²_F of what is left compare
@@ -385,9 +389,7 @@ def verify_eigenbasis(
     }
 
 
-def _all_pairs(
-    basis: Basis, probes: Evidence, device: torch.device | str, width: int
-) -> tuple[np.ndarray, float]:
+def _all_pairs(basis: Basis, probes: Evidence, device: torch.device | str, width: int) -> tuple[np.ndarray, float]:
     """Estimated residual of every eigenpair, and the largest entry of |QᵀQ − I|, in tiles."""
     z = torch.tensor(probes.vectors, dtype=torch.float64)
     h = torch.tensor(probes.products, dtype=torch.float64)
