@@ -1,0 +1,642 @@
+"""How quadratic is the loss along an eigenvector? L(θ + tq) − L(θ), its form and its quadratic radius (SCIENCE S5).
+
+The numerical cores take plain arrays: a grid t, the rise ΔL of the loss at it, and the rounding floor below which a
+difference of losses means nothing. Nothing is claimed below that floor.
+
+The curvature of a line is qᵀHq from one product with the Hessian of the objective, independent of the eigenvalue
+solver: otherwise an error of the solver would read as a departure from the quadratic. With weight decay δ what is
+minimised is L̃ = L + (δ/2)|θ|², so that along q the slope is g̃ = gᵀq + δθᵀq and the curvature λ̃ = λ + δ. The added part
+is exactly quadratic: ΔL̃ − g̃t − ½λ̃t² = ΔL − gt − ½λt², and the two radii differ only by the tolerance's λ̃ or λ.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.interpolate import CubicSpline
+from scipy.optimize import least_squares
+
+from quadscape.config import LineSearch
+from quadscape.probes.interfaces import BasisLike, ObjectiveLike, as_array, merged
+from quadscape.probes.ranks import log_ranks, signed_ranks
+from quadscape.tables import Column, Table, TableSchema
+
+TOLERANCE = 0.1
+"""Departure from the quadratic, as a fraction of ½|λ|t², that defines its radius."""
+
+HELD_OUT_ERROR = 0.01
+"""Largest relative error on held-out points with which a form is accepted."""
+
+CLUSTERING = 6.0
+"""The grid is sinh-spaced, t ∝ sinh(CLUSTERING · u): about three decades of |t| on each side."""
+
+RESOLUTION = 10.0
+"""A difference of losses is used only where it is to be told from zero by this many rounding floors."""
+
+PARAMETERS = {"quadratic": 3, "cubic": 4, "log": 4, "hyperbolic": 4, "quartic": 5}
+"""The forms with their numbers of free parameters; every one has a free centre and offset.
+
+quadratic, cubic, quartic: polynomials Σ cₖtᵏ. log: c + a·log(1 + (t − t₀)²/w²).
+hyperbolic: c + a·(√(1 + (t − t₀)²/w²) − 1), quadratic near its centre and linear far away, as cross-entropy is in the
+outputs of a confident network.
+"""
+
+LINES = TableSchema(
+    "line_search",
+    "The loss of one data split at one point of the line θ + tq.",
+    (
+        Column("index", "1", "Index of the eigenvector q, in descending order of eigenvalue, from 0.", "int"),
+        Column("split", "1", "`training` or `validation`.", "str"),
+        Column("t", "parameter", "Distance along q; the sign is that of the stored eigenvector."),
+        Column(
+            "difference",
+            "loss",
+            "L(θ + tq) − L(θ): mean over the split of single examples' differences, in float64.",
+            interval="95 %, normal, over examples",
+        ),
+        Column("decayed", "loss", "The same with weight decay: difference + (δ/2)(|θ + tq|² − |θ|²)."),
+        Column("quadratic", "loss", "Quadratic expectation gt + ½qᵀHq t² of the split's own slope and curvature."),
+        Column("fitted", "loss", "The form chosen, at t; training only, NaN where none was."),
+    ),
+)
+
+
+def _radius_columns(suffix: str, curvature: str) -> tuple[Column, ...]:
+    columns: list[Column] = []
+    for side, sign in (("positive", "t > 0"), ("negative", "t < 0")):
+        name = f"radius{suffix}_{side}"
+        text = f"Quadratic radius at {sign}: smallest |t| where |ΔL − gt − ½λt²| = {TOLERANCE}·½|{curvature}|t²."
+        states = (
+            "`measured`; `censored`: not reached, the value is a lower bound; `bounded`: reached below what rounding "
+        )
+        states += "resolves, the value is an upper bound; `unresolved`: nothing can be said."
+        columns.append(Column(name, "parameter", text, interval="neighbouring points of the grid"))
+        columns.append(Column(f"{name}_status", "1", states, "str"))
+    return tuple(columns)
+
+
+FITS = TableSchema(
+    "line_fit",
+    "What one line says: its slope, curvature, form, minima and quadratic radius.",
+    (
+        Column("index", "1", "Index of the eigenvector q, in descending order of eigenvalue, from 0.", "int"),
+        Column("sign", "1", "Sign of its eigenvalue.", "int"),
+        Column("rank", "1", "Its rank by magnitude within its sign, from 1.", "int"),
+        Column("eigenvalue", "loss / parameter²", "Its eigenvalue λ as stored."),
+        Column("is_zero", "1", "Whether |λ| is at most the numerical zero ε_λ.", "bool"),
+        Column("curvature", "loss / parameter²", "qᵀHq from one product with the Hessian."),
+        Column("gradient", "loss / parameter", "Slope gᵀq of the training loss."),
+        Column("gradient_decayed", "loss / parameter", "Slope g̃ᵀq = gᵀq + δθᵀq with weight decay."),
+        Column("validation_gradient", "loss / parameter", "Slope of the validation loss."),
+        Column("validation_curvature", "loss / parameter²", "qᵀHq of the validation loss."),
+        Column("reach", "parameter", "Largest |t| of the grid."),
+        Column("floor", "loss", "Rounding floor of a difference of training losses, measured."),
+        Column(
+            "curvature_ratio",
+            "1",
+            "f″(0)/λ with f″(0) from the losses alone (extrapolated second differences).",
+            interval="estimated truncation and rounding error",
+        ),
+        Column(
+            "form",
+            "1",
+            f"Simplest form with less than {HELD_OUT_ERROR:.0%} held-out error; `none`, `unresolved`.",
+            "str",
+        ),
+        *(
+            Column(f"error_{form}", "1", f"Held-out error of the {form} form: rms over standard deviation.")
+            for form in PARAMETERS
+        ),
+        *(
+            Column(
+                f"coefficient_{k}",
+                f"loss / parameter^{k}",
+                f"Of t^{k} in the form chosen (k = 0: any form).",
+            )
+            for k in range(5)
+        ),
+        Column("amplitude", "loss", "a of the log or hyperbolic form chosen."),
+        Column("centre", "parameter", "t₀ of the log or hyperbolic form chosen."),
+        Column("width", "parameter", "w of the log or hyperbolic form chosen."),
+        Column("minimum", "parameter", "Where L is least on the line; NaN if at its end.", interval="rounding floor"),
+        Column("minimum_decayed", "parameter", "Where L̃ (with weight decay) is least.", interval="rounding floor"),
+        Column("minimum_validation", "parameter", "Where the validation loss is least.", interval="rounding floor"),
+        Column("newton", "parameter", "Minimum of the quadratic −gᵀq/qᵀHq; NaN unless the curvature is positive."),
+        Column("newton_decayed", "parameter", "The same with weight decay, −g̃ᵀq/(qᵀHq + δ)."),
+        Column("asymmetry", "1", "(D(T) − D(−T))/(|D(T)| + |D(−T)|) at the ends ±T, D = ΔL − gt; 0 if symmetric."),
+        *_radius_columns("", "λ"),
+        *_radius_columns("_decayed", "λ̃"),
+    ),
+)
+
+
+def choose_directions(eigenvalues: np.ndarray, count: int) -> np.ndarray:
+    """Eigenvectors on log-spaced ranks of both signs, and evenly spaced through the bulk.
+
+    Args:
+        eigenvalues: In descending order, shape (P,).
+        count: Number of directions, at most P.
+
+    Returns:
+        Increasing distinct int64 indices: a half on positive ranks, a quarter on negative ranks (as far as there are
+        any), the rest evenly spaced in index.
+    """
+    size = len(eigenvalues)
+    positive = int(np.count_nonzero(np.asarray(eigenvalues) >= 0))
+    top = log_ranks(positive, min(positive, (count + 1) // 2)) - 1
+    bottom = size - log_ranks(size - positive, min(size - positive, count // 4))
+    chosen = {int(i) for i in top} | {int(i) for i in bottom}
+    # Evenly spaced among what is left, so that the number asked for is met whatever coincides.
+    free = np.setdiff1d(np.arange(size), sorted(chosen))
+    missing = min(count, size) - len(chosen)
+    chosen |= {int(free[i]) for i in (np.arange(missing) * len(free) + len(free) // 2) // max(missing, 1)}
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def grid(points: int, eigenvalue: float, loss_rise: float, limit: float) -> np.ndarray:
+    """A symmetric grid of t, dense near 0.
+
+    Args:
+        points: Odd number of points.
+        eigenvalue: λ; ½|λ|t² reaches `loss_rise` at the ends, unless the limit comes first.
+        loss_rise: Rise of the loss.
+        limit: Largest |t| allowed, a fraction of |θ|; 0 (θ = 0 has no scale) for no limit.
+
+    Returns:
+        Ascending, antisymmetric t of shape (points,), with 0 in the middle.
+    """
+    reach = limit if limit > 0 else math.inf
+    if eigenvalue != 0:
+        reach = min(reach, math.sqrt(2 * loss_rise / abs(eigenvalue)))
+    reach = reach if math.isfinite(reach) else 1.0
+    half = (points - 1) // 2
+    side = reach * np.sinh(CLUSTERING * np.arange(1, half + 1) / half) / math.sinh(CLUSTERING)
+    return np.concatenate([-side[::-1], [0.0], side])
+
+
+def scan(
+    losses: Callable[[np.ndarray], Any], theta: np.ndarray, direction: np.ndarray, t: np.ndarray, centre: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean differences of losses along a line.
+
+    Args:
+        losses: Per-example losses at a point of parameter space, shape (N,).
+        theta: θ, shape (P,).
+        direction: Unit vector q, shape (P,).
+        t: Points, shape (T,).
+        centre: Per-example losses at t = 0.
+
+    Returns:
+        Mean difference and its standard error over examples, float64 of shape (T,) each; exactly 0 at t = 0.
+    """
+    mean, error = np.zeros(len(t)), np.zeros(len(t))
+    for position, value in enumerate(t):
+        if value == 0:
+            continue
+        difference = as_array(losses(theta + value * direction)) - centre
+        mean[position] = difference.mean()
+        error[position] = difference.std(ddof=1) / math.sqrt(len(difference)) if len(difference) > 1 else np.nan
+    return mean, error
+
+
+def rounding_floor(
+    objective: ObjectiveLike, theta: np.ndarray, gradient: np.ndarray, epsilon: float, seed: int, samples: int = 8
+) -> float:
+    """What a difference of losses is worth: its largest error under displacements of the size of θ's own rounding.
+
+    Args:
+        objective: The loss.
+        theta: θ, float64, shape (P,).
+        gradient: Its gradient there.
+        epsilon: Machine epsilon of the network's dtype.
+        seed: Seed of the displacements.
+        samples: Number of displacements.
+
+    Returns:
+        The largest |ΔL − gᵀd| over random d with |d| = ε|θ|, and at least ε times the loss over √N.
+    """
+    generator = np.random.default_rng(seed)
+    centre = as_array(objective.example_losses(theta))
+    least = epsilon * float(np.abs(centre).mean()) / math.sqrt(len(centre))
+    worst = 0.0
+    for _ in range(samples):
+        step = generator.standard_normal(len(theta))
+        step *= epsilon * max(float(np.linalg.norm(theta)), np.finfo(float).tiny) / np.linalg.norm(step)
+        rise = float((as_array(objective.example_losses(theta + step)) - centre).mean())
+        worst = max(worst, abs(rise - float(gradient @ step)))
+    return max(worst, least)
+
+
+def second_derivative(t: np.ndarray, rise: np.ndarray, floor: float) -> tuple[float, float]:
+    """f″(0) from the values of f on a symmetric grid.
+
+    The even part is 2(f(t) + f(−t))/2t² = f″ + f⁗t²/12 + …; the second term is removed with the point at twice the
+    position on the grid (Richardson), and the pair is taken whose estimated error is least.
+
+    Args:
+        t: Symmetric grid with 0 in the middle.
+        rise: f(t) − f(0).
+        floor: Rounding floor of `rise`.
+
+    Returns:
+        f″(0) and its estimated error; NaN and infinity if no pair of points is finite.
+    """
+    half = len(t) // 2
+    side = t[half + 1 :]
+    with np.errstate(invalid="ignore", over="ignore"):
+        even = (rise[half + 1 :] + rise[:half][::-1]) / side**2
+    near = np.arange(half // 2)
+    far = 2 * near + 1
+    squares = (side[far] / side[near]) ** 2
+    with np.errstate(invalid="ignore", over="ignore"):
+        estimate = (squares * even[near] - even[far]) / (squares - 1)
+        steps = np.abs(np.diff(estimate))
+        truncation = np.maximum(np.append(steps, 0), np.insert(steps, 0, 0))
+        error = truncation + 2 * floor / side[near] ** 2 * (squares + 1) / (squares - 1)
+    error = np.where(np.isfinite(error), error, np.inf)
+    best = int(np.argmin(error))
+    return (float(estimate[best]), float(error[best])) if np.isfinite(error[best]) else (math.nan, math.inf)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One form fitted to a line.
+
+    Attributes:
+        form: Its name, a key of `PARAMETERS`, or `none` or `unresolved`.
+        error: Root mean square of the residuals on held-out points over the standard deviation of the values there.
+        coefficients: c₀ … c₄; c₀ is the offset of any form.
+        amplitude: a, NaN for polynomials.
+        centre: t₀, NaN for polynomials.
+        width: w, NaN for polynomials.
+    """
+
+    form: str
+    error: float
+    coefficients: tuple[float, ...] = (math.nan,) * 5
+    amplitude: float = math.nan
+    centre: float = math.nan
+    width: float = math.nan
+
+    def __call__(self, t: np.ndarray) -> np.ndarray:
+        """The form's values at t; NaN for `none` and `unresolved`."""
+        if self.form not in PARAMETERS:
+            return np.full(np.shape(t), np.nan)
+        if self.form in _SHAPES:
+            shape = _SHAPES[self.form](np.square((t - self.centre) / self.width))
+            return self.coefficients[0] + self.amplitude * shape
+        return np.polynomial.polynomial.polyval(t, self.coefficients)
+
+
+_SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "log": np.log1p,
+    # x/(√(1+x)+1) is √(1+x) − 1 without its cancellation at small x.
+    "hyperbolic": lambda x: x / (np.sqrt(1 + x) + 1),
+}
+
+
+def held_out(t: np.ndarray) -> np.ndarray:
+    """Which points of a symmetric grid test the fits: every third, mirrored, never 0 or an end."""
+    distance = np.abs(np.arange(len(t)) - len(t) // 2)
+    return (distance % 3 == 2) & (distance < len(t) // 2)
+
+
+def fit_forms(t: np.ndarray, rise: np.ndarray) -> dict[str, Fit]:
+    """Fits every form to the points that are not held out.
+
+    Args:
+        t: Symmetric grid with 0 in the middle.
+        rise: f(t) − f(0); points that are not finite are left out.
+
+    Returns:
+        A fit for each key of `PARAMETERS`; error infinity where there are too few finite points.
+    """
+    finite, testing = np.isfinite(rise), held_out(t)
+    fitting, testing = finite & ~testing, finite & testing
+    scale_t, scale_y = float(np.abs(t).max()), float(np.abs(rise[finite]).max())
+    spread = float(rise[testing].std()) if testing.any() else 0.0
+    if np.count_nonzero(fitting) < 6 or np.count_nonzero(testing) < 2 or spread == 0 or scale_y == 0:
+        return {form: Fit(form, math.inf) for form in PARAMETERS}
+    s, y = t[fitting] / scale_t, rise[fitting] / scale_y
+    fits = {}
+    for form, count in PARAMETERS.items():
+        if form in _SHAPES:
+            offset, amplitude, centre, width = _fit_shape(s, y, _SHAPES[form])
+            rest = (math.nan,) * 4
+            fit = Fit(form, 0.0, (offset * scale_y, *rest), amplitude * scale_y, centre * scale_t, width * scale_t)
+        else:
+            powers = np.arange(5)
+            solution = np.linalg.lstsq(np.vander(s, count, increasing=True), y, rcond=None)[0]
+            fit = Fit(form, 0.0, tuple(np.append(solution, np.zeros(5 - count)) * scale_y / scale_t**powers))
+        error = float(np.sqrt(np.mean(np.square(fit(t[testing]) - rise[testing])))) / spread
+        fits[form] = Fit(form, error, fit.coefficients, fit.amplitude, fit.centre, fit.width)
+    return fits
+
+
+def _fit_shape(
+    s: np.ndarray, y: np.ndarray, shape: Callable[[np.ndarray], np.ndarray]
+) -> tuple[float, float, float, float]:
+    """Least squares of c + a·shape((s − s₀)²/w²); c and a are linear, so only s₀ and log w are searched."""
+
+    def linear(parameters: np.ndarray) -> tuple[float, float, np.ndarray]:
+        values = shape(np.square((s - parameters[0]) / math.exp(parameters[1])))
+        centred = values - values.mean()
+        norm = float(centred @ centred)
+        amplitude = float(centred @ y) / norm if norm > 0 else 0.0
+        offset = float(y.mean() - amplitude * values.mean())
+        return offset, amplitude, offset + amplitude * values - y
+
+    lower, upper = np.array([-10.0, math.log(1e-3)]), np.array([10.0, math.log(1e2)])
+    starts = [np.array([c, w]) for c in np.linspace(-1.5, 1.5, 25) for w in np.log(np.geomspace(3e-3, 30, 13))]
+    starts.sort(key=lambda p: float(np.square(linear(p)[2]).sum()))
+
+    def residuals(parameters: np.ndarray) -> np.ndarray:
+        return linear(parameters)[2]
+
+    found = [
+        least_squares(residuals, start, bounds=(lower, upper), x_scale=(0.1, 0.3), xtol=1e-14, ftol=1e-14, gtol=1e-14)
+        for start in starts[:3]
+    ]
+    best = min(found, key=lambda result: result.cost).x
+    offset, amplitude, _ = linear(best)
+    return offset, amplitude, float(best[0]), math.exp(best[1])
+
+
+def choose_form(fits: Mapping[str, Fit], rise: np.ndarray, floor: float) -> Fit:
+    """The simplest form that predicts held-out points.
+
+    Args:
+        fits: From `fit_forms`.
+        rise: The values fitted.
+        floor: Their rounding floor.
+
+    Returns:
+        Of the forms with error below `HELD_OUT_ERROR` the one with fewest parameters, of equals the one with the
+        smallest error. A fit called `unresolved` if the values do not rise far enough above the floor to tell, and
+        `none` if no form is good enough (its error is then the best).
+    """
+    spread = float(np.nanstd(np.where(np.isfinite(rise), rise, np.nan)))
+    if spread * HELD_OUT_ERROR < floor:
+        return Fit("unresolved", math.nan)
+    good = [fit for fit in fits.values() if fit.error < HELD_OUT_ERROR]
+    if not good:
+        return Fit("none", min(fit.error for fit in fits.values()))
+    return min(good, key=lambda fit: (PARAMETERS[fit.form], fit.error))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval.
+
+    Attributes:
+        value: The number.
+        low: Lower end.
+        high: Upper end.
+        status: For radii, see the columns of `FITS`.
+    """
+
+    value: float
+    low: float
+    high: float
+    status: str = "measured"
+
+
+def minimum(t: np.ndarray, rise: np.ndarray, floor: float) -> Estimate:
+    """Where a line is least, from the cubic spline through its points.
+
+    Args:
+        t: Ascending grid.
+        rise: Values; points that are not finite are left out.
+        floor: Rounding floor of the values.
+
+    Returns:
+        The place with the interval within which the spline rises by less than the floor (in second order); NaN where
+        the least value is at an end of the grid.
+    """
+    nothing = Estimate(math.nan, math.nan, math.nan)
+    finite = np.isfinite(rise)
+    if np.count_nonzero(finite) < 4:
+        return nothing
+    spline = CubicSpline(t[finite], rise[finite])
+    places = spline.derivative().roots(extrapolate=False)
+    places = places[np.isfinite(places)]
+    places = places[spline(places, 2) > 0]
+    if len(places) == 0:
+        return nothing
+    values = spline(places)
+    best = float(places[np.argmin(values)])
+    if values.min() > min(rise[finite][0], rise[finite][-1]):
+        return nothing
+    width = math.sqrt(2 * floor / float(spline(best, 2)))
+    return Estimate(best, best - width, best + width)
+
+
+def quadratic_radius(t: np.ndarray, departure: np.ndarray, curvature: float, floor: np.ndarray) -> Estimate:
+    """The smallest |t| at which a line departs from its quadratic by the tolerance.
+
+    Args:
+        t: Distances of one side, positive and ascending.
+        departure: ΔL − gt − ½λt² at them; what is not finite counts as departed.
+        curvature: λ or λ̃; the tolerance is `TOLERANCE`·½|curvature|t².
+        floor: Rounding floor of the departure at each point.
+
+    Returns:
+        The radius, interpolated between the points around the first crossing (in logarithms: any power law is then
+        exact), which are its interval. Its status is described in the columns of `FITS`.
+    """
+    allowed = TOLERANCE * 0.5 * abs(curvature) * t**2
+    usable = np.flatnonzero(allowed >= RESOLUTION * floor)
+    if len(usable) == 0:
+        return Estimate(math.nan, 0.0, math.inf, "unresolved")
+    ratio = np.where(np.isfinite(departure), np.abs(departure) / np.where(allowed > 0, allowed, 1.0), np.inf)
+    crossed = usable[ratio[usable] >= 1]
+    if len(crossed) == 0:
+        return Estimate(float(t[-1]), float(t[-1]), math.inf, "censored")
+    after = int(crossed[0])
+    if after == usable[0]:
+        return Estimate(float(t[after]), 0.0, float(t[after]), "bounded")
+    before = int(usable[np.searchsorted(usable, after) - 1])
+    low, high = float(t[before]), float(t[after])
+    same_side = departure[before] * departure[after] > 0
+    if not np.isfinite(ratio[after]):
+        value = low
+    elif same_side and ratio[after] > ratio[before]:
+        fraction = -math.log(ratio[before]) / math.log(ratio[after] / ratio[before])
+        value = low * (high / low) ** fraction
+    else:
+        # The departure changes sign in between: from −r to +1 it passes the tolerance on a straight line.
+        value = low + (high - low) * (1 + ratio[before]) / (ratio[after] + ratio[before])
+    return Estimate(min(max(value, low), high), low, high)
+
+
+def analyse(
+    t: np.ndarray,
+    rise: np.ndarray,
+    *,
+    gradient: float,
+    curvature: float,
+    eigenvalue: float,
+    position: float,
+    weight_decay: float,
+    floor: float,
+    epsilon: float,
+) -> tuple[dict[str, Any], Fit]:
+    """Everything that one line of the training loss says.
+
+    Args:
+        t: Symmetric grid with 0 in the middle, shape (T,).
+        rise: ΔL at it, exactly 0 in the middle.
+        gradient: Slope gᵀq at t = 0.
+        curvature: qᵀHq.
+        eigenvalue: λ as stored, for f″(0)/λ.
+        position: θᵀq.
+        weight_decay: δ.
+        floor: Rounding floor of `rise` near t = 0.
+        epsilon: Machine epsilon of the network's dtype; large losses round in proportion.
+
+    Returns:
+        Values of the columns of `FITS` that depend on the training line, and the form chosen.
+    """
+    half = len(t) // 2
+    decayed = rise + decay_rise(t, position, weight_decay)
+    floors = floor + epsilon * (np.abs(np.where(np.isfinite(rise), rise, 0.0)) + np.abs(gradient * t))
+    second, error = second_derivative(t, rise, floor)
+    fits = fit_forms(t, rise)
+    chosen = choose_form(fits, rise, floor)
+    row: dict[str, Any] = {
+        "gradient": gradient,
+        "gradient_decayed": gradient + weight_decay * position,
+        "curvature": curvature,
+        "reach": float(t[-1]),
+        "floor": floor,
+        "form": chosen.form,
+        "amplitude": chosen.amplitude,
+        "centre": chosen.centre,
+        "width": chosen.width,
+        "newton": -gradient / curvature if curvature > 0 else math.nan,
+    }
+    total = curvature + weight_decay
+    row["newton_decayed"] = -row["gradient_decayed"] / total if total > 0 else math.nan
+    row |= {f"error_{form}": fit.error for form, fit in fits.items()}
+    row |= {f"coefficient_{k}": value for k, value in enumerate(chosen.coefficients)}
+    ratio, spread = (second / eigenvalue, error / abs(eigenvalue)) if eigenvalue != 0 else (math.nan, math.nan)
+    _enter(row, "curvature_ratio", Estimate(ratio, ratio - spread, ratio + spread))
+    _enter(row, "minimum", minimum(t, rise, floor))
+    _enter(row, "minimum_decayed", minimum(t, decayed, floor))
+    ends = rise[[0, -1]] - gradient * t[[0, -1]]
+    row["asymmetry"] = float((ends[1] - ends[0]) / np.abs(ends).sum()) if np.abs(ends).sum() > 2 * floor else math.nan
+    departure = rise - gradient * t - 0.5 * curvature * t**2
+    for suffix, scale in (("", curvature), ("_decayed", total)):
+        for side, select in (("positive", slice(half + 1, None)), ("negative", slice(half - 1, None, -1))):
+            found = quadratic_radius(np.abs(t[select]), departure[select], scale, floors[select])
+            _enter(row, f"radius{suffix}_{side}", found)
+            row[f"radius{suffix}_{side}_status"] = found.status
+    return row, chosen
+
+
+def decay_rise(t: np.ndarray, position: float, weight_decay: float) -> np.ndarray:
+    """(δ/2)(|θ + tq|² − |θ|²) for a unit vector q with θᵀq = `position`."""
+    return weight_decay * (t * position + 0.5 * t**2)
+
+
+def _enter(row: dict[str, Any], name: str, estimate: Estimate) -> None:
+    row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def measure(
+    training: ObjectiveLike,
+    validation: ObjectiveLike,
+    basis: BasisLike,
+    theta: np.ndarray,
+    config: LineSearch,
+    attributes: Mapping[str, Any],
+    *,
+    epsilon: float = float(np.finfo(np.float64).eps),
+    seed: int = 0,
+) -> dict[str, Table]:
+    """Line searches along eigenvectors, on all examples of the training and of the validation split.
+
+    Args:
+        training: The training loss L.
+        validation: The validation loss.
+        basis: Eigenbasis of the Hessian of L at θ.
+        theta: θ, float64, shape (P,).
+        config: Number of directions and points, range.
+        attributes: Head of the tables; see `checkpoint_attributes`. `weight_decay` and `zero_threshold` are used.
+        epsilon: Machine epsilon of the objectives' dtype.
+        seed: Seed of the displacements that measure the rounding floor.
+
+    Returns:
+        Tables `line_search` and `line_fit`.
+    """
+    theta = as_array(theta)
+    eigenvalues = np.asarray(basis.eigenvalues, dtype=np.float64)
+    decay, threshold = float(attributes["weight_decay"]), float(attributes["zero_threshold"])
+    signs, ranks = signed_ranks(eigenvalues)
+    splits = {"training": training, "validation": validation}
+    centres = {name: as_array(objective.example_losses(theta)) for name, objective in splits.items()}
+    gradients = {name: as_array(objective.gradient(theta)) for name, objective in splits.items()}
+    floors = {
+        name: rounding_floor(objective, theta, gradients[name], epsilon, seed) for name, objective in splits.items()
+    }
+    limit = config.reach * float(np.linalg.norm(theta))
+    lines: dict[str, list[np.ndarray]] = {name: [] for name in LINES.all_columns()}
+    rows: list[dict[str, Any]] = []
+    for index in choose_directions(eigenvalues, config.directions):
+        eigenvalue = float(eigenvalues[index])
+        direction = as_array(basis.vectors(int(index), int(index) + 1))[:, 0]
+        # A stored float32 vector is a unit vector to 1e-7 only, and the decay term takes |q| = 1.
+        direction /= np.linalg.norm(direction)
+        t = grid(config.points, eigenvalue, config.loss_rise, limit)
+        position = float(theta @ direction)
+        row: dict[str, Any] = {
+            "index": index,
+            "sign": signs[index],
+            "rank": ranks[index],
+            "eigenvalue": eigenvalue,
+            "is_zero": abs(eigenvalue) <= threshold,
+        }
+        for name, objective in splits.items():
+            slope = float(gradients[name] @ direction)
+            curvature = float(direction @ as_array(objective.hessian_product(theta, direction)))
+            rise, error = scan(objective.example_losses, theta, direction, t, centres[name])
+            fitted = np.full(len(t), np.nan)
+            if name == "training":
+                found, form = analyse(
+                    t,
+                    rise,
+                    gradient=slope,
+                    curvature=curvature,
+                    eigenvalue=eigenvalue,
+                    position=position,
+                    weight_decay=decay,
+                    floor=floors[name],
+                    epsilon=epsilon,
+                )
+                row |= found
+                fitted = form(t)
+            else:
+                row |= {"validation_gradient": slope, "validation_curvature": curvature}
+                _enter(row, "minimum_validation", minimum(t, rise, floors[name]))
+            for column, values in {
+                "index": np.full(len(t), index),
+                "split": np.full(len(t), name),
+                "t": t,
+                "difference": rise,
+                "difference_low": rise - 1.96 * error,
+                "difference_high": rise + 1.96 * error,
+                "decayed": rise + decay_rise(t, position, decay),
+                "quadratic": slope * t + 0.5 * curvature * t**2,
+                "fitted": fitted,
+            }.items():
+                lines[column].append(values)
+        rows.append(row)
+    head = merged(
+        attributes, loss_rise=config.loss_rise, reach_limit=limit, tolerance=TOLERANCE, validation_N=validation.count
+    )
+    return {
+        "line_search": Table(LINES, {name: np.concatenate(parts) for name, parts in lines.items()}, head),
+        "line_fit": Table(FITS, {name: np.array([row[name] for row in rows]) for name in FITS.all_columns()}, head),
+    }

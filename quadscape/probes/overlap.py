@@ -1,0 +1,247 @@
+"""Are the eigenvectors constant? |QₐᵀQ_b| between two checkpoints, in tiles (SCIENCE S4)."""
+
+import math
+from collections.abc import Mapping
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from quadscape.probes.interfaces import INNER_BYTES, OUTER_BYTES, BasisLike, merged, tile_width
+from quadscape.probes.ranks import RankBands, log_indices, log_ranks, rank_bands, signed_ranks
+from quadscape.tables import Column, Table, TableSchema
+
+ROWS_PER_SIGN = 1000
+"""Rows kept of each sign in `overlap_rows`; the other tables are made of all of them."""
+
+SUBSPACES = 60
+"""Sizes k, log-spaced from 1 to P, at which subspaces are compared."""
+
+_AXES = (
+    Column("sign_a", "1", "Sign of the eigenvalues of the band of the first basis.", "int"),
+    Column("first_rank_a", "1", "Smallest rank within the sign of the first basis's band.", "int"),
+    Column("last_rank_a", "1", "Largest rank within the sign of the first basis's band.", "int"),
+)
+
+ROWS = TableSchema(
+    "overlap_rows",
+    "One eigenvector of the first basis and the eigenvector of the second that is most like it.",
+    (
+        Column("index", "1", "Index of the eigenvector of the first basis, in descending order, from 0.", "int"),
+        Column("sign", "1", "Sign of its eigenvalue.", "int"),
+        Column("rank", "1", "Its rank by magnitude within its sign, from 1.", "int"),
+        Column("eigenvalue", "loss / parameter²", "Its eigenvalue."),
+        Column("maximum", "1", "Largest |cos| with any eigenvector of the second basis."),
+        Column("partner", "1", "Index of that eigenvector.", "int"),
+        Column("partner_eigenvalue", "loss / parameter²", "Eigenvalue of that eigenvector."),
+    ),
+)
+
+MAXIMA = TableSchema(
+    "overlap_maxima",
+    "Row maxima of one band of log rank of the first basis, over all its eigenvectors.",
+    (
+        *_AXES,
+        Column("count", "1", "Eigenvectors in the band.", "int"),
+        Column("eigenvalue", "loss / parameter²", "Median eigenvalue of the band."),
+        Column("median", "1", "Median of the largest |cos| with any eigenvector of the second basis."),
+        Column("lower_quartile", "1", "25 % quantile of the same."),
+        Column("upper_quartile", "1", "75 % quantile of the same."),
+    ),
+)
+
+BANDS = TableSchema(
+    "overlap_bands",
+    "A band of log rank of the first basis against one of the second.",
+    (
+        Column("band_a", "1", "Band of the first basis, from 0 (largest eigenvalues).", "int"),
+        Column("band_b", "1", "Band of the second basis, from 0 (largest eigenvalues).", "int"),
+        *_AXES,
+        Column("sign_b", "1", "Sign of the eigenvalues of the band of the second basis.", "int"),
+        Column("first_rank_b", "1", "Smallest rank within the sign of the second basis's band.", "int"),
+        Column("last_rank_b", "1", "Largest rank within the sign of the second basis's band.", "int"),
+        Column("ratio", "1", "Mean of cos² over the band's pairs, divided by the 1/P of chance."),
+    ),
+)
+
+SUBSPACE = TableSchema(
+    "overlap_subspace",
+    "The span of the k highest, or of the k lowest, eigenvectors of one basis against that of the other.",
+    (
+        Column("end", "1", "`top`: the k largest eigenvalues; `bottom`: the k smallest.", "str"),
+        Column("k", "1", "Dimension of both subspaces.", "int"),
+        Column("overlap", "1", "Mean of cos² over the principal angles, 1 for equal subspaces."),
+        Column("chance", "1", "Its expectation k/P for a random subspace."),
+    ),
+)
+
+
+def chance_maximum(size: int) -> dict[str, float]:
+    """The largest |cos| of a given vector with the vectors of a random basis.
+
+    Args:
+        size: P.
+
+    Returns:
+        chance_maximum, √(2 ln P / P), which holds for large P; and chance_maximum_q05, _median and _q95, quantiles of
+        the largest of P independent |z|/√P, z standard normal, whose median it exceeds by a tenth at P = 2,000.
+    """
+    found = {"chance_maximum": min(1.0, math.sqrt(2 * math.log(max(size, 2)) / size))}
+    for name, q in (("q05", 0.05), ("median", 0.5), ("q95", 0.95)):
+        z = NormalDist().inv_cdf((1 + q ** (1 / size)) / 2)
+        found[f"chance_maximum_{name}"] = min(1.0, z / math.sqrt(size))
+    return found
+
+
+def measure(
+    first: BasisLike,
+    second: BasisLike,
+    bands: int,
+    attributes: Mapping[str, Any],
+    *,
+    width: int | None = None,
+    device: Any = "cpu",
+) -> dict[str, Table]:
+    """Compares two eigenbases of one size.
+
+    Never more than one tile of each basis and their product are held. A basis is read once per tile of the other, so
+    wide tiles are what makes it fast.
+
+    Args:
+        first: Qₐ, the rows.
+        second: Q_b, the columns.
+        bands: Bands of log rank per axis.
+        attributes: Head of the tables: run, iteration_a, iteration_b and the like.
+        width: Eigenvectors per tile; by default as many as memory allows.
+        device: Device of the products.
+
+    Returns:
+        Tables `overlap_rows`, `overlap_maxima`, `overlap_bands` and `overlap_subspace`. The attribute
+        `norm_error` is the largest |Σⱼ Oᵢⱼ² − 1| of a row, 0 but for rounding for two orthonormal bases.
+
+    Raises:
+        ValueError: The bases differ in size.
+    """
+    import torch  # here, so that figures read the schemas above without loading it
+
+    size = len(first.eigenvalues)
+    if len(second.eigenvalues) != size:
+        raise ValueError(f"the bases have {size} and {len(second.eigenvalues)} eigenvectors")
+    bands_a, bands_b = rank_bands(first.eigenvalues, bands), rank_bands(second.eigenvalues, bands)
+    ks = log_ranks(size, SUBSPACES)
+    # One partition per axis that is finer than the bands and than the subspaces: everything is a sum over its blocks.
+    cuts_a, cuts_b = (np.unique(np.concatenate([[0], b.stops, ks, size - ks])) for b in (bands_a, bands_b))
+    blocks = np.zeros((len(cuts_a) - 1, len(cuts_b) - 1))
+    maximum, partner, norms = np.full(size, -1.0), np.zeros(size, dtype=np.int64), np.zeros(size)
+    outer = tile_width(size, 8, OUTER_BYTES) if width is None else width
+    inner = tile_width(size, 8, INNER_BYTES) if width is None else width
+    for a in range(0, size, outer):
+        stop_a = min(a + outer, size)
+        rows = torch.as_tensor(np.asarray(first.vectors(a, stop_a))).to(device).T
+        in_a = _membership(cuts_a, a, stop_a, torch, device)
+        for b in range(0, size, inner):
+            stop_b = min(b + inner, size)
+            columns = torch.as_tensor(np.asarray(second.vectors(b, stop_b))).to(device)
+            dtype = torch.promote_types(rows.dtype, columns.dtype)
+            product = rows.to(dtype) @ columns.to(dtype)
+            best, where = (found.cpu().numpy() for found in product.abs().max(dim=1))
+            better = best > maximum[a:stop_a]
+            maximum[a:stop_a] = np.where(better, best, maximum[a:stop_a])
+            partner[a:stop_a] = np.where(better, where + b, partner[a:stop_a])
+            # Sums of squares in float64: thousands of tiny terms beside a few large ones.
+            square = product.double().square_()
+            norms[a:stop_a] += square.sum(dim=1).cpu().numpy()
+            blocks += (in_a.T @ (square @ _membership(cuts_b, b, stop_b, torch, device))).cpu().numpy()
+    head = merged(
+        attributes,
+        P=size,
+        **chance_maximum(size),
+        norm_error=float(np.abs(norms - 1).max()),
+    )
+    return {
+        "overlap_rows": _rows(first.eigenvalues, second.eigenvalues, maximum, partner, head),
+        "overlap_maxima": _maxima(first.eigenvalues, bands_a, maximum, head),
+        "overlap_bands": _bands(bands_a, bands_b, _coarse(blocks, cuts_a, cuts_b, bands_a, bands_b), size, head),
+        "overlap_subspace": _subspace(blocks, cuts_a, cuts_b, ks, size, head),
+    }
+
+
+def _membership(cuts: np.ndarray, start: int, stop: int, torch: Any, device: Any) -> Any:
+    """Indicator matrix of the blocks, shape (stop − start, blocks): turns block sums into matrix products."""
+    label = np.searchsorted(cuts, np.arange(start, stop), side="right") - 1
+    return torch.nn.functional.one_hot(torch.as_tensor(label), len(cuts) - 1).double().to(device)
+
+
+def _coarse(
+    blocks: np.ndarray, cuts_a: np.ndarray, cuts_b: np.ndarray, bands_a: RankBands, bands_b: RankBands
+) -> np.ndarray:
+    by_row = np.add.reduceat(blocks, np.searchsorted(cuts_a, bands_a.starts), axis=0)
+    return np.add.reduceat(by_row, np.searchsorted(cuts_b, bands_b.starts), axis=1)
+
+
+def _rows(
+    values_a: np.ndarray, values_b: np.ndarray, maximum: np.ndarray, partner: np.ndarray, head: dict[str, Any]
+) -> Table:
+    signs, ranks = signed_ranks(values_a)
+    keep = log_indices(values_a, ROWS_PER_SIGN)
+    columns = {
+        "index": keep,
+        "sign": signs[keep],
+        "rank": ranks[keep],
+        "eigenvalue": np.asarray(values_a)[keep],
+        "maximum": maximum[keep],
+        "partner": partner[keep],
+        "partner_eigenvalue": np.asarray(values_b)[partner[keep]],
+    }
+    return Table(ROWS, columns, head)
+
+
+def _maxima(values: np.ndarray, bands: RankBands, maximum: np.ndarray, head: dict[str, Any]) -> Table:
+    parts = [slice(start, stop) for start, stop in zip(bands.starts, bands.stops, strict=True)]
+    quartiles = np.array([np.quantile(maximum[part], [0.25, 0.5, 0.75]) for part in parts])
+    columns = {
+        "sign_a": bands.signs,
+        "first_rank_a": bands.first_ranks,
+        "last_rank_a": bands.last_ranks,
+        "count": bands.stops - bands.starts,
+        "eigenvalue": np.array([np.median(values[part]) for part in parts]),
+        "median": quartiles[:, 1],
+        "lower_quartile": quartiles[:, 0],
+        "upper_quartile": quartiles[:, 2],
+    }
+    return Table(MAXIMA, columns, head)
+
+
+def _bands(bands_a: RankBands, bands_b: RankBands, power: np.ndarray, size: int, head: dict[str, Any]) -> Table:
+    pairs = np.outer(bands_a.stops - bands_a.starts, bands_b.stops - bands_b.starts)
+    i, j = (axis.ravel() for axis in np.indices(power.shape))
+    columns = {
+        "band_a": i,
+        "band_b": j,
+        "sign_a": bands_a.signs[i],
+        "first_rank_a": bands_a.first_ranks[i],
+        "last_rank_a": bands_a.last_ranks[i],
+        "sign_b": bands_b.signs[j],
+        "first_rank_b": bands_b.first_ranks[j],
+        "last_rank_b": bands_b.last_ranks[j],
+        "ratio": (power / pairs * size).ravel(),
+    }
+    return Table(BANDS, columns, head)
+
+
+def _subspace(
+    blocks: np.ndarray, cuts_a: np.ndarray, cuts_b: np.ndarray, ks: np.ndarray, size: int, head: dict[str, Any]
+) -> Table:
+    below = np.zeros((len(cuts_a), len(cuts_b)))
+    below[1:, 1:] = blocks.cumsum(axis=0).cumsum(axis=1)
+    above = np.zeros_like(below)
+    above[:-1, :-1] = blocks[::-1, ::-1].cumsum(axis=0).cumsum(axis=1)[::-1, ::-1]
+    top = below[np.searchsorted(cuts_a, ks), np.searchsorted(cuts_b, ks)]
+    bottom = above[np.searchsorted(cuts_a, size - ks), np.searchsorted(cuts_b, size - ks)]
+    columns = {
+        "end": np.repeat(["top", "bottom"], len(ks)),
+        "k": np.tile(ks, 2),
+        "overlap": np.concatenate([top, bottom]) / np.tile(ks, 2),
+        "chance": np.tile(ks / size, 2),
+    }
+    return Table(SUBSPACE, columns, head)
