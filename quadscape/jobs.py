@@ -3,6 +3,7 @@
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,6 +12,7 @@ from quadscape.config import Experiment, parse_experiment
 from quadscape.errors import QuadscapeError
 from quadscape.numerics import apply_numerics
 from quadscape.stage import Log
+from quadscape.tables import Table
 
 
 def start_job(snakemake: Any) -> tuple[Experiment, Log]:
@@ -42,3 +44,20 @@ def start_job(snakemake: Any) -> tuple[Experiment, Log]:
     sys.excepthook = excepthook
     apply_numerics(int(snakemake.threads))
     return parse_experiment(snakemake.config), log
+
+
+def write_tables(snakemake: Any, tables: Mapping[str, Table]) -> None:
+    """Writes each table to the output of its name; all of them, and no others, must be declared.
+
+    Args:
+        snakemake: The object that Snakemake gives to a script.
+        tables: Tables by name.
+
+    Raises:
+        ValueError: Declared outputs and tables differ.
+    """
+    outputs = dict(snakemake.output.items())
+    if outputs.keys() != tables.keys():
+        raise ValueError(f"rule {snakemake.rule} declares {sorted(outputs)}, but the tables are {sorted(tables)}")
+    for name, table in tables.items():
+        table.write(outputs[name])

@@ -86,7 +86,7 @@ class ParameterLayout:
             Tensors of shape (..., *parameter shape) that share the vector's memory where it is contiguous.
         """
         lead = vector.shape[:-1]
-        return {b.name: vector[..., b.start : b.stop].reshape(*lead, *b.shape) for b in self.blocks}
+        return {b.name: vector[..., b.start : b.stop].reshape((*lead, *b.shape)) for b in self.blocks}
 
     def layer_index(self) -> np.ndarray:
         """For every index of θ the number of its layer, counted in order of first appearance; int64, shape (P,)."""

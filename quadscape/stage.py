@@ -7,14 +7,16 @@ A long rule supplies a `Task`: what determines its result, a numerics plan, arra
     store.zarr/     the arrays; its root attributes hold parameters, numerics plan and library versions
     journal         one line per finished unit, with size and SHA-256 of every file that the unit wrote
     events.jsonl    what varies between equal runs: times, hosts, attempts, device
-    lock            the owner, with a heartbeat
+    lock/           one numbered directory: the present owner with its heartbeat, and the owner's workspace
 
-A unit is written beside the store, then renamed into it, then journalled; what is not in the journal does not
+A unit is written in the workspace, then renamed into the store, then journalled; what is not in the journal does not
 count and is swept. The journal is what tells a finished chunk from a missing one, which Zarr would read as NaN.
 At each start every file is read back and compared with the journal; a unit whose files are damaged is computed again.
 
-Fencing: the owner of the lock is a random token. A process that was stopped, or whose node was thought dead, finds
-another token at its next commit and raises `FencedError` without writing anything. Signals are not relied on.
+Fencing: whoever takes over creates the next number (only one can) and moves the old workspace away. A process that was
+stopped, or whose node was thought dead, notices at its next commit and raises `FencedError`; and since everything that
+it changes is a rename out of or into its own workspace, it cannot change anything even between check and rename.
+Signals are not relied on.
 """
 
 import contextlib
@@ -24,7 +26,8 @@ import os
 import platform
 import shutil
 import socket
-import threading
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Generator, Mapping
@@ -125,22 +128,13 @@ def _hash(value: Any) -> str:
     return sha256(canonical(value).encode()).hexdigest()
 
 
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Waits until a file, or the entries of a directory, would survive a crash of the machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_directory(path.parent)
 
 
 def _file_checksum(path: Path) -> list[int | str]:
@@ -160,13 +154,13 @@ def _file_checksum(path: Path) -> list[int | str]:
 # Lock
 
 
-def _process_start(pid: int) -> str | None:
-    """Start time of a process in clock ticks, None when it is not alive (a zombie is not)."""
+def _process_state(pid: int) -> tuple[str, str] | None:
+    """State letter and start time in clock ticks of a process, None when it is not alive (a zombie is not)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in {"Z", "X"} else fields[19]
+    return None if fields[0] in {"Z", "X"} else (fields[0], fields[19])
 
 
 def _machine() -> list[str]:
@@ -183,52 +177,112 @@ def _machine() -> list[str]:
     return found
 
 
-class Lock:
-    """Ownership of a stage directory: a file with the owner's token and a heartbeat that it keeps moving.
+RELEASED = b"released    "
+"""Stands where the heartbeat's count was, and is as long."""
 
-    The owner writes its heartbeat through the descriptor of the file that it created, so that a lock that was taken
-    over (another file under the same name) can never be overwritten by the old owner.
+
+@dataclass(frozen=True)
+class Owner:
+    """The last owner of a stage directory, as its lock tells.
+
+    Attributes:
+        number: Of the ownership, growing by one with each.
+        record: Token, host, pid and the like; empty when it is damaged.
+        beat: The heartbeat's count, or `RELEASED`.
+    """
+
+    number: int
+    record: dict[str, Any]
+    beat: bytes
+
+    @property
+    def released(self) -> bool:
+        """Whether the owner gave the lock back."""
+        return self.beat == RELEASED
+
+    def __str__(self) -> str:
+        return f"{self.record.get('host', '?')}:{self.record.get('pid', '?')}"
+
+    def is_alive(self, directory: Path) -> bool | None:
+        """Whether the owner is certainly at work here, or certainly not; None when only its heartbeat can tell."""
+        # A copied directory brings its lock along; its inode tells that the owner is at work elsewhere. The device
+        # number would not do: NFS gives each client its own.
+        if self.released or self.record.get("inode") != directory.stat().st_ino:
+            return False
+        if self.record.get("machine") != _machine() or self.record.get("started") is None:
+            return None
+        state = _process_state(self.record.get("pid", -1))
+        if state is None or state[1] != self.record["started"]:
+            return False
+        return None if state[0] in {"T", "t"} else True
+
+
+_BEAT = """
+import os, select, sys
+descriptor, offset, parent, seconds = (*map(int, sys.argv[1:4]), float(sys.argv[4]))
+count = 0
+while not select.select([0], [], [], seconds)[0] and os.getppid() == parent:
+    try:
+        state = open(f"/proc/{parent}/stat").read().rpartition(")")[2].split()[0]
+    except OSError:
+        state = "?"
+    if state not in {"T", "t"}:
+        count += 1
+        try:
+            os.pwrite(descriptor, b"%012d" % count, offset)
+            os.fsync(descriptor)
+        except OSError:
+            pass
+"""
+"""The heartbeat, in a process of its own: a thread stands still while, for example, SciPy's `eigh` holds the
+interpreter for an hour. It ends with its parent (end of file on its input), and pauses while the parent is stopped."""
+
+
+def present_owner(directory: Path) -> Owner | None:
+    """The last owner of a stage directory.
+
+    Args:
+        directory: The stage's directory.
+
+    Returns:
+        The owner, alive or not; None when there was never one.
+    """
+    root = directory / "lock"
+    try:
+        numbers = [int(path.name) for path in root.iterdir() if path.name.isdecimal()]
+    except FileNotFoundError:
+        return None
+    if not numbers:
+        return None
+    try:
+        head, _, beat = (root / str(max(numbers)) / "owner").read_bytes().partition(b"\n")
+        record = json.loads(head)
+    except (FileNotFoundError, ValueError):
+        record, beat = {}, b""
+    return Owner(max(numbers), record if isinstance(record, dict) else {}, beat)
+
+
+class Lock:
+    """Ownership of a stage directory: a numbered directory `lock/<n>`; the highest number owns.
+
+    Only one process can create a number (renaming a directory onto one that is not empty fails, on NFS too), and the
+    highest number is never removed, only followed by the next. So two that take over at once cannot both succeed,
+    however long either was stopped in between. The owner's record and its heartbeat are in the file `owner`; beside it
+    the owner prepares what it will rename into the stage. The next owner moves that workspace away first of all.
+
+    Attributes:
+        token: Random name of this owner.
+        workspace: Directory of this owner, on the stage's file system.
     """
 
     def __init__(self, directory: Path, heartbeat: float, stale_after: float) -> None:
-        self._path = directory / "lock"
-        self._directory = directory
+        self._directory, self._root = directory, directory / "lock"
         self._heartbeat, self._stale_after = heartbeat, stale_after
         self.token = uuid.uuid4().hex
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.workspace = self._root
+        self._number = 0
         self._descriptor = -1
-
-    def _identity(self) -> dict[str, Any]:
-        status = self._directory.stat()
-        return {
-            "token": self.token,
-            "host": socket.gethostname(),
-            "machine": _machine(),
-            "pid": os.getpid(),
-            "started": _process_start(os.getpid()),
-            # A copied directory brings its lock along; the copy's inode tells that the owner is at work elsewhere.
-            "directory": [status.st_dev, status.st_ino],
-        }
-
-    def _read(self) -> tuple[dict[str, Any], bytes] | None:
-        """The present owner and its heartbeat; None when there is no lock."""
-        try:
-            owner, _, beat = self._path.read_bytes().partition(b"\n")
-        except FileNotFoundError:
-            return None
-        try:
-            return json.loads(owner), beat
-        except ValueError:
-            return {}, beat
-
-    def _is_dead(self, owner: dict[str, Any]) -> bool:
-        """Whether the owner is certainly gone (False: only its heartbeat can tell)."""
-        if owner.get("directory") != self._identity()["directory"]:
-            return True
-        if owner.get("machine") != _machine():
-            return False
-        return _process_start(int(owner.get("pid", -1))) != owner.get("started")
+        self._beating: subprocess.Popen[bytes] | None = None
 
     def acquire(self, log: Log, event: Callable[..., None]) -> None:
         """Waits while another owner lives, then takes the lock.
@@ -237,69 +291,92 @@ class Lock:
             log: Where to say that it waits.
             event: Where to record a takeover.
         """
-        seen: tuple[str | None, bytes] = (None, b"")
-        since, announced = time.monotonic(), False
+        poll = min(1.0, self._heartbeat)
+        seen: tuple[int, bytes] | None = None
+        quiet, announced = 0.0, False
         while True:
-            present = self._read()
-            if present is None:
-                if self._create():
+            owner = present_owner(self._directory)
+            if owner is None:
+                if self._claim(1):
                     break
                 continue
-            owner, beat = present
-            who = f"{owner.get('host', '?')}:{owner.get('pid', '?')}"
-            if (owner.get("token"), beat) != seen:
-                seen, since = (owner.get("token"), beat), time.monotonic()
-            if self._is_dead(owner) or time.monotonic() - since > self._stale_after:
-                self._replace()
-                # Two processes may take over at once: the last to replace the file has it, the other waits again.
-                time.sleep(min(0.2, self._heartbeat))
-                if self.is_mine():
-                    log(f"Took over from {who}, which is gone.")
-                    event("takeover", previous=who)
+            alive = owner.is_alive(self._directory)
+            if alive or (owner.number, owner.beat) != seen:
+                # What counts is how often this process looked: a clock goes on while the observer itself is stopped.
+                seen, quiet = (owner.number, owner.beat), 0.0
+            if alive is False or quiet > self._stale_after:
+                if self._claim(owner.number + 1):
+                    if not owner.released:
+                        log(f"Took over from {owner}, which is gone.")
+                        event("takeover", previous=str(owner))
                     break
                 continue
             if not announced:
-                log(f"Waiting: {who} is at work in {self._directory}.")
-                event("wait", owner=who)
+                log(f"Waiting: {owner} is at work in {self._directory}.")
+                event("wait", owner=str(owner))
                 announced = True
-            time.sleep(min(1.0, self._heartbeat))
-        self._thread = threading.Thread(target=self._beat, name="stage-heartbeat", daemon=True)
-        self._thread.start()
+            time.sleep(poll)
+            quiet += poll
+        self._fence()
+        command = [sys.executable, "-I", "-S", "-c", _BEAT, self._descriptor, self._head, os.getpid(), self._heartbeat]
+        self._beating = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(self._descriptor,),
+        )
 
-    def _prepare(self) -> Path:
-        temporary = self._path.with_name(f".lock.{self.token}.partial")
-        self._descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._head = canonical(self._identity()).encode() + b"\n"
-        os.pwrite(self._descriptor, self._head + b"%012d" % 0, 0)
-        os.fsync(self._descriptor)
-        return temporary
-
-    def _create(self) -> bool:
-        temporary = self._prepare()
+    def _claim(self, number: int) -> bool:
+        """Tries to create a number; False when another process was faster."""
+        record = {
+            "token": self.token,
+            "host": socket.gethostname(),
+            "machine": _machine(),
+            "pid": os.getpid(),
+            "started": (_process_state(os.getpid()) or (None, None))[1],
+            "inode": self._directory.stat().st_ino,
+        }
+        head = canonical(record).encode() + b"\n"
+        draft = self._root / f"new.{self.token}"
+        mine = False
         try:
-            os.link(temporary, self._path)
-        except FileExistsError:
-            os.close(self._descriptor)
-            return False
+            draft.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(draft / "owner", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            _write_whole(self._descriptor, head + b"%012d" % 0)
+            draft.rename(self._root / str(number))
+        except OSError as error:
+            # ENOENT: the owner has just swept this draft away.
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
+                raise
         finally:
-            temporary.unlink()
-        return True
+            self._number, self._head, self.workspace = number, len(head), self._root / str(number)
+            # A number that was created too late, below the highest, is void.
+            mine = self.is_mine()
+            if not mine:
+                if self._descriptor >= 0:
+                    os.close(self._descriptor)
+                    self._descriptor = -1
+                shutil.rmtree(draft, ignore_errors=True)
+                if _token_in(self.workspace) == self.token:
+                    shutil.rmtree(self.workspace, ignore_errors=True)
+                self._number = 0
+        return mine
 
-    def _replace(self) -> None:
-        self._prepare().replace(self._path)
-
-    def _beat(self) -> None:
-        count = 0
-        while not self._stop.wait(self._heartbeat):
-            count += 1
-            with contextlib.suppress(OSError):
-                os.pwrite(self._descriptor, b"%012d" % count, len(self._head))
-                os.fsync(self._descriptor)
+    def _fence(self) -> None:
+        """Takes the workspaces of former owners away from them, and sweeps drafts of killed contenders."""
+        for path in list(self._root.iterdir()):
+            if path.name.startswith("new.") or (path.name.isdecimal() and int(path.name) < self._number):
+                fenced = self.workspace / f"fenced.{path.name}"
+                # Renamed first: removing takes a while, and a draft may be about to become a lock.
+                with contextlib.suppress(FileNotFoundError):
+                    path.rename(fenced)
+                shutil.rmtree(fenced, ignore_errors=True)
 
     def is_mine(self) -> bool:
-        """Whether the lock still carries this process's token."""
-        present = self._read()
-        return present is not None and present[0].get("token") == self.token
+        """Whether this process still owns the stage."""
+        owner = present_owner(self._directory)
+        return owner is not None and owner.number == self._number and owner.record.get("token") == self.token
 
     def check(self) -> None:
         """Checks that this process still owns the stage.
@@ -309,18 +386,66 @@ class Lock:
         """
         if not self.is_mine():
             raise FencedError(
-                f"Another process has taken over {self._directory} while this one was thought dead; this one stops "
-                "here, nothing is lost."
+                f"Another process has taken over {self._directory} while this one was thought dead, or the directory "
+                "was moved; this one stops here, nothing is lost."
             )
+
+    def publish(self, prepared: Path, target: Path) -> None:
+        """Renames something from the workspace into place; the target's directory is left to be synced."""
+        self.check()
+        prepared.replace(target)
+
+    def discard(self, path: Path) -> None:
+        """Removes a file or directory if it is there: at once, and not if this process was taken over."""
+        self.check()
+        discarded = self.workspace / f"discarded.{uuid.uuid4().hex}"
+        try:
+            path.rename(discarded)
+        except FileNotFoundError:
+            self.check()
+            return
+        if discarded.is_dir():
+            shutil.rmtree(discarded, ignore_errors=True)
+        else:
+            discarded.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Gives the lock back, if it is still this process's."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            os.close(self._descriptor)
-            if self.is_mine():
-                self._path.unlink(missing_ok=True)
+        if self._beating is not None:
+            assert self._beating.stdin is not None
+            self._beating.stdin.close()
+            self._beating.wait()
+            self._beating = None
+        if self._descriptor < 0:
+            return
+        owner = present_owner(self._directory)
+        if self.is_mine():
+            for path in self.workspace.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.name != "owner":
+                    path.unlink(missing_ok=True)
+        elif owner is not None and owner.number > self._number:
+            # What zarr has put into a workspace that had been moved away.
+            shutil.rmtree(self.workspace, ignore_errors=True)
+        # In place, which needs no space on a full disk, and in this owner's own file, whatever its path is by now.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._descriptor, RELEASED, self._head)
+            os.fsync(self._descriptor)
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+
+def _token_in(workspace: Path) -> str | None:
+    try:
+        return str(json.loads((workspace / "owner").read_bytes().partition(b"\n")[0])["token"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_whole(descriptor: int, text: bytes) -> None:
+    while text:
+        text = text[os.write(descriptor, text) :]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -335,7 +460,7 @@ class Journal:
     key: str
     units: dict[int, Files]
     results: dict[str, Any] | None = None
-    intact: bool = True
+    descriptor: int = -1
 
     @classmethod
     def load(cls, path: Path, key: str) -> "Journal":
@@ -353,32 +478,26 @@ class Journal:
             lines = path.read_bytes().split(b"\n")
         except FileNotFoundError:
             return journal
-        journal.intact = lines[-1] == b""
         for line in lines:
-            if not line:
-                continue
             checksum, _, text = line.partition(b" ")
             if checksum != sha256(text).hexdigest()[:16].encode():
-                journal.intact = False
                 continue
             entry = json.loads(text)
             if entry["key"] != key:
-                journal.intact = False
-            elif "results" in entry:
+                continue
+            if "results" in entry:
                 journal.results = entry["results"]
             else:
                 journal.units[entry["unit"]] = entry["files"]
         return journal
 
-    def _line(self, entry: dict[str, Any]) -> str:
+    def _line(self, entry: dict[str, Any]) -> bytes:
         text = canonical({"key": self.key, **entry})
-        return f"{sha256(text.encode()).hexdigest()[:16]} {text}\n"
+        return f"{sha256(text.encode()).hexdigest()[:16]} {text}\n".encode()
 
     def _append(self, entry: dict[str, Any]) -> None:
-        with self.path.open("ab") as file:
-            file.write(self._line(entry).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        _write_whole(self.descriptor, self._line(entry))
+        os.fsync(self.descriptor)
 
     def add_unit(self, unit: int, files: Files) -> None:
         """Records a finished unit."""
@@ -390,25 +509,37 @@ class Journal:
         self._append({"results": results})
         self.results = results
 
-    def rewrite(self) -> None:
-        """Writes the journal anew with what counts."""
+    def rewrite(self, lock: Lock) -> None:
+        """Writes the journal anew with what counts, into a file that a former owner does not have open."""
         entries: list[dict[str, Any]] = [{"unit": u, "files": self.units[u]} for u in sorted(self.units)]
         if self.results is not None:
             entries.append({"results": self.results})
-        _write_atomically(self.path, "".join(self._line(entry) for entry in entries))
-        self.intact = True
+        prepared = lock.workspace / "journal"
+        self.close()
+        self.descriptor = os.open(prepared, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+        _write_whole(self.descriptor, b"".join(map(self._line, entries)))
+        os.fsync(self.descriptor)
+        lock.publish(prepared, self.path)
+        _sync(self.path.parent)
+
+    def close(self) -> None:
+        """Closes the file, if it is open."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     def digest(self) -> str:
         """SHA-256 over name, size and SHA-256 of every file."""
         files = {name: check for unit in self.units.values() for name, check in unit.items()}
         return _hash(sorted([name, *check] for name, check in files.items()))
 
-    def damaged(self, store: Path, *, read: bool) -> dict[int, str]:
+    def damaged(self, store: Path, *, read: bool, within: str = "") -> dict[int, str]:
         """Units whose files are not as journalled.
 
         Args:
             store: The store's directory.
             read: Whether to read the files, or to look at their sizes only.
+            within: What the names of the files to look at begin with.
 
         Returns:
             One name of a damaged or missing file for each such unit.
@@ -416,6 +547,8 @@ class Journal:
         found: dict[int, str] = {}
         for unit, files in self.units.items():
             for name, check in files.items():
+                if not name.startswith(within):
+                    continue
                 try:
                     path = store / name
                     same = _file_checksum(path) == check if read else path.stat().st_size == check[0]
@@ -478,13 +611,19 @@ def _metadata_files(store: Path) -> Files:
     }
 
 
+def _root_checksum(document: dict[str, Any], attributes: dict[str, Any]) -> str:
+    """Hash of everything in a root `zarr.json` but the checksum itself."""
+    return _hash({**document, "attributes": attributes})
+
+
 def _root_attributes(directory: Path) -> dict[str, Any] | None:
     """Root attributes of a stage's store, None when they are missing or damaged, or the arrays' metadata are."""
     store = directory / "store.zarr"
     try:
-        attributes = json.loads((store / "zarr.json").read_text())["attributes"]
+        document = json.loads((store / "zarr.json").read_text())
+        attributes = document["attributes"]
         checksum = attributes.pop("checksum")
-        if checksum != _hash(attributes) or attributes["metadata"] != _metadata_files(store):
+        if checksum != _root_checksum(document, attributes) or attributes["metadata"] != _metadata_files(store):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -544,47 +683,47 @@ class _Run:
     def __init__(self, task: Task, directory: Path, lock: Lock, events: _Events, log: Log) -> None:
         self.task, self.directory, self.lock, self.events, self.log = task, directory, lock, events, log
         self.store_path = directory / "store.zarr"
-        self.staging_path = directory / f"staging.{lock.token}.zarr"
+        self.staging_path = lock.workspace / "staging.zarr"
         self.fingerprint = _fingerprint(task)
 
     def run(self) -> dict[str, Any]:
-        self._sweep_temporaries()
         attributes = self._resume() or self._begin()
         plan = attributes["plan"]
         total = self.task.units(plan)
-        journal = Journal.load(self.directory / "journal", self._key(plan))
-        self._repair(journal, total)
-        pending = [unit for unit in range(total) if unit not in journal.units]
-        estimate = self._check_resources(plan, journal) if pending else None
-        self.events("start", units=total, done=total - len(pending), device=plan.get("device", ""))
-        if pending:
-            self._announce(total, pending, estimate)
-        store = StageStore(self.directory)
-        if pending or journal.results is None:
-            self.task.start(plan)
-        self._compute(pending, total, plan, journal, store)
-        if journal.results is None:
-            self.log(f"{self.task.name}: all {total} units are done; checking the result.")
-            results = self.task.results(plan, store)
-            self.lock.check()
-            journal.add_results(results)
-        damaged = journal.damaged(self.store_path, read=bool(pending))
-        if damaged:
-            unit, name = next(iter(damaged.items()))
-            raise StoreError(
-                f"{name} in {self.store_path} (unit {unit}) was damaged meanwhile; run the same command again."
-            )
-        return self._write_manifest(plan, total, journal)
+        with contextlib.closing(Journal.load(self.directory / "journal", self._key(plan))) as journal:
+            self._repair(journal, total)
+            pending = [unit for unit in range(total) if unit not in journal.units]
+            estimate = self._check_resources(plan, journal) if pending or journal.results is None else None
+            self.events("start", units=total, done=total - len(pending), device=plan.get("device", ""))
+            if pending:
+                self._announce(total, pending, estimate)
+            store = StageStore(self.directory)
+            if pending or journal.results is None:
+                self.task.start(plan)
+            self._compute(pending, total, plan, journal, store)
+            if journal.results is None:
+                self.log(f"{self.task.name}: all {total} units are done; checking the result.")
+                # Through JSON, so that this process and a later one see the very same results.
+                results = json.loads(canonical(self.task.results(plan, store)))
+                self.lock.check()
+                journal.add_results(results)
+            self._check_again(journal, read=bool(pending))
+            return self._write_manifest(plan, total, journal)
 
     def _key(self, plan: dict[str, Any]) -> str:
         return _hash({"fingerprint": self.fingerprint, "plan": plan})[:16]
 
-    def _sweep_temporaries(self) -> None:
-        """Leftovers of killed writes."""
-        for path in [*self.directory.glob("staging.*.zarr"), *self.directory.glob("*.partial.zarr")]:
-            shutil.rmtree(path, ignore_errors=True)
-        for path in self.directory.glob(".*.partial"):
-            path.unlink(missing_ok=True)
+    def _check_again(self, journal: Journal, *, read: bool) -> None:
+        damaged = {
+            unit: f"{name} in {self.store_path}" for unit, name in journal.damaged(self.store_path, read=read).items()
+        }
+        stored = Journal.load(journal.path, journal.key)
+        if (stored.units, stored.results) != (journal.units, journal.results):
+            damaged[-1] = str(journal.path)
+        if damaged:
+            raise StoreError(
+                f"{next(iter(damaged.values()))} was damaged while the stage was at work; run the same command again."
+            )
 
     def _resume(self) -> dict[str, Any] | None:
         """Attributes of a store that this task can go on with, None when it must start afresh."""
@@ -610,10 +749,7 @@ class _Run:
         return None
 
     def _begin(self) -> dict[str, Any]:
-        """Makes the plan and an empty store."""
-        for name in ("manifest.json", "journal"):
-            (self.directory / name).unlink(missing_ok=True)
-        shutil.rmtree(self.store_path, ignore_errors=True)
+        """Makes the plan and an empty store, which takes the place of what was there."""
         # Through JSON, so that the first start and a resume see the very same plan.
         plan = json.loads(canonical(self.task.plan()))
         attributes = {
@@ -624,43 +760,56 @@ class _Run:
             "plan": plan,
             "versions": _versions(),
         }
-        temporary = self.directory / f"{self.lock.token}.partial.zarr"
-        group = zarr.open_group(temporary, mode="w", zarr_format=3)
+        self._check_resources(plan, None)
+        prepared = self.lock.workspace / "store.zarr"
+        group = zarr.open_group(prepared, mode="w", zarr_format=3)
         for spec in self.task.arrays(plan):
             create_array(group, spec)
-        attributes["metadata"] = _metadata_files(temporary)
-        group.update_attributes({**attributes, "checksum": _hash(attributes)})
-        temporary.rename(self.store_path)
-        _sync_directory(self.directory)
+        attributes["metadata"] = _metadata_files(prepared)
+        document = json.loads((prepared / "zarr.json").read_text())
+        group.update_attributes({**attributes, "checksum": _root_checksum(document, attributes)})
+        for path in [prepared, *prepared.rglob("*")]:
+            _sync(path)
+        for name in ("manifest.json", "journal", "store.zarr"):
+            self.lock.discard(self.directory / name)
+        self.lock.publish(prepared, self.store_path)
+        _sync(self.directory)
         return attributes
 
     def _repair(self, journal: Journal, total: int) -> None:
         """Drops damaged units from the journal and un-journalled files from the store."""
         damaged = journal.damaged(self.store_path, read=True)
-        for unit in [*damaged, *(u for u in journal.units if u >= total)]:
-            journal.units.pop(unit, None)
+        if len(journal.units) < total or damaged:
+            # Recomputed units are equal, but the result must be checked on what is there then.
+            journal.results = None
+        if journal.results is None:
+            # First, so that nobody takes for whole what is about to change.
+            self.lock.discard(self.directory / "manifest.json")
         for unit, name in sorted(damaged.items()):
+            del journal.units[unit]
             self.log(f"{self.task.name}: unit {unit} is computed again, since {name} is missing or damaged.")
             self.events("damaged", unit=unit, file=name)
-        if len(journal.units) < total and journal.results is not None:
-            # Recomputed units are equal, but their check must be made on what is there then.
-            journal.results, journal.intact = None, False
-        if damaged or not journal.intact:
-            journal.rewrite()
-        known = {name for files in journal.units.values() for name in files}
-        for path in self.store_path.rglob("*"):
-            if path.is_file() and path.name != "zarr.json" and str(path.relative_to(self.store_path)) not in known:
-                path.unlink()
+        journal.rewrite(self.lock)
+        self._writers = {name: unit for unit, files in journal.units.items() for name in files}
+        for path in list(self.store_path.rglob("*")):
+            if (
+                path.is_file()
+                and path.name != "zarr.json"
+                and str(path.relative_to(self.store_path)) not in self._writers
+            ):
+                self.lock.discard(path)
 
-    def _check_resources(self, plan: dict[str, Any], journal: Journal) -> Estimate:
+    def _check_resources(self, plan: dict[str, Any], journal: Journal | None) -> Estimate:
+        """Refuses what cannot be done here; without a journal, what is in the directory will be replaced."""
         estimate = self.task.estimate(plan)
-        written = sum(int(check[0]) for files in journal.units.values() for check in files.values())
+        there = self.store_path.rglob("*") if journal is None else (self.store_path / name for name in self._writers)
+        written = sum(path.stat().st_size for path in there if path.is_file())
         missing = estimate.disk_bytes - written
         free = shutil.disk_usage(self.directory).free
         if missing > free:
             raise StageError(
                 f"{self.task.name} needs {format_bytes(missing)} more disk in {self.directory}, but only "
-                f"{format_bytes(free)} are free; free some, or link results/ to a larger disk, and run the same command again."
+                f"{format_bytes(free)} are free; free some or link results/ to a larger disk, then run it again."
             )
         available = memory_available()
         if estimate.memory_bytes > available:
@@ -705,7 +854,6 @@ class _Run:
                         else f"{format_seconds(now - began)} in all."
                     )
                 )
-        shutil.rmtree(self.staging_path, ignore_errors=True)
 
     def _create_staging(self) -> zarr.Group:
         """An empty store with the same arrays, into which a unit is written before it is renamed into place."""
@@ -719,22 +867,23 @@ class _Run:
         for name, (selection, values) in arrays.items():
             member = staging[name]
             assert isinstance(member, zarr.Array)
+            _check_selection(unit, member, selection, values)
             member[selection] = values
         files: Files = {}
         for path in sorted(self.staging_path.rglob("*")):
             if path.is_file() and path.name != "zarr.json":
-                files[str(path.relative_to(self.staging_path))] = _file_checksum(path)
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        self.lock.check()
-        touched = set()
+                name = str(path.relative_to(self.staging_path))
+                if self._writers.setdefault(name, unit) != unit:
+                    raise ValueError(f"Units {self._writers[name]} and {unit} both write the file {name}.")
+                files[name] = _file_checksum(path)
+                _sync(path)
+        folders = {folder for name in files for folder in Path(name).parents}
+        for folder in sorted(folders - {Path()}):
+            (self.store_path / folder).mkdir(exist_ok=True)
         for name in files:
-            target = self.store_path / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (self.staging_path / name).replace(target)
-            touched.add(target.parent)
-        for folder in touched:
-            _sync_directory(folder)
+            self.lock.publish(self.staging_path / name, self.store_path / name)
+        for folder in folders:
+            _sync(self.store_path / folder)
         self.lock.check()
         journal.add_unit(unit, files)
 
@@ -750,9 +899,38 @@ class _Run:
             "results": journal.results,
         }
         manifest["checksum"] = _hash(manifest)
-        self.lock.check()
-        _write_atomically(self.directory / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        prepared = self.lock.workspace / "manifest.json"
+        prepared.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        _sync(prepared)
+        self.lock.publish(prepared, self.directory / "manifest.json")
+        _sync(self.directory)
         return manifest
+
+
+def _check_selection(unit: int, array: zarr.Array, selection: Any, values: np.ndarray) -> None:
+    """Checks that a selection covers whole files: of a file written in two parts, the second would erase the first.
+
+    Raises:
+        ValueError: It does not, or the values have another shape.
+    """
+    parts = selection if isinstance(selection, tuple) else (selection,)
+    where = f"Unit {unit} writes {selection} of array '{array.name}' of shape {array.shape}"
+    files = array.shards or array.chunks
+    shape = []
+    if len(parts) != array.ndim:
+        raise ValueError(f"{where}, which has {array.ndim} dimensions.")
+    for part, length, file in zip(parts, array.shape, files, strict=True):
+        if isinstance(part, slice):
+            start, stop, step = part.indices(length)
+            shape.append(max(0, stop - start))
+        else:
+            start, step = int(part), 1
+            stop = start + 1
+        whole = step == 1 and start >= 0 and start % file == 0 and (stop % file == 0 or stop == length)
+        if stop > length or not (whole or stop <= start):
+            raise ValueError(f"{where}, which does not cover whole files, of shape {files}.")
+    if np.shape(values) != tuple(shape):
+        raise ValueError(f"{where} with values of shape {np.shape(values)}, where {tuple(shape)} is needed.")
 
 
 @contextlib.contextmanager
@@ -793,9 +971,14 @@ def run_stage(
         directory.mkdir(parents=True, exist_ok=True)
         events = _Events(directory)
         lock = Lock(directory, heartbeat, stale_after)
-        lock.acquire(log, events)
         try:
-            manifest = _Run(task, directory, lock, events, log).run()
+            lock.acquire(log, events)
+            try:
+                manifest = _Run(task, directory, lock, events, log).run()
+            except Exception:
+                # Whatever goes wrong in a process that was taken over goes wrong because of that.
+                lock.check()
+                raise
             events("finish")
             return manifest
         except BaseException as error:
@@ -818,9 +1001,33 @@ class FinishedStage(StageStore):
         manifest: The manifest.
     """
 
-    def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, manifest: dict[str, Any], journal: Journal) -> None:
         super().__init__(directory)
         self.manifest = manifest
+        self._journal = journal
+
+    def read(self, name: str, selection: Any = ...) -> np.ndarray:
+        """Reads a part of an array.
+
+        Args:
+            name: Name of the array.
+            selection: NumPy-style basic selection.
+
+        Returns:
+            The values.
+
+        Raises:
+            StoreError: A chunk is damaged, or a file is missing, which Zarr alone would read as fill values.
+        """
+        array = self.array(name)
+        values = read_array(array, selection, directory=self.directory)
+        fill = array.fill_value
+        empty = np.isnan(values) if isinstance(fill, float) and np.isnan(fill) else values == fill
+        if np.any(empty):
+            damaged = self._journal.damaged(self.directory / "store.zarr", read=False, within=f"{name}/")
+            if damaged:
+                raise StoreError(f"{min(damaged.values())} of {self.directory} is missing; {_remedy(self.directory)}.")
+        return values
 
     @property
     def digest(self) -> str:
@@ -854,7 +1061,7 @@ def _load_manifest(directory: Path, name: str | None) -> dict[str, Any]:
     return manifest
 
 
-def _check_finished(directory: Path, name: str | None, *, read: bool) -> dict[str, Any]:
+def _check_finished(directory: Path, name: str | None, *, read: bool) -> tuple[dict[str, Any], Journal]:
     manifest = _load_manifest(directory, name)
     if not (directory / "store.zarr").exists():
         raise StoreError(f"The manifest of {directory} has no store beside it; {_remedy(directory)}.")
@@ -873,7 +1080,7 @@ def _check_finished(directory: Path, name: str | None, *, read: bool) -> dict[st
     if damaged:
         names = ", ".join(sorted(damaged.values())[:3])
         raise StoreError(f"{len(damaged)} units of {directory} are missing or damaged ({names}); {_remedy(directory)}.")
-    return manifest
+    return manifest, journal
 
 
 def open_stage(path: str | Path, name: str | None = None) -> FinishedStage:
@@ -887,7 +1094,7 @@ def open_stage(path: str | Path, name: str | None = None) -> FinishedStage:
         The stage.
     """
     directory = _directory_of(path)
-    return FinishedStage(directory, _check_finished(directory, name, read=False))
+    return FinishedStage(directory, *_check_finished(directory, name, read=False))
 
 
 def verify_stage(path: str | Path) -> dict[str, Any]:
@@ -899,4 +1106,4 @@ def verify_stage(path: str | Path) -> dict[str, Any]:
     Returns:
         The manifest.
     """
-    return _check_finished(_directory_of(path), None, read=True)
+    return _check_finished(_directory_of(path), None, read=True)[0]

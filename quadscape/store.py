@@ -114,11 +114,11 @@ def write_store(
     """Writes a small store whole; its root `zarr.json`, which gains the content's digest, comes last.
 
     Args:
-        path: Directory of the store; what was there is replaced.
+        path: Directory of the store, or the `zarr.json` in it; what was there is replaced.
         arrays: Layout and values of each array.
         attributes: Provenance, as JSON values that are equal for equal results.
     """
-    path = Path(path)
+    path = _store_directory(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Built beside and renamed, so that a kill leaves the old store or the new one, and no reader sees half of one.
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
@@ -131,6 +131,11 @@ def write_store(
     group.update_attributes({**attributes, "digest": digest(content, attributes)})
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)
+
+
+def _store_directory(path: str | Path) -> Path:
+    path = Path(path)
+    return path.parent if path.name == "zarr.json" else path
 
 
 def _stored_dtype(spec: ArraySpec, values: np.ndarray) -> Any:
@@ -149,8 +154,7 @@ def open_store(path: str | Path) -> zarr.Group:
     Raises:
         StoreError: There is none, or its metadata are damaged.
     """
-    path = Path(path)
-    path = path.parent if path.name == "zarr.json" else path
+    path = _store_directory(path)
     if not (path / "zarr.json").exists():
         raise StoreError(
             f"There is no store at {path}; remove what is left of that directory and run the workflow again."
@@ -201,7 +205,7 @@ def read_store(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         StoreError: The store is missing or its content differs from its digest.
     """
     group = open_store(path)
-    where = Path(path).parent if Path(path).name == "zarr.json" else Path(path)
+    where = _store_directory(path)
     arrays = {
         name: read(member, directory=where)
         for name, member in sorted(group.members(max_depth=None))

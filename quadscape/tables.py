@@ -108,7 +108,7 @@ class Table:
         """Writes the table as a Zarr store.
 
         Args:
-            path: Directory of the store; what was there is replaced.
+            path: Directory of the store, or the `zarr.json` in it; what was there is replaced.
         """
         arrays = []
         for name, column in self.schema.all_columns().items():

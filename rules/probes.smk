@@ -4,7 +4,8 @@ rule measure_curves:
         trajectory=places.trajectory("{run}"),
     output:
         curves=places.run_table("curves", "{run}"),
-        layers=places.run_table("layer_gradients", "{run}"),
+        evaluations=places.run_table("evaluations", "{run}"),
+        layer_gradients=places.run_table("layer_gradients", "{run}"),
     params:
         code=module_hash("quadscape.probes.curves"),
     log:
@@ -90,6 +91,7 @@ rule measure_overlap:
         second=places.eigenbasis("{run}", "{second}"),
     output:
         overlap_rows=places.table("overlap_rows", "{run}", "{first}-{second}"),
+        overlap_maxima=places.table("overlap_maxima", "{run}", "{first}-{second}"),
         overlap_bands=places.table("overlap_bands", "{run}", "{first}-{second}"),
         overlap_subspace=places.table("overlap_subspace", "{run}", "{first}-{second}"),
     params:

@@ -5,7 +5,7 @@ from snakemake.script import snakemake
 from quadscape.jobs import start_job
 from quadscape.tables import read_table
 
-experiment, log = start_job(snakemake)
+_, log = start_job(snakemake)
 spec = FIGURES[snakemake.wildcards.figure]
 tables = {name: [read_table(path, SCHEMAS[name]) for path in snakemake.input.get(name)] for name in spec.tables}
 figure = spec.draw(tables)

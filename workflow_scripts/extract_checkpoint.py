@@ -1,12 +1,12 @@
-from quadscape.checkpoint import extract_checkpoint
 from snakemake.script import snakemake
 
+from quadscape.checkpoint import extract_checkpoint
 from quadscape.jobs import start_job
 
 experiment, log = start_job(snakemake)
 extract_checkpoint(
     experiment,
-    experiment.run(snakemake.wildcards.run),
+    snakemake.wildcards.run,
     int(snakemake.wildcards.iteration),
     snakemake.input.source,
     snakemake.input.data,

@@ -1,0 +1,398 @@
+"""Checkpoints: everything that curvature and probes need to know of a network, besides the data.
+
+A checkpoint is θ, the buffers, the layout of θ and the section that builds the network. Parameters trained elsewhere
+enter here too. Whatever would make L something else than a plain sum over examples is refused here.
+
+BatchNorm is frozen at statistics recomputed over the whole training set, layer after layer in the order of execution,
+each layer seeing its inputs with the layers before it already frozen (float64, biased variance): the frozen network
+equals the network in training mode on the whole training set as one batch, up to rounding.
+"""
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from quadscape.config import Experiment, Model, Run, resolved
+from quadscape.data import DataSet, data_info
+from quadscape.errors import ConfigError, ModelError, StoreError
+from quadscape.models import batch_norms, build_model, check_model, is_smooth
+from quadscape.numerics import apply_numerics, available_threads, resolve_device
+from quadscape.parameters import ParameterLayout, assign_vector, current_vector
+from quadscape.store import ArraySpec, open_store, read_store, write_store
+from quadscape.training import Trajectory, learning_rate
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_PLACEHOLDER = "{iteration}"
+_MODEL: TypeAdapter[Model] = TypeAdapter(Model)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network at one iteration.
+
+    Attributes:
+        theta: θ, float64, shape (P,).
+        buffers: Buffers by name; BatchNorm's are the frozen statistics.
+        run: Name of the run.
+        iteration: Number of steps taken.
+        model_config: The `model` section.
+        shape: Channels, height and width of an image.
+        classes: Names of the classes.
+        loss: `cross_entropy` or `squared_error`.
+        layout: Where each parameter lies in θ.
+        training: The resolved `training` section; None for parameters trained elsewhere.
+        weight_decay: δ.
+        momentum: μ; None for parameters trained elsewhere.
+        learning_rate: η of the step after this iteration (of the last step at the end); None for parameters trained
+            elsewhere.
+        data_digest: Digest of the data store.
+        hessian_kind: `exact`, or `almost everywhere` where the network has kinks.
+        digest: SHA-256 of the checkpoint's content.
+    """
+
+    theta: np.ndarray
+    buffers: dict[str, np.ndarray]
+    run: str
+    iteration: int
+    model_config: Model
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    loss: str
+    layout: ParameterLayout
+    training: dict[str, Any] | None
+    weight_decay: float
+    momentum: float | None
+    learning_rate: float | None
+    data_digest: str
+    hessian_kind: str
+    digest: str
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Checkpoint":
+        """Loads a checkpoint, checking its digest.
+
+        Args:
+            path: Directory of the store, or the `zarr.json` in it.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            ModelError: The factory now builds another network than the one of the checkpoint.
+        """
+        arrays, attributes = read_store(path)
+        config = _MODEL.validate_json(json.dumps(attributes["model"]), strict=True)
+        channels, height, width = attributes["shape"]
+        classes = tuple(attributes["classes"])
+        layout = ParameterLayout.of(build_model(config, (channels, height, width), len(classes)))
+        if layout.to_json() != attributes["layout"]:
+            raise ModelError(
+                f"model.factory '{config.factory}' now builds another network than the one of the checkpoint {path}; "
+                "restore the factory, or remove that directory and what was computed from it."
+            )
+        return cls(
+            theta=arrays["theta"],
+            buffers={name.removeprefix("buffers/"): v for name, v in arrays.items() if name.startswith("buffers/")},
+            run=attributes["run"],
+            iteration=attributes["iteration"],
+            model_config=config,
+            shape=(channels, height, width),
+            classes=classes,
+            loss=attributes["loss"],
+            layout=layout,
+            training=attributes["training"],
+            weight_decay=attributes["weight_decay"],
+            momentum=attributes["momentum"],
+            learning_rate=attributes["learning_rate"],
+            data_digest=attributes["data"],
+            hessian_kind=attributes["hessian_kind"],
+            digest=str(dict(open_store(path).attrs)["digest"]),
+        )
+
+    def model(self, dtype: torch.dtype = torch.float64, device: str | torch.device = "cpu") -> torch.nn.Module:
+        """The network in evaluation mode.
+
+        Args:
+            dtype: Type of its floating-point parameters and buffers.
+            device: Where it is to live.
+
+        Returns:
+            The network, with the checkpoint's parameters and buffers.
+        """
+        model = build_model(self.model_config, self.shape, len(self.classes)).to(torch.float64)
+        assign_vector(model, torch.from_numpy(self.theta))
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(torch.from_numpy(self.buffers[name]))
+        return model.to(device=device, dtype=dtype).eval()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parameters trained elsewhere
+
+
+def _refuse(path: Path, what: str) -> NoReturn:
+    raise ModelError(
+        f"{path} {what}; it must be a file saved with torch.save(model.state_dict(), …) of the network in the "
+        "experiment's model section."
+    )
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    """Reads a file of parameters.
+
+    Args:
+        path: A file saved with `torch.save(model.state_dict(), …)`.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
+    if not path.is_file():
+        raise ConfigError(f"The run's path is '{path}', but there is no such file; give a file of saved parameters.")
+    try:
+        # Only tensors: a pickle from elsewhere must not run code here.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        _refuse(path, f"cannot be read as saved tensors ({reason} …)")
+    if not isinstance(state, dict):
+        _refuse(path, f"holds a {type(state).__name__} and no state_dict")
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            _refuse(path, f"is no state_dict: its entry '{name}' is a {type(value).__name__} and no tensor")
+    return state
+
+
+def _load_foreign(model: torch.nn.Module, path: Path) -> None:
+    """Copies parameters trained elsewhere into a float64 network; all names and shapes must fit."""
+    state = _read_state(path)
+    known = model.state_dict()
+    recomputed = {f"{name}.{kind}".lstrip(".") for name in batch_norms(model) for kind in _STATISTICS}
+    missing = [name for name in known if name not in state and name not in recomputed]
+    unknown = [name for name in state if name not in known]
+    if missing:
+        _refuse(path, f"lacks {len(missing)} of the network's {len(known)} tensors, among them '{missing[0]}'")
+    if unknown:
+        _refuse(path, f"has {len(unknown)} tensors that the network lacks, among them '{unknown[0]}'")
+    for name, value in state.items():
+        if value.shape != known[name].shape:
+            _refuse(path, f"has '{name}' with shape {tuple(value.shape)}, where it is {tuple(known[name].shape)} here")
+    model.load_state_dict(state, strict=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# BatchNorm
+
+
+class _LayerReachedError(Exception):
+    """Ends a forward pass at the layer that was asked for."""
+
+
+def _execution_order(model: torch.nn.Module, images: torch.Tensor) -> list[str]:
+    """Finds the order in which the BatchNorm layers are executed.
+
+    Args:
+        model: The network.
+        images: A few images.
+
+    Returns:
+        Their names; layers that are never executed are left out.
+
+    Raises:
+        ModelError: A layer is executed twice.
+    """
+    order: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, inputs, name=name: order.append(name))
+        for name, module in batch_norms(model).items()
+    ]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in order:
+        if order.count(name) > 1:
+            raise ModelError(
+                f"Layer '{name}' is a BatchNorm that is used {order.count(name)} times in one pass, which no one set "
+                "of statistics can freeze; give each use its own layer."
+            )
+    return order
+
+
+def _channel_moments(
+    model: torch.nn.Module, layer: torch.nn.Module, images: torch.Tensor, chunk: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance of each channel of a layer's input over all images."""
+    found: list[torch.Tensor] = []
+
+    def capture(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        found.append(inputs[0].transpose(0, 1).flatten(1))
+        raise _LayerReachedError
+
+    handle = layer.register_forward_pre_hook(capture)
+    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    try:
+        for start in range(0, len(images), chunk):
+            try:
+                model(images[start : start + chunk])
+            except _LayerReachedError:
+                values = found.pop()
+            added, part = values.shape[1], values.mean(1)
+            deviation = (values - part[:, None]).square().sum(1)
+            if count == 0:
+                count, mean, squares = added, part, deviation
+                continue
+            # Merging of moments (Chan, Golub & LeVeque 1979): no difference of large sums.
+            shift, total = part - mean, count + added
+            squares = squares + deviation + shift.square() * (count * added / total)
+            mean, count = mean + shift * (added / total), total
+    finally:
+        handle.remove()
+    return mean, squares / count
+
+
+@torch.no_grad()
+def freeze_batch_norms(model: torch.nn.Module, images: torch.Tensor, chunk: int = 512) -> None:
+    """Sets the statistics of every BatchNorm layer to those over all images.
+
+    Args:
+        model: A network in float64; left in evaluation mode.
+        images: The training images, normalised, float64, on the network's device.
+        chunk: Images of one pass.
+    """
+    model.eval()
+    for name in _execution_order(model, images[:2]):
+        layer = model.get_submodule(name)
+        mean, variance = _channel_moments(model, layer, images, chunk)
+        layer.get_buffer("running_mean").copy_(mean)
+        layer.get_buffer("running_var").copy_(variance)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Extraction
+
+
+def _check_same(trajectory: Trajectory, directory: str | Path, expected: dict[str, Any]) -> None:
+    """Checks that a trajectory belongs to the experiment.
+
+    Args:
+        trajectory: The trajectory.
+        directory: Where it lies, for the message.
+        expected: Its parameters under this experiment.
+
+    Raises:
+        StoreError: It was computed with another network, loss or data set.
+    """
+    for key, value in expected.items():
+        if trajectory.stage.manifest["parameters"][key] != value:
+            raise StoreError(
+                f"The trajectory in {directory} was computed with another {key} than this experiment's; run the "
+                "workflow again, so that it is computed anew."
+            )
+
+
+def extract_checkpoint(
+    experiment: Experiment,
+    run: Run,
+    iteration: int,
+    trajectory: str | Path | None,
+    data: str | Path,
+    out: str | Path,
+) -> None:
+    """Writes the checkpoint of one iteration, from a trajectory or from parameters trained elsewhere.
+
+    Arrays: `theta(parameter)` float64 and `buffers/<name>`. Attributes: see `Checkpoint`.
+
+    Args:
+        experiment: The experiment.
+        run: The run, one of the experiment's.
+        iteration: Number of steps.
+        trajectory: Directory or manifest of the run's training stage; unused for parameters trained elsewhere, whose
+            file the run names.
+        data: The data store.
+        out: Directory of the checkpoint; what was there is replaced.
+
+    Raises:
+        ModelError: θ is not finite, or the loss is not a plain sum over examples.
+        ConfigError: The run was neither trained nor has a path.
+    """
+    info = data_info(data)
+    model = build_model(experiment.model, info.shape, len(info.classes)).to(torch.float64)
+    layout = ParameterLayout.of(model)
+    training: dict[str, Any] | None = None
+    rate: float | None = None
+    if run.path is not None:
+        _load_foreign(model, Path(run.path.replace(_PLACEHOLDER, str(iteration))))
+    elif trajectory is not None:
+        opened = Trajectory.open(trajectory)
+        expected = {"model": resolved(experiment.model), "loss": experiment.loss, "data": info.digest}
+        _check_same(opened, trajectory, expected)
+        assign_vector(model, torch.from_numpy(opened.theta(iteration)))
+        training = opened.stage.manifest["parameters"]["training"]
+        rate = learning_rate(run.learning_rate, min(iteration, run.iterations - 1), run.iterations)
+    else:
+        raise ConfigError(f"Run '{run.name}' has no path and no trajectory; run the workflow, which trains it.")
+    theta = current_vector(model).clone()
+    bad = int((~torch.isfinite(theta)).sum())
+    if bad:
+        raise ModelError(
+            f"{bad} of the {len(theta)} parameters of run '{run.name}' at iteration {iteration} are not finite."
+        )
+    smooth = _freeze_and_check(model, experiment, data, len(info.classes))
+    attributes = {
+        "run": run.name,
+        "iteration": iteration,
+        "model": resolved(experiment.model),
+        "shape": list(info.shape),
+        "classes": list(info.classes),
+        "loss": experiment.loss,
+        "layout": layout.to_json(),
+        "training": training,
+        **_rule(run, training is not None),
+        "learning_rate": rate,
+        "data": info.digest,
+        "hessian_kind": "exact" if smooth else "almost everywhere",
+    }
+    write_store(out, _arrays(theta, model), attributes)
+
+
+def _rule(run: Run, trained: bool) -> dict[str, Any]:
+    """Weight decay and momentum; of parameters trained elsewhere only the weight decay means anything."""
+    return {"weight_decay": run.weight_decay, "momentum": run.momentum if trained else None}
+
+
+def _freeze_and_check(model: torch.nn.Module, experiment: Experiment, data: str | Path, classes: int) -> bool:
+    """Freezes BatchNorm, checks the network, and says whether it is smooth; leaves it on the CPU."""
+    apply_numerics(available_threads())
+    # Without BatchNorm a few images are enough, which need no accelerator.
+    device = resolve_device(experiment.device) if batch_norms(model) else torch.device("cpu")
+    loaded = DataSet.load(data, device, torch.float64)
+    few = loaded.first("train", 4).to("cpu")
+    check_model(model, few, classes)
+    if batch_norms(model):
+        freeze_batch_norms(model.to(device), loaded.split("train")[0])
+        model.to("cpu")
+        check_model(model, few, classes)
+    return is_smooth(model, few[:1])
+
+
+def _arrays(theta: torch.Tensor, model: torch.nn.Module) -> list[tuple[ArraySpec, np.ndarray]]:
+    values = theta.numpy()
+    arrays = [(ArraySpec("theta", values.shape, "float64", ("parameter",), values.shape), values)]
+    for name, buffer in model.named_buffers():
+        content = buffer.detach().cpu().numpy()
+        dimensions = tuple(f"{name}_{axis}" for axis in range(content.ndim))
+        spec = ArraySpec(f"buffers/{name}", content.shape, content.dtype.name, dimensions, content.shape)
+        arrays.append((spec, content))
+    return arrays

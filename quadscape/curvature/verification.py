@@ -1,0 +1,417 @@
+"""A-posteriori checks of a Hessian and of an eigenbasis, against products that are independent of both.
+
+The evidence is products H·v of the float64 objective (forward over reverse, no matrix; `Objective.hessian_product`),
+never the stored matrix itself. Random signs z, E zzᵀ = I, see every column at once: E|Az|² = ‖A‖²_F, E zᵀAz = tr A and
+E(zᵢᵀAzⱼ)² = ‖A‖²_F for independent zᵢ, zⱼ. Applied to the *error* A = H_stored − H they measure ‖ΔH‖; applied to the
+eigenpairs, qᵢᵀ(Hz) − λᵢqᵢᵀz = (Hqᵢ − λᵢqᵢ)ᵀz gives an unbiased estimate of every pair's residual from a few products.
+
+Thresholds are built from three things only: the machine epsilon of the stored dtype, the growth of rounding errors with
+size, and how badly an independent float32 product of the same network rounds. Every comparison is written so that NaN
+fails it.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from quadscape.errors import VerificationError
+from quadscape.parameters import ParameterLayout
+
+PROBES = 16
+"""Random sign vectors of each kind: a norm estimated from 16 is off by at most √(2/16)/2 = 18 % (one σ)."""
+PROBE_SEED = 20_240_001
+DEFLATED_SEED = 20_240_002
+DEFLATED = 256
+"""At most so many eigenpairs of largest |λ| are taken out before the tail is tested, and at most a tenth of them."""
+SAMPLED_RANKS = 12
+"""Exact residuals are computed on about so many log-spaced ranks from each end of the spectrum."""
+
+HESSIAN_ROUNDING = 100.0
+"""Allowed relative error of a well-conditioned Hessian in units of eps: 1.2e-5 in float32. Sums of n terms in blocked
+kernels lose about √log n to √n units, and backpropagation through some ten layers twice multiplies a few of them."""
+HESSIAN_AMPLIFICATION = 10.0
+"""The rest is cancellation in the network itself (1 − p of a well-fitted example, null directions before a
+normalisation). It is measured: a float32 product is compared with the float64 one, and the engine, which rounds as often
+but in another order, may be this many times as wrong. In float64 the same amplification holds with the smaller eps."""
+FLOAT32_LIMIT = 1e-3
+"""However the error arises, a float32 Hessian worse than this would make every small eigenvalue meaningless."""
+STANDARD_ERRORS = 6.0
+"""Allowed deviation of a Hutchinson estimate. zᵀAz has sub-exponential tails (its worst case, rank one, is χ² with one
+degree of freedom per probe): 6 standard errors of 16 probes are exceeded with probability below 1e-4 even then, and far
+less once the top of the spectrum is deflated."""
+UNLUCKY = 1e-6
+"""Probability that the largest of all P estimated residuals exceeds its bound by chance."""
+
+
+def solver_growth(size: int) -> float:
+    """Allowed backward error of a symmetric eigensolver in units of eps·‖H‖.
+
+    Rounding errors of orthogonal transformations accumulate at random (probabilistic error analysis, Higham and Mary
+    2019): the factor P of the worst-case bounds becomes √P; 10 covers the constants at small sizes.
+
+    Args:
+        size: P.
+
+    Returns:
+        10 + √P.
+    """
+    return 10.0 + math.sqrt(size)
+
+
+def rounded(value: float) -> float:
+    """Six significant digits: what is reported, so that a manifest does not depend on the last bit of a sum."""
+    return float(f"{float(value):.6g}")
+
+
+@dataclass
+class Checks:
+    """Collects named numbers with their thresholds and fails at the end, naming all that are exceeded.
+
+    Attributes:
+        subject: What is checked, for the message.
+        values: Value and threshold by name.
+    """
+
+    subject: str
+    values: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def require(self, name: str, value: float, threshold: float) -> None:
+        """Records that a value must not exceed a threshold; NaN exceeds everything."""
+        # What is compared is what is reported, so that a manifest proves its own checks.
+        self.values[name] = {"value": rounded(value), "threshold": rounded(threshold)}
+
+    def finish(self) -> dict[str, dict[str, float]]:
+        """Ends the checks.
+
+        Returns:
+            Value and threshold by name.
+
+        Raises:
+            VerificationError: Some value exceeds its threshold.
+        """
+        failed = [
+            f"{name} is {entry['value']:.4g}, allowed is {entry['threshold']:.4g}"
+            for name, entry in self.values.items()
+            if not entry["value"] <= entry["threshold"]
+        ]
+        if failed:
+            raise VerificationError(f"{self.subject} failed its verification: {'; '.join(failed)}.")
+        return self.values
+
+
+def sign_probes(size: int, count: int, seed: int) -> np.ndarray:
+    """Independent uniform signs, float64, shape (size, count); the first columns do not depend on `count`."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    return np.stack([generator.integers(0, 2, size) * 2.0 - 1.0 for _ in range(count)], axis=1)
+
+
+def sampled_ranks(size: int, count: int = SAMPLED_RANKS) -> np.ndarray:
+    """Indices on log-spaced ranks from both ends of a spectrum, sorted, without repeats; int64."""
+    ranks = np.unique(np.geomspace(1, size, count).round().astype(np.int64)) - 1
+    return np.unique(np.concatenate([ranks, size - 1 - ranks]))
+
+
+def _root_mean_square(columns: np.ndarray) -> float:
+    """√ of the mean squared length of the columns: ‖A‖_F estimated from A·(sign probes)."""
+    return math.sqrt(float(np.square(columns).sum()) / columns.shape[1])
+
+
+def _fourth_norm(columns: np.ndarray) -> float:
+    """(tr (AᵀA)²)^¼ from A·(sign probes): at least ‖A‖₂, and close to it where few directions dominate."""
+    gram = columns.T @ columns
+    count = len(gram)
+    off_diagonal = float(np.square(gram).sum() - np.square(np.diag(gram)).sum()) / (count * (count - 1))
+    return max(off_diagonal, 0.0) ** 0.25
+
+
+def _eps(dtype: str) -> float:
+    return float(np.finfo(dtype).eps)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hessian
+
+
+def verify_hessian(
+    strips: Iterable[tuple[int, np.ndarray]],
+    layout: ParameterLayout,
+    probes: np.ndarray,
+    products: np.ndarray,
+    float32_products: np.ndarray,
+    dtype: str,
+) -> dict[str, Any]:
+    """Compares a stored Hessian with independent products; a check that fails is a `VerificationError`.
+
+    Args:
+        strips: Column strips of the lower block triangle, in order: first column c, and the block of rows c … P − 1
+            and columns c … c + K − 1, shape (P − c, K); its first K rows hold both triangles, computed independently.
+        layout: Parameters, so that each is compared on its own scale: a wrong part of small curvature would hide
+            behind the norm of the rest.
+        probes: Sign vectors z, shape (P, m).
+        products: H·z in float64, shape (P, m).
+        float32_products: The same in float32, independent of the strips; they measure how much this network rounds.
+        dtype: Of the strips.
+
+    Returns:
+        trace, frobenius, asymmetry, error_frobenius (‖ΔH‖_F), error_norm (upper estimate of ‖ΔH‖₂), relative_error,
+        amplification, trace_estimate with trace_standard_error, and every check with its threshold.
+    """
+    size, count = probes.shape
+    checks = Checks("The Hessian")
+    z = torch.tensor(probes, dtype=torch.float64)
+    stored = torch.zeros_like(z)
+    trace, square, diagonal_square, asymmetry = 0.0, 0.0, 0.0, 0.0
+    for start, block in strips:
+        strip = torch.tensor(block, dtype=torch.float64)
+        width = strip.shape[1]
+        corner, below = strip[:width], strip[width:]
+        asymmetry += float((corner - corner.T).square().sum())
+        corner = (corner + corner.T) / 2
+        trace += float(corner.diagonal().sum())
+        diagonal_square += float(corner.diagonal().square().sum())
+        square += float(corner.square().sum()) + 2.0 * float(below.square().sum())
+        stop = start + width
+        stored[start:stop] += corner @ z[start:stop] + below.T @ z[stop:]
+        stored[stop:] += below @ z[start:stop]
+
+    error = stored.numpy() - products
+    noise = float32_products - products
+    eps = _eps(dtype)
+
+    def allowed(rows: slice) -> float:
+        amplified = HESSIAN_AMPLIFICATION * _root_mean_square(noise[rows]) / _eps("float32")
+        return eps * (HESSIAN_ROUNDING * _root_mean_square(products[rows]) + amplified)
+
+    everything = slice(0, size)
+    norm, error_frobenius = _root_mean_square(products), _root_mean_square(error)
+    limit = allowed(everything)
+    checks.require("Frobenius norm of the error against float64 products", error_frobenius, limit)
+    for block_of in layout.blocks:
+        rows = slice(block_of.start, block_of.stop)
+        checks.require(f"that error in the rows of {block_of.name}", _root_mean_square(error[rows]), allowed(rows))
+    relative = error_frobenius / norm if norm > 0 else 0.0
+    if dtype == "float32":
+        checks.require(
+            "relative error in float32 (if it alone fails, set curvature.dtype to float64)", relative, FLOAT32_LIMIT
+        )
+    # Each triangle may be off by the allowed error, so their difference by twice that.
+    checks.require("asymmetry of independently computed entries (Frobenius norm)", math.sqrt(asymmetry), 2 * limit)
+    estimate = float(np.einsum("pm,pm->", probes, products)) / count
+    # Var zᵀHz = 2 Σ_{i≠j} hᵢⱼ² for signs; rounding moves a trace by at most √P ‖ΔH‖_F.
+    standard_error = math.sqrt(max(0.0, 2.0 * (square - diagonal_square) / count))
+    checks.require(
+        "difference of the trace from its Hutchinson estimate",
+        abs(trace - estimate),
+        STANDARD_ERRORS * standard_error + math.sqrt(size) * limit,
+    )
+    amplification = _root_mean_square(noise) / (_eps("float32") * norm) if norm > 0 else 0.0
+    numbers = {
+        "trace": trace,
+        "frobenius": math.sqrt(square),
+        "asymmetry": math.sqrt(asymmetry),
+        "error_frobenius": error_frobenius,
+        "error_norm": min(error_frobenius, _fourth_norm(error)),
+        "relative_error": relative,
+        "amplification": amplification,
+        "trace_estimate": estimate,
+        "trace_standard_error": standard_error,
+    }
+    checked = checks.finish()
+    return {**{name: rounded(value) for name, value in numbers.items()}, "probes": count, "checks": checked}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Eigenbasis
+
+
+class Basis(Protocol):
+    """What is to be verified: a stored eigenbasis, or one in memory."""
+
+    @property
+    def size(self) -> int:
+        """P."""
+
+    @property
+    def eigenvalues(self) -> np.ndarray:
+        """Shape (P,), float64."""
+
+    def tiles(self, width: int) -> Iterator[tuple[int, np.ndarray]]:
+        """First index and eigenvectors, shape (P, at most width), in order."""
+
+    def select(self, indices: np.ndarray) -> np.ndarray:
+        """Eigenvectors of these indices, shape (P, k)."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Vectors and their independent float64 products with H.
+
+    Attributes:
+        vectors: Shape (P, k).
+        products: H·vectors, shape (P, k).
+    """
+
+    vectors: np.ndarray
+    products: np.ndarray
+
+
+def deflated_indices(eigenvalues: np.ndarray) -> np.ndarray:
+    """Indices of the eigenvalues of largest magnitude that the Hutchinson estimates leave out; sorted, int64."""
+    count = min(DEFLATED, len(eigenvalues) // 10)
+    return np.sort(np.argsort(-np.abs(eigenvalues), kind="stable")[:count])
+
+
+def project_out(directions: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Vectors less their components along orthonormal directions.
+
+    Args:
+        directions: Shape (P, k).
+        vectors: Shape (P, m).
+
+    Returns:
+        Shape (P, m), float64.
+    """
+    q = torch.tensor(directions, dtype=torch.float64)
+    v = torch.tensor(vectors, dtype=torch.float64)
+    return (v - q @ (q.T @ v)).numpy()
+
+
+def verify_eigenbasis(
+    basis: Basis,
+    hessian: dict[str, Any],
+    probes: Evidence,
+    sampled: Evidence,
+    deflated: Evidence,
+    dtype: str,
+    device: torch.device | str = "cpu",
+    tile: int = 1024,
+) -> dict[str, Any]:
+    """Checks an eigenbasis: residuals, orthogonality, order, scale, and trace and norm of the spectrum's tail.
+
+    A check that fails is a `VerificationError`.
+
+    Args:
+        basis: The eigenbasis.
+        hessian: What `verify_hessian` returned for the matrix that was decomposed: its error and norms.
+        probes: Sign vectors and their products: residuals of all pairs.
+        sampled: Eigenvectors of `sampled_ranks` and their products: exact residuals.
+        deflated: Sign vectors without their components along `deflated_indices`, and their products.
+        dtype: In which the eigenvectors are stored.
+        device: Where the tiles of QᵀQ are multiplied.
+        tile: Columns of one tile.
+
+    Returns:
+        zero_threshold (ε_λ: largest sampled residual plus ‖ΔH‖), the estimates with their standard errors, and every
+        check with its threshold.
+    """
+    size, values = basis.size, basis.eigenvalues
+    checks = Checks("The eigenbasis")
+    checks.require("number of eigenvalues that are not finite", float((~np.isfinite(values)).sum()), 0.0)
+    checks.finish()
+    largest = float(np.abs(values).max())
+    eps, growth = _eps(dtype), solver_growth(size)
+    checks.require("largest increase between consecutive eigenvalues", float(np.diff(values).max(initial=0.0)), 0.0)
+
+    # Backward error of the solver (growth·eps·λ_max), plus what computing H itself contributed: ‖ΔH q‖ ≤ ‖ΔH‖₂, whose
+    # estimate from sign probes may be low by a few standard errors of 18 %: hence twice.
+    bound = growth * eps * largest + 2.0 * hessian["error_norm"]
+    ranks = sampled_ranks(size)
+    residuals = np.linalg.norm(sampled.products - sampled.vectors * values[ranks], axis=0)
+    worst = float(residuals.max())
+    checks.require("largest residual |Hq − λq| of the sampled eigenpairs", worst, bound)
+
+    every, orthogonality = _all_pairs(basis, probes, device, tile)
+    # The mean of m squared projections of a residual is at most χ²_m/m times its square; the largest of P exceeds this
+    # bound (Laurent and Massart 2000, lemma 1) with probability UNLUCKY.
+    count = probes.vectors.shape[1]
+    tail = math.log(size / UNLUCKY)
+    inflation = math.sqrt(1.0 + 2.0 * math.sqrt(tail / count) + 2.0 * tail / count)
+    checks.require("largest estimated residual of all eigenpairs", float(every.max()), inflation * bound)
+    checks.require("largest entry of |QᵀQ − I|", orthogonality, growth * eps)
+
+    # |Σλ − tr H| = |tr E| ≤ √P ‖E‖_F and |‖Λ‖_F − ‖H‖_F| ≤ ‖E‖_F for a backward error ‖E‖_F ≤ growth·eps·‖H‖_F; the
+    # reported norms of H carry six digits.
+    frobenius = math.sqrt(float(np.square(values).sum()))
+    backward = growth * eps * hessian["frobenius"]
+    digits = 1e-5 * hessian["frobenius"]
+    checks.require(
+        "difference of the eigenvalues' sum from the trace",
+        abs(float(values.sum()) - hessian["trace"]),
+        math.sqrt(size) * backward + 1e-5 * abs(hessian["trace"]),
+    )
+    checks.require(
+        "difference of the eigenvalues' norm from that of the Hessian",
+        abs(frobenius - hessian["frobenius"]),
+        backward + digits,
+    )
+
+    # The tail on its own scale: the top k are projected out before and after, so tr and ‖·‖²_F of what is left compare
+    # with sums over the tail. Var zᵀAz ≤ 2‖A‖²_F and Var |Az|² ≤ 2‖A²‖²_F.
+    top = deflated_indices(values)
+    rest = np.delete(values, top)
+    left = project_out(basis.select(top), deflated.products)
+    count = left.shape[1]
+    trace_estimate = float(np.einsum("pm,pm->", deflated.vectors, left)) / count
+    square_estimate = float(np.square(left).sum()) / count
+    trace_error = math.sqrt(2.0 * float(np.square(rest).sum()) / count)
+    square_error = math.sqrt(2.0 * float((rest**4).sum()) / count)
+    perturbation = hessian["error_frobenius"] + backward
+    rest_norm = math.sqrt(float(np.square(rest).sum()))
+    checks.require(
+        "difference of the deflated trace from its Hutchinson estimate",
+        abs(float(rest.sum()) - trace_estimate),
+        STANDARD_ERRORS * trace_error + math.sqrt(size) * perturbation,
+    )
+    checks.require(
+        "difference of the deflated squared Frobenius norm from its Hutchinson estimate",
+        abs(rest_norm**2 - square_estimate),
+        STANDARD_ERRORS * square_error + (2.0 * rest_norm + perturbation) * perturbation,
+    )
+    numbers = {
+        "zero_threshold": worst + hessian["error_norm"],
+        "largest_residual": worst,
+        "orthogonality": orthogonality,
+        "deflated_trace": float(rest.sum()),
+        "deflated_trace_estimate": trace_estimate,
+        "deflated_trace_standard_error": trace_error,
+        "deflated_square": rest_norm**2,
+        "deflated_square_estimate": square_estimate,
+        "deflated_square_standard_error": square_error,
+    }
+    checked = checks.finish()
+    return {
+        **{name: rounded(value) for name, value in numbers.items()},
+        "deflated": len(top),
+        "residuals": {str(rank): rounded(value) for rank, value in zip(ranks, residuals, strict=True)},
+        "checks": checked,
+    }
+
+
+def _all_pairs(basis: Basis, probes: Evidence, device: torch.device | str, width: int) -> tuple[np.ndarray, float]:
+    """Estimated residual of every eigenpair, and the largest entry of |QᵀQ − I|, in tiles."""
+    z = torch.tensor(probes.vectors, dtype=torch.float64)
+    h = torch.tensor(probes.products, dtype=torch.float64)
+    values = torch.tensor(basis.eigenvalues, dtype=torch.float64)
+    estimated, orthogonality = torch.empty_like(values), 0.0
+    for start, columns in basis.tiles(width):
+        tile = torch.tensor(columns)
+        stop = start + tile.shape[1]
+        exact = tile.double()
+        projected = exact.T @ h - values[start:stop, None] * (exact.T @ z)
+        estimated[start:stop] = projected.square().mean(dim=1).sqrt()
+        left = tile.to(device)
+        for other, others in basis.tiles(width):
+            if other > start:
+                break
+            gram = torch.tensor(others).to(device).T @ left
+            if other == start:
+                gram -= torch.eye(len(gram), dtype=gram.dtype, device=device)
+            entry = float(gram.abs().max())
+            orthogonality = entry if math.isnan(entry) else max(orthogonality, entry)
+            if math.isnan(orthogonality):
+                return np.full(basis.size, np.nan), orthogonality
+    return estimated.numpy(), orthogonality

@@ -1,0 +1,677 @@
+"""Data sets: where images come from, how they are split, and the one store that everything else reads.
+
+The store holds undecided facts only: pixels as integers, labels, the split of every example, and the constants
+of normalisation. Its content depends on the source and the seed, never on the order of a file system or on the machine.
+"""
+
+import hashlib
+import os
+import socket
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quadscape.config import Data
+from quadscape.errors import DataError
+from quadscape.store import ArraySpec, digest, open_store, read_store, write_store
+
+SPLITS = ("train", "validation", "test")
+
+_CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_DIGITS_PER_CLASS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
+# Of torchvision's ImageFolder; repeated here because importing torchvision costs seconds at every start of a workflow.
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+_HELD_OUT_FOLDERS = {"test": "test", "val": "validation", "validation": "validation"}
+_DOWNLOAD_TIMEOUT = 20.0
+_SPLIT_STREAM = 0x5D17
+
+
+@dataclass(frozen=True)
+class DataDescription:
+    """What can be said about a data set before it is read.
+
+    Attributes:
+        shape: Channels, height and width of every image.
+        classes: Names of the classes; the label is the position.
+        training: Number of training images, N.
+        validation: Number of validation images.
+        test: Number of test images.
+        listing: Digest of what the source holds (names and sizes of files for folders); changes when the source does.
+    """
+
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    training: int
+    validation: int
+    test: int
+    listing: str
+
+    @classmethod
+    def of_store(cls, path: str | Path) -> "DataDescription":
+        """The description under which a data store was made, for when the source is gone.
+
+        Args:
+            path: Directory of the store, or the `zarr.json` in it.
+
+        Returns:
+            The description.
+        """
+        info, listing = data_info(path), str(dict(open_store(path).attrs)["listing"])
+        counts = info.counts
+        return cls(info.shape, info.classes, counts["train"], counts["validation"], counts["test"], listing)
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What the data store says about itself.
+
+    Attributes:
+        shape: Channels, height and width of every image.
+        classes: Names of the classes.
+        counts: Number of images of each split.
+        digest: SHA-256 of the arrays and of what gives them meaning; not of the names of source files.
+    """
+
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    counts: dict[str, int]
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The image files of a folder, in order: class by class, sorted by path."""
+
+    root: Path
+    files: tuple[Path, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+
+def _class_counts(labels: np.ndarray, classes: int) -> list[int]:
+    return [int(n) for n in np.bincount(labels, minlength=classes)]
+
+
+def _part(count: int, fraction: float) -> int:
+    """The rounded fraction of a count, halves up."""
+    return int(np.floor(count * fraction + 0.5))
+
+
+def _split_held_out(labels: np.ndarray, classes: int, fraction: float, seed: int, stream: int) -> np.ndarray:
+    """Marks a seeded random fraction of every class; boolean, shape (n,)."""
+    chosen = np.zeros(labels.size, dtype=bool)
+    for label in range(classes):
+        members = np.flatnonzero(labels == label)
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([_SPLIT_STREAM, stream, seed, label])))
+        chosen[generator.permutation(members)[: _part(members.size, fraction)]] = True
+    return chosen
+
+
+def _check_sizes(config: Data, classes: Sequence[str], training: Sequence[int], validation: int, test: int) -> None:
+    """Refuses a split without examples."""
+    for name, count in zip(classes, training, strict=True):
+        if count == 0:
+            raise DataError(
+                f"data.held_out is {config.held_out}, which leaves no training image of class '{name}'; "
+                "lower it, or add images of that class."
+            )
+    for split, count in (("validation", validation), ("test", test)):
+        if count == 0:
+            raise DataError(
+                f"The {split} set would be empty with data.held_out {config.held_out} and data.validation "
+                f"{config.validation}; choose fractions that leave at least one image for it, or add images."
+            )
+
+
+def _sizes(held_out: Sequence[int], fraction: float) -> tuple[int, int]:
+    """Sizes of validation and test set made of the held-out images of each class."""
+    validation = sum(_part(count, fraction) for count in held_out)
+    return validation, sum(held_out) - validation
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Image folders
+
+
+def _subfolders(folder: Path) -> list[str]:
+    # Hidden folders are what editors and file managers leave behind, never a class.
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _is_image(path: str | Path) -> bool:
+    name = Path(path).name
+    return not name.startswith(".") and name.lower().endswith(_EXTENSIONS)
+
+
+def _list_classes(root: Path) -> _Listing:
+    """Lists a folder of class folders, in ImageFolder's order."""
+    classes = _subfolders(root)
+    if not classes:
+        loose = "its images lie in it directly" if any(_is_image(e.name) for e in os.scandir(root)) else "it holds none"
+        raise DataError(f"The image folder {root} needs one sub-folder per class, but {loose}.")
+    if len(classes) == 1:
+        raise DataError(f"The image folder {root} holds only one class, '{classes[0]}'; at least two are needed.")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = [
+            Path(folder, file)
+            for folder, _, names in sorted(os.walk(root / name, followlinks=True))
+            for file in sorted(names)
+            if _is_image(file)
+        ]
+        if not found:
+            raise DataError(
+                f"The class folder {root / name} holds no images; known file types are {', '.join(_EXTENSIONS)}."
+            )
+        files += found
+        labels += [label] * len(found)
+    return _Listing(root, tuple(files), np.array(labels, dtype=np.int64), tuple(classes))
+
+
+def _list_folder(config: Data) -> dict[str, _Listing]:
+    """The listings of an image folder by part: `all` for a flat one, else `train` and `test` and/or `validation`."""
+    root = Path(config.path)
+    if not root.is_dir():
+        raise DataError(
+            f"data.path is '{root}', but there is no such folder; it must hold one sub-folder of images per class."
+        )
+    folders = _subfolders(root)
+    if "train" not in folders or not set(folders) <= {"train", *_HELD_OUT_FOLDERS}:
+        return {"all": _list_classes(root)}
+    if len(folders) == 1:
+        raise DataError(f"The image folder {root} has train/ but neither test/ nor val/; add one of them.")
+    if {"val", "validation"} <= set(folders):
+        raise DataError(f"The image folder {root} has both val/ and validation/; keep one of them.")
+    parts = {"train": _list_classes(root / "train")}
+    for name in folders:
+        if name == "train":
+            continue
+        part = _list_classes(root / name)
+        different = sorted(set(part.classes) ^ set(parts["train"].classes))
+        if different:
+            here = "train" if different[0] in parts["train"].classes else name
+            raise DataError(
+                f"The classes of {root / 'train'} and {root / name} differ: '{different[0]}' is only in {here}/."
+            )
+        parts[_HELD_OUT_FOLDERS[name]] = part
+    return parts
+
+
+def _digest_listing(parts: dict[str, _Listing]) -> str:
+    total = hashlib.sha256()
+    for part, listing in sorted(parts.items()):
+        for file in listing.files:
+            line = f"{part}/{file.relative_to(listing.root).as_posix()} {file.stat().st_size}\n"
+            total.update(line.encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+def _open_image(path: Path) -> Any:
+    """Opens an image lazily: its header is read, its pixels are not."""
+    from PIL import Image
+
+    try:
+        image = Image.open(path)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"The image {path} cannot be read ({_reason(error)}); replace or remove it.") from error
+    raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
+    if image.mode.startswith(("I", "F")) or ";16" in raw:
+        raise DataError(f"The image {path} has more than 8 bits per channel; convert it to 8 bits, choosing the range.")
+    return image
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_grey(mode: str) -> bool:
+    return mode in {"1", "L", "LA", "La"}
+
+
+def _all_grey(files: Sequence[Path]) -> bool:
+    # Stops at the first colour image, so that only a wholly grey folder costs a look at every header.
+    for file in files:
+        with _open_image(file) as image:
+            if not _is_grey(image.mode):
+                return False
+    return True
+
+
+def _all_files(parts: dict[str, _Listing]) -> list[Path]:
+    return [file for listing in parts.values() for file in listing.files]
+
+
+def _loader(mode: str) -> Callable[[str], np.ndarray]:
+    """A loader for ImageFolder that decodes to (height, width[, 3]) uint8 and names the file that it cannot decode."""
+    from PIL import Image
+
+    def load(path: str) -> np.ndarray:
+        with _open_image(Path(path)) as image:
+            try:
+                return np.asarray(image.convert(mode))
+            except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+                raise DataError(f"The image {path} is damaged ({_reason(error)}); replace or remove it.") from error
+
+    return load
+
+
+def _decode(listing: _Listing, grey: bool, first: Path) -> np.ndarray:
+    """Decodes a folder's images through torchvision.
+
+    Args:
+        listing: The folder's files.
+        grey: Whether to decode to one channel.
+        first: The file whose size all images must have.
+
+    Returns:
+        Pixels, uint8, shape (n, channels, height, width).
+
+    Raises:
+        DataError: An image is damaged or has another size.
+    """
+    from torchvision.datasets import ImageFolder
+
+    class Folder(ImageFolder):
+        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+            return list(listing.classes), {name: i for i, name in enumerate(listing.classes)}
+
+    folder = Folder(str(listing.root), loader=_loader("L" if grey else "RGB"), is_valid_file=_is_image)
+    if [Path(path) for path, _ in folder.samples] != list(listing.files):
+        raise DataError(f"The image folder {listing.root} changed while it was read; run again when it no longer does.")
+    with _open_image(first) as image:
+        width, height = image.size
+    pixels = np.empty((len(folder), 1 if grey else 3, height, width), dtype=np.uint8)
+    for index, (path, _) in enumerate(folder.samples):
+        values = folder.loader(path)
+        if values.shape[:2] != (height, width):
+            raise DataError(
+                f"All images must have one size, but {first} has {width}×{height} pixels and {path} has "
+                f"{values.shape[1]}×{values.shape[0]}; resize them to one size first."
+            )
+        pixels[index] = values[None] if grey else values.transpose(2, 0, 1)
+    return pixels
+
+
+def _folder_sizes(config: Data, parts: dict[str, _Listing]) -> tuple[int, int, int]:
+    """Sizes of the three splits of an image folder."""
+    if "all" in parts:
+        classes = parts["all"].classes
+        counts = _class_counts(parts["all"].labels, len(classes))
+        held = [_part(count, config.held_out) for count in counts]
+        training = [count - out for count, out in zip(counts, held, strict=True)]
+        validation, test = _sizes(held, config.validation)
+    else:
+        classes = parts["train"].classes
+        training = _class_counts(parts["train"].labels, len(classes))
+        if len(parts) == 3:
+            validation, test = len(parts["validation"].files), len(parts["test"].files)
+        else:
+            held_part = parts["test"] if "test" in parts else parts["validation"]
+            validation, test = _sizes(_class_counts(held_part.labels, len(classes)), config.validation)
+    _check_sizes(config, classes, training, validation, test)
+    return sum(training), validation, test
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# CIFAR-10
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Generator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _read_cifar10(path: str) -> tuple[np.ndarray, np.ndarray, int]:
+    """Pixels, labels and the number of training images of CIFAR-10, downloaded where it is missing."""
+    from torchvision.datasets import CIFAR10
+
+    try:
+        # torchvision would wait for ever on a network that swallows packets, as compute nodes often have.
+        with _socket_timeout(_DOWNLOAD_TIMEOUT), redirect_stdout(StringIO()):
+            try:
+                training = CIFAR10(root=path, train=True, download=False)
+            except RuntimeError:
+                training = CIFAR10(root=path, train=True, download=True)
+            test = CIFAR10(root=path, train=False, download=False)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"CIFAR-10 is not in '{path}' and could not be downloaded ({_reason(error)}); where there is a network, "
+            f"fetch cifar-10-python.tar.gz from the CIFAR-10 home page and unpack it there, so that {Path(path)}/"
+            "cifar-10-batches-py exists, or set data.path to the folder that has it."
+        ) from error
+    pixels = np.concatenate([training.data, test.data]).transpose(0, 3, 1, 2)
+    labels = np.concatenate([np.asarray(training.targets), np.asarray(test.targets)]).astype(np.int64)
+    return np.ascontiguousarray(pixels), labels, len(training.targets)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The public functions
+
+
+def describe(config: Data) -> DataDescription:
+    """Says what a data set holds without reading its images.
+
+    Args:
+        config: The `data` section.
+
+    Returns:
+        Shape, classes, sizes of the splits, and a digest of the source's listing.
+
+    Raises:
+        DataError: An image folder is missing, or of a kind that cannot be used.
+    """
+    if config.source == "digits":
+        classes = tuple(str(digit) for digit in range(10))
+        held = [_part(count, config.held_out) for count in _DIGITS_PER_CLASS]
+        left = [count - out for count, out in zip(_DIGITS_PER_CLASS, held, strict=True)]
+        validation, test = _sizes(held, config.validation)
+        _check_sizes(config, classes, left, validation, test)
+        return DataDescription((1, 8, 8), classes, sum(left), validation, test, "digits")
+    if config.source == "cifar10":
+        validation, test = _sizes([1000] * 10, config.validation)
+        _check_sizes(config, _CIFAR10_CLASSES, [5000] * 10, validation, test)
+        return DataDescription((3, 32, 32), _CIFAR10_CLASSES, 50000, validation, test, "cifar10")
+    parts = _list_folder(config)
+    training, validation, test = _folder_sizes(config, parts)
+    files = _all_files(parts)
+    with _open_image(files[0]) as image:
+        width, height = image.size
+    if min(width, height) < 1:
+        raise DataError(f"The image {files[0]} has no pixels; replace or remove it.")
+    shape = (1 if _all_grey(files) else 3, height, width)
+    first = next(iter(parts.values()))
+    return DataDescription(shape, first.classes, training, validation, test, _digest_listing(parts))
+
+
+def prepare(config: Data, seed: int, path: str | Path) -> None:
+    """Reads a source and writes the data store.
+
+    Arrays: `images(example, channel, row, column)` uint8, `labels(example)` int64, `split(example)` uint8 (0 train,
+    1 validation, 2 test). Attributes: `scale` (the pixel value of white), `mean` and `std` of each channel of
+    images/scale over the training split, `classes`, `source`, `counts`. The order is the source's.
+
+    Args:
+        config: The `data` section.
+        seed: Seed of the random split.
+        path: Directory of the store; what was there is replaced.
+    """
+    # Refuses what cannot be used, before anything is decoded or downloaded.
+    listing = describe(config).listing
+    if config.source == "digits":
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        pixels = bunch.images.astype(np.uint8)[:, None]
+        labels = bunch.target.astype(np.int64)
+        split = _split_all(labels, 10, config, seed)
+        write_data(
+            path, pixels, labels, split, [str(digit) for digit in range(10)], "digits", scale=16, listing=listing
+        )
+    elif config.source == "cifar10":
+        pixels, labels, training = _read_cifar10(config.path)
+        split = np.zeros(labels.size, dtype=np.uint8)
+        split[training:] = _split_rest(labels[training:], 10, config, seed)
+        write_data(path, pixels, labels, split, _CIFAR10_CLASSES, "cifar10", listing=listing)
+    else:
+        _prepare_folder(config, seed, path, listing)
+
+
+def _split_rest(labels: np.ndarray, classes: int, config: Data, seed: int) -> np.ndarray:
+    """Splits held-out examples into validation (1) and test (2), uint8."""
+    return np.where(_split_held_out(labels, classes, config.validation, seed, 1), 1, 2).astype(np.uint8)
+
+
+def _split_all(labels: np.ndarray, classes: int, config: Data, seed: int) -> np.ndarray:
+    """Splits examples into training (0), validation (1) and test (2), uint8."""
+    held = _split_held_out(labels, classes, config.held_out, seed, 0)
+    split = np.zeros(labels.size, dtype=np.uint8)
+    split[held] = _split_rest(labels[held], classes, config, seed)
+    return split
+
+
+def _prepare_folder(config: Data, seed: int, path: str | Path, listing: str) -> None:
+    parts = _list_folder(config)
+    files = _all_files(parts)
+    grey = _all_grey(files)
+    classes = next(iter(parts.values())).classes
+    pixels, labels, splits = [], [], []
+    for name, part in parts.items():
+        pixels.append(_decode(part, grey, files[0]))
+        labels.append(part.labels)
+        if name == "all":
+            splits.append(_split_all(part.labels, len(classes), config, seed))
+        elif name == "train" or len(parts) == 3:
+            splits.append(np.full(part.labels.size, SPLITS.index(name), dtype=np.uint8))
+        else:
+            splits.append(_split_rest(part.labels, len(classes), config, seed))
+    whole = [np.concatenate(values) for values in (pixels, labels, splits)]
+    write_data(path, whole[0], whole[1], whole[2], classes, "image_folder", listing=listing)
+
+
+def write_data(
+    path: str | Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    split: np.ndarray,
+    classes: Sequence[str],
+    source: str,
+    *,
+    scale: int = 255,
+    listing: str = "",
+) -> None:
+    """Writes a data store from arrays.
+
+    Args:
+        path: Directory of the store; what was there is replaced.
+        images: Pixels, uint8, shape (n, channels, height, width).
+        labels: Class indices, shape (n,).
+        split: 0 train, 1 validation, 2 test, shape (n,).
+        classes: Names of the classes.
+        source: Where the images come from.
+        scale: The pixel value of white.
+        listing: Digest of what the source held.
+    """
+    mean, std = _moments(images[split == 0], scale)
+    count = int(labels.size)
+    per_image = int(np.prod(images.shape[1:]))
+    rows = max(1, min(count, 2**24 // per_image))
+    arrays = [
+        (
+            ArraySpec(
+                "images",
+                images.shape,
+                "uint8",
+                ("example", "channel", "row", "column"),
+                (rows, *images.shape[1:]),
+                compress=True,
+                attributes={"description": "Pixels; white is the store's attribute scale."},
+            ),
+            images,
+        ),
+        (ArraySpec("labels", (count,), "int64", ("example",), (count,), attributes={"description": "Class."}), labels),
+        (
+            ArraySpec(
+                "split",
+                (count,),
+                "uint8",
+                ("example",),
+                (count,),
+                attributes={"description": "0 train, 1 validation, 2 test."},
+            ),
+            split,
+        ),
+    ]
+    attributes = {
+        "scale": scale,
+        "mean": mean,
+        "std": std,
+        "classes": list(classes),
+        "source": source,
+        "shape": list(images.shape[1:]),
+        "counts": {name: int((split == i).sum()) for i, name in enumerate(SPLITS)},
+    }
+    content = digest({spec.name: np.asarray(values, dtype=spec.dtype) for spec, values in arrays}, attributes)
+    # Outside the content's digest: a renamed file makes the store anew, but must not train a network again.
+    write_store(path, arrays, {**attributes, "content": content, "listing": listing})
+
+
+def _moments(images: np.ndarray, scale: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of images/scale, from exact integer sums."""
+    mean, std = [], []
+    values = np.arange(256, dtype=np.int64)
+    for channel in range(images.shape[1]):
+        histogram = np.bincount(images[:, channel].ravel(), minlength=256)
+        count, total = int(histogram.sum()), int((histogram * values).sum())
+        squares = int((histogram * values**2).sum())
+        mean.append(total / (count * scale))
+        # Python's integers keep n Σx² − (Σx)² exact, so that the constants are the same on every machine.
+        std.append(float(np.sqrt((count * squares - total * total) / (count * count * scale * scale))))
+    return mean, std
+
+
+def data_info(path: str | Path) -> DataInfo:
+    """Reads what a data store says about itself, without its images.
+
+    Args:
+        path: Directory of the store, or the `zarr.json` in it.
+
+    Returns:
+        Shape, classes, sizes and digest.
+    """
+    attributes: dict[str, Any] = dict(open_store(path).attrs)
+    channels, height, width = attributes["shape"]
+    return DataInfo(
+        (channels, height, width), tuple(attributes["classes"]), dict(attributes["counts"]), attributes["content"]
+    )
+
+
+class DataSet:
+    """A data set in memory: its splits as normalised tensors.
+
+    Normalised is (images/scale − mean)/std, computed in float64 and then cast; a channel without variation is divided
+    by 1. Each split keeps the order of the store.
+
+    Attributes:
+        info: Shape, classes, sizes and digest.
+    """
+
+    def __init__(
+        self,
+        info: DataInfo,
+        images: np.ndarray,
+        labels: np.ndarray,
+        split: np.ndarray,
+        levels: np.ndarray,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.info = info
+        self._images, self._labels, self._split, self._levels = images, labels, split, levels
+        self._device, self._dtype = device, dtype
+        self._cache: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @classmethod
+    def load(
+        cls, path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> "DataSet":
+        """Loads a data store, checking its digest.
+
+        Args:
+            path: Directory of the store, or the `zarr.json` in it.
+            device: Where tensors are to live.
+            dtype: Their floating-point type.
+
+        Returns:
+            The data set.
+        """
+        arrays, attributes = read_store(path)
+        mean = np.array(attributes["mean"])[:, None]
+        std = np.array(attributes["std"])[:, None]
+        levels = (np.arange(256) / attributes["scale"] - mean) / np.where(std == 0, 1.0, std)
+        return cls(
+            data_info(path),
+            arrays["images"],
+            arrays["labels"],
+            arrays["split"],
+            levels,
+            torch.device(device),
+            dtype,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return self.info.shape
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.info.classes
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of images of each split."""
+        return self.info.counts
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the arrays and of what gives them meaning."""
+        return self.info.digest
+
+    def split(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """One split, normalised.
+
+        Args:
+            name: `train`, `validation` or `test`.
+
+        Returns:
+            Images of shape (n, channels, height, width) and labels, int64, of shape (n,), in the store's order.
+        """
+        if name not in self._cache:
+            chosen = self._split == SPLITS.index(name)
+            pixels = self._images[chosen]
+            labels = torch.from_numpy(self._labels[chosen])
+            self._cache[name] = (self._normalised(pixels), labels.to(self._device))
+        return self._cache[name]
+
+    def first(self, name: str, count: int) -> torch.Tensor:
+        """The first images of one split, normalised, without making the others.
+
+        Args:
+            name: `train`, `validation` or `test`.
+            count: Number of images.
+
+        Returns:
+            Images of shape (count, channels, height, width); fewer where the split has fewer.
+        """
+        return self._normalised(self._images[np.flatnonzero(self._split == SPLITS.index(name))[:count]])
+
+    def _normalised(self, pixels: np.ndarray) -> torch.Tensor:
+        values = torch.empty(pixels.shape, dtype=self._dtype)
+        for channel, levels in enumerate(torch.from_numpy(self._levels).to(self._dtype)):
+            # 256 levels: normalising them is normalising every pixel.
+            values[:, channel] = torch.from_numpy(np.take(levels.numpy(), pixels[:, channel]))
+        return values.to(self._device)
+
+    def pixels(self, name: str) -> np.ndarray:
+        """The images of one split as stored.
+
+        Args:
+            name: `train`, `validation` or `test`.
+
+        Returns:
+            Pixels, uint8, shape (n, channels, height, width).
+        """
+        return self._images[self._split == SPLITS.index(name)]

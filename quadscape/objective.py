@@ -1,0 +1,355 @@
+"""The loss L(θ) over a fixed set of examples, with its gradient and matrix-free Hessian products.
+
+L(θ) = (1/N) Σₙ ℓ(f(xₙ; θ), yₙ). The examples are taken in chunks of fixed size in their fixed order; sums over
+chunks are float64, and a ragged last chunk counts by its size because sums, not means, are added up.
+
+The Hessian product here is forward over reverse (the derivative of the gradient along v), whereas the Hessian engine
+(`quadscape.curvature.hessian`) differentiates the gradient's graph backwards: neither can hide the other's mistakes.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.func import functional_call, grad, jvp, vmap
+
+from quadscape.checkpoint import Checkpoint
+from quadscape.data import DataSet, Split, data_info
+from quadscape.errors import DataError, ModelError, StoreError
+from quadscape.losses import example_losses
+from quadscape.parameters import ParameterLayout
+
+Vector = torch.Tensor | np.ndarray
+Parameters = dict[str, torch.Tensor]
+
+_CPU_GRAPH_BYTES = 512 << 20
+_CUDA_GRAPH_FRACTION = 0.25
+_LARGEST_CHUNK = 4096
+
+
+class Objective:
+    """L(θ) for one network and one fixed set of examples.
+
+    Attributes:
+        model: The network, in evaluation mode, in the dtype and on the device of the images.
+        layout: Where its parameters lie in θ.
+        images: Normalised inputs, shape (N, channels, height, width).
+        labels: Class indices, int64, shape (N,).
+        loss_kind: Loss of one example, as in `quadscape.losses`.
+        chunk: Examples that are taken at once.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        layout: ParameterLayout,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        loss: str,
+        chunk: int,
+    ) -> None:
+        if len(images) == 0:
+            raise DataError("There are no examples to take the loss over.")
+        self.model = model.eval()
+        self.layout = layout
+        self.images = images
+        self.labels = labels
+        self.loss_kind = loss
+        self.chunk = max(1, min(chunk, len(images)))
+
+    @property
+    def size(self) -> int:
+        """P, the number of parameters."""
+        return self.layout.size
+
+    @property
+    def count(self) -> int:
+        """N, the number of examples."""
+        return len(self.images)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the forward and backward passes."""
+        return self.images.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where they run."""
+        return self.images.device
+
+    def chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Images and labels, chunk after chunk."""
+        yield from zip(self.images.split(self.chunk), self.labels.split(self.chunk), strict=True)
+
+    def parameters(self, theta: Vector) -> Parameters:
+        """The network's parameters at θ.
+
+        Args:
+            theta: Shape (P,), float64.
+
+        Returns:
+            Detached tensors by name, in this objective's dtype and on its device.
+        """
+        vector = torch.as_tensor(theta).detach().to(self.device, self.dtype)
+        return self.layout.unflatten(vector)
+
+    def chunk_loss(self, parameters: Parameters, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Sum of the losses of some examples, differentiable in the parameters.
+
+        Args:
+            parameters: Tensors by name.
+            images: Shape (n, channels, height, width).
+            labels: Shape (n,).
+
+        Returns:
+            Scalar.
+        """
+        outputs = functional_call(self.model, parameters, (images,))
+        return example_losses(outputs, labels, self.loss_kind).sum()
+
+    def outputs(self, theta: Vector) -> torch.Tensor:
+        """Class scores of all examples, shape (N, classes), on this objective's device."""
+        parameters = self.parameters(theta)
+        with torch.no_grad():
+            return torch.cat([functional_call(self.model, parameters, (images,)) for images, _ in self.chunks()])
+
+    def example_losses(self, theta: Vector) -> torch.Tensor:
+        """Loss of every example, float64, shape (N,), on the CPU."""
+        parameters = self.parameters(theta)
+        found = []
+        with torch.no_grad():
+            for images, labels in self.chunks():
+                outputs = functional_call(self.model, parameters, (images,))
+                found.append(example_losses(outputs, labels, self.loss_kind).double())
+        return torch.cat(found).cpu()
+
+    def loss(self, theta: Vector) -> float:
+        """L(θ)."""
+        return float(self.example_losses(theta).sum()) / self.count
+
+    def gradient(self, theta: Vector) -> torch.Tensor:
+        """∇L(θ), float64, shape (P,), on the CPU."""
+        return self._mean(self.parameters(theta), grad(self.chunk_loss))
+
+    def hessian_product(self, theta: Vector, vector: Vector) -> torch.Tensor:
+        """∇²L(θ)·v by forward over reverse differentiation.
+
+        Args:
+            theta: Shape (P,), float64.
+            vector: v, shape (P,).
+
+        Returns:
+            Float64, shape (P,), on the CPU.
+        """
+        parameters, tangents = self.parameters(theta), self.parameters(vector)
+
+        def forward_over_reverse(primal: Parameters, images: torch.Tensor, labels: torch.Tensor) -> Parameters:
+            return jvp(lambda p: grad(self.chunk_loss)(p, images, labels), (primal,), (tangents,))[1]
+
+        def reverse_over_reverse(primal: Parameters, images: torch.Tensor, labels: torch.Tensor) -> Parameters:
+            def slope(p: Parameters) -> torch.Tensor:
+                gradient = grad(self.chunk_loss)(p, images, labels)
+                return torch.stack([(gradient[name] * tangents[name]).sum() for name in gradient]).sum()
+
+            return grad(slope)(primal)
+
+        try:
+            return self._mean(parameters, forward_over_reverse)
+        except NotImplementedError:
+            # Torch has no forward derivative of some operations (fused attention); the product is the same.
+            return self._mean(parameters, reverse_over_reverse)
+
+    def example_gradients(self, theta: Vector, examples: slice | np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Gradients of single examples' losses.
+
+        Args:
+            theta: Shape (P,), float64.
+            examples: Which examples: a slice or n indices.
+
+        Returns:
+            Shape (n, P), in this objective's dtype, on its device.
+        """
+        parameters = self.parameters(theta)
+        if not isinstance(examples, slice):
+            examples = torch.as_tensor(examples, dtype=torch.int64, device=self.device)
+
+        def of_one(image: torch.Tensor, label: torch.Tensor) -> Parameters:
+            return grad(self.chunk_loss)(parameters, image[None], label[None])
+
+        images, labels = self.images[examples], self.labels[examples]
+        result = torch.empty(len(images), self.size, dtype=self.dtype, device=self.device)
+        for start in range(0, len(images), self.chunk):
+            rows = slice(start, start + self.chunk)
+            gradients = vmap(of_one)(images[rows], labels[rows])
+            for block in self.layout.blocks:
+                result[rows, block.start : block.stop] = gradients[block.name].detach().flatten(1)
+        return result
+
+    def _mean(self, parameters: Parameters, of_chunk: Callable[..., Parameters]) -> torch.Tensor:
+        total = torch.zeros(self.size, dtype=torch.float64, device=self.device)
+        for images, labels in self.chunks():
+            total += self.layout.flatten(of_chunk(parameters, images, labels)).detach()
+        return (total / self.count).cpu()
+
+
+def graph_bytes_per_example(
+    model: torch.nn.Module, layout: ParameterLayout, images: torch.Tensor, labels: torch.Tensor, loss: str
+) -> int:
+    """What one more example adds to the graph of the gradient, measured: bytes that autograd saves for later.
+
+    Args:
+        model: The network.
+        layout: Its parameters.
+        images: At least one image.
+        labels: Their labels.
+        loss: Loss of one example.
+
+    Returns:
+        Bytes per example; depends on nothing but the network, the image's shape and dtype.
+    """
+
+    def saved(count: int) -> int:
+        seen: dict[int, int] = {}
+        kept = []
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept.append(tensor)  # so that no address is used twice
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        objective = Objective(
+            model,
+            layout,
+            images[:1].expand(count, *images.shape[1:]).contiguous(),
+            labels[:1].expand(count),
+            loss,
+            count,
+        )
+        parameters = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            value = objective.chunk_loss(parameters, objective.images, objective.labels)
+            torch.autograd.grad(value, list(parameters.values()), create_graph=True, allow_unused=True)
+        return sum(seen.values())
+
+    return max(1, saved(3) - saved(2))
+
+
+def data_chunk(bytes_per_example: int, count: int, device: torch.device) -> int:
+    """Examples per chunk: the largest power of two whose gradient graph fits the device's share of memory.
+
+    Args:
+        bytes_per_example: As measured by `graph_bytes_per_example`.
+        count: N.
+        device: Where the graph lives.
+
+    Returns:
+        Between 1 and `count`. On the CPU it depends on no property of the machine.
+    """
+    budget = _CPU_GRAPH_BYTES
+    if device.type == "cuda":
+        budget = int(torch.cuda.get_device_properties(device).total_memory * _CUDA_GRAPH_FRACTION)
+    fitting = max(1, min(_LARGEST_CHUNK, budget // bytes_per_example))
+    return min(count, 1 << (fitting.bit_length() - 1))
+
+
+def objective_for(
+    checkpoint: Checkpoint,
+    data: DataSet,
+    split: Split,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    chunk: int | None = None,
+) -> Objective:
+    """The objective of a checkpoint's network over one split of a data set.
+
+    Args:
+        checkpoint: Network and loss.
+        data: The data set, loaded in `dtype` (a data set in less keeps its rounding).
+        split: `train`, `validation` or `test`.
+        dtype: Precision of the forward and backward passes.
+        device: Where they run.
+        chunk: Examples per chunk; None: chosen by memory.
+
+    Returns:
+        The objective; θ is given to its methods.
+
+    Raises:
+        ModelError: The checkpoint's layout is not that of its network.
+    """
+    device = torch.device(device)
+    model = checkpoint.model(dtype, device)
+    images, labels = data.split(split)
+    images, labels = images.to(device, dtype), labels.to(device)
+    layout = ParameterLayout.of(model)
+    if layout != checkpoint.layout:
+        raise ModelError(
+            "The network that the checkpoint's model section builds has other parameters than the checkpoint."
+        )
+    if chunk is None:
+        per_example = graph_bytes_per_example(model, layout, images, labels, checkpoint.loss)
+        chunk = data_chunk(per_example, len(images), device)
+    return Objective(model, layout, images, labels, checkpoint.loss, chunk)
+
+
+class CheckpointObjectives:
+    """The objectives of one stored checkpoint over one split, loaded when first asked for, in any precision.
+
+    Attributes:
+        split: The split.
+    """
+
+    def __init__(self, checkpoint_path: str | Path, data_path: str | Path, split: Split) -> None:
+        self._checkpoint_path, self._data_path = checkpoint_path, data_path
+        self.split = split
+        self._loaded: dict[torch.dtype, Objective] = {}
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint."""
+        return Checkpoint.load(self._checkpoint_path)
+
+    @property
+    def theta(self) -> np.ndarray:
+        """The checkpoint's θ, shape (P,), float64."""
+        return self.checkpoint.theta
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return len(self.theta)
+
+    @property
+    def examples(self) -> int:
+        """N."""
+        return data_info(self._data_path).counts[self.split]
+
+    def parameters(self) -> dict[str, Any]:
+        """What determines L and θ, as JSON values."""
+        self._check_data()
+        return {"checkpoint": self.checkpoint.digest, "data": self.checkpoint.data_digest, "split": self.split}
+
+    def _check_data(self) -> None:
+        if data_info(self._data_path).digest != self.checkpoint.data_digest:
+            raise StoreError(
+                f"The checkpoint {self._checkpoint_path} was made with another data set than the one in "
+                f"{self._data_path}; remove the checkpoint's directory and run the workflow again."
+            )
+
+    def get(self, dtype: torch.dtype, device: torch.device | str, chunk: int | None = None) -> Objective:
+        """The objective in one precision.
+
+        Args:
+            dtype: Precision of the forward and backward passes; images are normalised in float64 and rounded once.
+            device: Where they run.
+            chunk: Examples per chunk; None: chosen by memory.
+
+        Returns:
+            The objective; the same one at every call for a precision.
+        """
+        if dtype not in self._loaded:
+            data = DataSet.load(self._data_path, device=device, dtype=dtype)
+            self._loaded[dtype] = objective_for(self.checkpoint, data, self.split, dtype, device, chunk)
+        return self._loaded[dtype]

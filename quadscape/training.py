@@ -1,0 +1,683 @@
+"""Training as a resumable stage: SGD whose every batch, and almost every iterate, is kept.
+
+θ and the momentum are one flat float64 vector each, so that steps far below float32's rounding survive; only the
+forward and backward passes run in the run's dtype. Index t of an array is the number of steps taken: `theta[t]` is the
+state before step t, `loss[t]` the loss of batch t there.
+
+A network with BatchNorm trains on batch statistics; the evaluations along the run use its running averages.
+(A checkpoint's statistics are recomputed over the whole training set, see `quadscape.checkpoint`.)
+"""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.func import functional_call
+
+from quadscape.config import Constant, Model, Run, Steps, Training, finite, resolved
+from quadscape.config import LearningRate as Schedule
+from quadscape.data import SPLITS, DataSet, data_info
+from quadscape.errors import ConfigError, StageError
+from quadscape.losses import example_losses
+from quadscape.models import build_model, check_model, derive_seed, initial_vector
+from quadscape.numerics import apply_numerics, available_threads, resolve_device
+from quadscape.parameters import ParameterLayout
+from quadscape.stage import Arrays, Estimate, FinishedStage, StageStore, open_stage
+from quadscape.store import ArraySpec
+
+MEASURES = ("loss", "accuracy")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+_BATCH_STREAM = 0xBA7C
+_NOISE_STREAM = 0xD201
+_MAX_STEPS = 256
+_MAX_SHARD_BYTES = 64 * 2**20
+_MAX_UNIT_SECONDS = 30.0
+
+
+def learning_rate(schedule: Schedule, iteration: int, iterations: int) -> float:
+    """Learning rate of one step.
+
+    Args:
+        schedule: The schedule.
+        iteration: Number of steps taken before it.
+        iterations: Number of steps of the run.
+
+    Returns:
+        η. During the warm-up the schedule's rate is multiplied by (iteration + 1) / warmup.
+    """
+    rate = schedule.value
+    if isinstance(schedule, Steps):
+        rate *= schedule.factor ** sum(iteration >= milestone for milestone in schedule.milestones)
+    elif not isinstance(schedule, Constant):
+        length = max(1, iterations - 1 - schedule.warmup)
+        progress = min(1.0, max(0, iteration - schedule.warmup) / length)
+        rate = schedule.final + (schedule.value - schedule.final) * 0.5 * (1 + math.cos(math.pi * progress))
+    if iteration < schedule.warmup:
+        rate *= (iteration + 1) / schedule.warmup
+    return rate
+
+
+class Batches:
+    """The batches of a run, by random access: a fresh permutation every epoch, from the seed and the epoch alone.
+
+    Under `wrap` the permutations are one endless stream that is cut into batches; under `keep` and `drop` every epoch
+    starts a new batch, and its N mod B left-over examples are a smaller batch or unused.
+
+    Attributes:
+        count: Number of examples, N.
+        batch_size: Examples of a full batch, B.
+        remainder: `wrap`, `keep` or `drop`.
+    """
+
+    def __init__(self, count: int, batch_size: int, remainder: str, seed: int) -> None:
+        if batch_size > count:
+            raise ConfigError(
+                f"batch_size is {batch_size}, but there are only {count} training images; valid are 1 to {count}."
+            )
+        self.count, self.batch_size, self.remainder = count, batch_size, remainder
+        self._seed = seed
+        self._permutations: dict[int, np.ndarray] = {}
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """The order of the examples in one epoch.
+
+        Args:
+            epoch: Counted from 0.
+
+        Returns:
+            A permutation of 0 … N−1, int64.
+        """
+        if epoch not in self._permutations:
+            sequence = np.random.SeedSequence([_BATCH_STREAM, self._seed, epoch])
+            order = np.random.Generator(np.random.PCG64(sequence)).permutation(self.count).astype(np.int64)
+            # A batch reaches over two epochs at most.
+            self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1} | {epoch: order}
+        return self._permutations[epoch]
+
+    @property
+    def smallest(self) -> int:
+        """Size of the smallest batch."""
+        return (self.count % self.batch_size or self.batch_size) if self.remainder == "keep" else self.batch_size
+
+    def batch(self, iteration: int) -> np.ndarray:
+        """Examples of one step.
+
+        Args:
+            iteration: Number of steps taken before it.
+
+        Returns:
+            Indices into the training split, int64; B of them, except for a smaller batch under `keep`.
+        """
+        size = self.batch_size
+        if self.remainder == "wrap":
+            epoch, start = divmod(iteration * size, self.count)
+            first = self.permutation(epoch)[start : start + size]
+            return (
+                np.concatenate([first, self.permutation(epoch + 1)[: size - len(first)]])
+                if len(first) < size
+                else first
+            )
+        per_epoch = self.count // size if self.remainder == "drop" else -(-self.count // size)
+        epoch, position = divmod(iteration, per_epoch)
+        return self.permutation(epoch)[position * size : (position + 1) * size]
+
+
+@dataclass
+class _State:
+    """Where training stands: everything that the next step depends on.
+
+    Attributes:
+        theta: θ, float64, shape (P,).
+        momentum: SGD's momentum buffer, float64, shape (P,).
+        buffers: The network's buffers by name.
+    """
+
+    theta: torch.Tensor
+    momentum: torch.Tensor
+    buffers: dict[str, torch.Tensor]
+
+
+class _Problem:
+    """The network, the data and the loss on one device: what a step needs."""
+
+    def __init__(self, task: "TrainingTask", device: torch.device) -> None:
+        self.device = device
+        self.dtype = DTYPES[task.run.dtype]
+        self.loss = task.loss
+        data = DataSet.load(task.data, device, self.dtype)
+        self.splits = {name: data.split(name) for name in SPLITS}
+        self.model = build_model(task.model, data.shape, len(data.classes))
+        images = self.splits["train"][0]
+        check_model(self.model.to(device), images[:4], len(data.classes))
+        self.model.to(self.dtype)
+        self.layout = ParameterLayout.of(self.model)
+        numbers = self.layout.layer_index()
+        self.layer_sizes = np.diff(np.flatnonzero(np.diff(numbers, prepend=-1, append=-1))).tolist()
+
+    def gradient(self, state: _State, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss (a scalar) and gradient (float64, flat) of a batch in training mode; updates the state's buffers."""
+        images, labels = self.splits["train"]
+        chosen = torch.from_numpy(indices).to(self.device)
+        self.model.train()
+        parameters = {
+            name: value.detach().requires_grad_()
+            for name, value in self.layout.unflatten(state.theta.to(self.dtype)).items()
+        }
+        outputs = functional_call(self.model, {**parameters, **state.buffers}, (images[chosen],))
+        loss = example_losses(outputs, labels[chosen], self.loss).mean()
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        gradient = torch.cat([part.reshape(-1) for part in found]).to(torch.float64)
+        return loss.detach(), gradient
+
+    @torch.no_grad()
+    def evaluate(self, state: _State, chunk: int) -> np.ndarray:
+        """Mean loss and accuracy of each split in evaluation mode, shape (splits, measures)."""
+        self.model.eval()
+        tensors = {**self.layout.unflatten(state.theta.to(self.dtype)), **state.buffers}
+        found = []
+        for images, labels in self.splits.values():
+            total = torch.zeros(2, dtype=torch.float64, device=self.device)
+            for start in range(0, len(labels), chunk):
+                part = slice(start, start + chunk)
+                outputs = functional_call(self.model, tensors, (images[part],))
+                losses = example_losses(outputs, labels[part], self.loss).to(torch.float64)
+                total += torch.stack([losses.sum(), (outputs.argmax(1) == labels[part]).sum().to(torch.float64)])
+            found.append(total / len(labels))
+        return torch.stack(found).cpu().numpy()
+
+    def layer_norms(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Euclidean norm of each layer's part of a flat gradient."""
+        return torch.stack([torch.linalg.vector_norm(part) for part in gradient.split(self.layer_sizes)])
+
+    def start_state(self, theta: torch.Tensor) -> _State:
+        """The state before the first step."""
+        theta = theta.to(self.device)
+        return _State(theta, torch.zeros_like(theta), {n: b.detach().clone() for n, b in self.model.named_buffers()})
+
+
+class TrainingTask:
+    """One training run, as a task for `run_stage`.
+
+    Attributes:
+        run: The run, or its parameters alone; a run's name appears in messages only.
+        seed: Seed of initial parameters and batch order.
+        model: The `model` section.
+        loss: `cross_entropy` or `squared_error`.
+        data: The data store.
+    """
+
+    name = "training"
+    version = 1
+
+    def __init__(
+        self, run: Training, seed: int, model: Model, loss: str, data: str | Path, device: str = "auto"
+    ) -> None:
+        self.run, self.seed, self.model, self.loss, self.data = run, seed, model, loss, Path(data)
+        self._requested = device
+        self._problem: _Problem | None = None
+        self._step_seconds: float | None = None
+        self._info = data_info(self.data)
+        self._batches = Batches(self._info.counts["train"], run.batch_size, run.remainder, seed)
+
+    @cached_property
+    def _layout(self) -> ParameterLayout:
+        return ParameterLayout.of(build_model(self.model, self._info.shape, len(self._info.classes)))
+
+    @cached_property
+    def _buffer_size(self) -> int:
+        model = build_model(self.model, self._info.shape, len(self._info.classes))
+        return sum(buffer.numel() for buffer in model.buffers())
+
+    def _start_theta(self) -> torch.Tensor:
+        return initial_vector(self.model, self._info.shape, len(self._info.classes), self.seed)
+
+    def parameters(self) -> dict[str, Any]:
+        """What determines the trajectory, as JSON values."""
+        training = resolved(self.run.training() if isinstance(self.run, Run) else self.run)
+        # The seed in use stands beside; whether the run or the experiment gave it makes no difference.
+        del training["seed"]
+        return {
+            "training": training,
+            "seed": self.seed,
+            "model": resolved(self.model),
+            "loss": self.loss,
+            "data": self._info.digest,
+            "parameters": self._layout.size,
+        }
+
+    def plan(self) -> dict[str, Any]:
+        """Device, threads, steps of a unit and chunk of evaluations; steps are timed to keep units short."""
+        device = resolve_device(self._requested)
+        plan = {
+            "device": device.type,
+            "threads": available_threads(),
+            "evaluation_chunk": 4096 if device.type == "cuda" else 512,
+            "steps": 1,
+        }
+        self.start(plan)
+        steps = min(_MAX_STEPS, _MAX_SHARD_BYTES // (8 * self._layout.size), self.run.iterations + 1)
+        steps = 2 ** max(0, int(math.log2(max(1, steps))))
+        self._step_seconds = self._time_step()
+        # Coarse, so that equal machines choose the same: a unit's length decides the layout of the store.
+        while steps > 1 and steps * self._step_seconds > _MAX_UNIT_SECONDS:
+            steps = max(1, steps // 4)
+        return {**plan, "steps": steps}
+
+    def _time_step(self) -> float:
+        """Seconds of one step, from two; the first also warms up."""
+        problem = self._ready()
+        state = problem.start_state(self._start_theta())
+        best = math.inf
+        for _ in range(2):
+            began = time.perf_counter()
+            with self._out_of_memory_explained(), torch.random.fork_rng(devices=self._devices()):
+                loss, _ = problem.gradient(state, self._batches.batch(0))
+            float(loss)
+            best = min(best, time.perf_counter() - began)
+        return best
+
+    def _devices(self) -> list[torch.device]:
+        device = self._ready().device
+        return [device] if device.type == "cuda" else []
+
+    def arrays(self, plan: dict[str, Any]) -> list[ArraySpec]:
+        """Layout of the arrays; every one that has an iteration axis is full-length in it."""
+        total, size, steps = self.run.iterations + 1, self._layout.size, plan["steps"]
+        layers = self.layers
+        per_step = (steps,)
+        specs = [
+            ArraySpec(
+                "theta",
+                (total, size),
+                "float64",
+                ("iteration", "parameter"),
+                (1, size),
+                shards=(steps, size),
+                attributes={"description": "Parameters after so many steps; NaN where not kept."},
+            ),
+            ArraySpec(
+                "loss",
+                (total,),
+                "float64",
+                ("iteration",),
+                per_step,
+                attributes={"description": "Loss of the batch before the step, without weight decay.", "unit": "nat"},
+            ),
+            ArraySpec(
+                "learning_rate",
+                (total,),
+                "float64",
+                ("iteration",),
+                per_step,
+                attributes={"description": "Learning rate of the step."},
+            ),
+            ArraySpec(
+                "gradient_norm",
+                (total, len(layers)),
+                "float64",
+                ("iteration", "layer"),
+                (steps, len(layers)),
+                attributes={
+                    "description": "Norm of the batch gradient by layer, without weight decay.",
+                    "layers": layers,
+                },
+            ),
+            ArraySpec(
+                "batch",
+                (total, self.run.batch_size),
+                "int64",
+                ("iteration", "slot"),
+                (steps, self.run.batch_size),
+                compress=True,
+                attributes={"description": "Training examples of the step's batch; -1 where there is none."},
+            ),
+            ArraySpec(
+                "evaluation",
+                (total, len(SPLITS), len(MEASURES)),
+                "float64",
+                ("iteration", "split", "measure"),
+                (steps, len(SPLITS), len(MEASURES)),
+                attributes={
+                    "description": "Mean loss and accuracy over whole splits; NaN where not evaluated.",
+                    "splits": list(SPLITS),
+                    "measures": list(MEASURES),
+                },
+            ),
+        ]
+        states = self.units(plan) + 1
+        lengths = {"theta": size, "momentum": size, "buffers": self._buffer_size}
+        specs += [
+            ArraySpec(
+                f"resume/{name}",
+                (states, length),
+                "float64",
+                ("unit", f"{name}_element"),
+                (1, length),
+                attributes={"description": "State at the start of a unit; the last row is the state at the end."},
+            )
+            for name, length in lengths.items()
+            if length
+        ]
+        return specs
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers, in θ's order."""
+        return list(dict.fromkeys(block.layer for block in self._layout.blocks))
+
+    def units(self, plan: dict[str, Any]) -> int:
+        """Number of units."""
+        return -(-self.run.iterations // plan["steps"])
+
+    def estimate(self, plan: dict[str, Any]) -> Estimate:
+        """Memory, disk and, at the first start, time."""
+        size, units = self._layout.size, self.units(plan)
+        item = np.dtype(self.run.dtype).itemsize
+        pixels = math.prod(self._info.shape) * sum(self._info.counts.values())
+        activations = self._activations() * max(self.run.batch_size, plan["evaluation_chunk"]) * item
+        rows = min(plan["steps"], self.run.iterations + 1)
+        memory = 2**29 + pixels * (2 + 2 * item) + 3 * activations + 8 * size * (3 * rows + 8)
+        kept = sum(self.run.is_saved(t) for t in range(self.run.iterations + 1))
+        disk = 8 * size * (kept + 2 * (units + 1)) + 8 * self.run.iterations * (self.run.batch_size + 16)
+        seconds = None if self._step_seconds is None else self._step_seconds * self.run.iterations
+        return Estimate(memory, disk, seconds)
+
+    def _activations(self) -> int:
+        """Numbers that the forward pass of one image makes."""
+        total = 0
+
+        def count(module: torch.nn.Module, inputs: Any, outputs: Any) -> None:
+            nonlocal total
+            total += outputs.numel() if isinstance(outputs, torch.Tensor) else 0
+
+        model = build_model(self.model, self._info.shape, len(self._info.classes)).eval()
+        for module in model.modules():
+            module.register_forward_hook(count)
+        with torch.no_grad():
+            model(torch.zeros(1, *self._info.shape))
+        return total
+
+    def start(self, plan: dict[str, Any]) -> None:
+        """Sets threads, and puts network and data on the device.
+
+        Args:
+            plan: The numerics plan.
+
+        Raises:
+            StageError: The plan's device is not here, or BatchNorm cannot train with the smallest batch.
+        """
+        # Also where the problem is ready: something else in this process may have set other numbers of threads.
+        apply_numerics(plan["threads"])
+        if self._problem is not None:
+            return
+        if plan["device"] == "cuda" and not torch.cuda.is_available():
+            raise StageError(
+                "This training was begun on a CUDA device, and none is usable here; continue it where there is one, or "
+                "remove its directory to start afresh."
+            )
+        self._problem = _Problem(self, torch.device(plan["device"]))
+        try:
+            with self._out_of_memory_explained(), torch.random.fork_rng(devices=self._devices()):
+                state = self._problem.start_state(self._start_theta())
+                self._problem.gradient(state, self._batches.batch(0)[: self._batches.smallest])
+        except ValueError as error:
+            raise StageError(
+                f"The network cannot be trained on a batch of {self._batches.smallest} "
+                f"({' '.join(str(error).split())}); choose another batch_size, or remainder 'wrap' or 'drop'."
+            ) from error
+
+    def _ready(self) -> _Problem:
+        assert self._problem is not None, "start() comes first"
+        return self._problem
+
+    def _out_of_memory_explained(self) -> "_OutOfMemoryExplained":
+        return _OutOfMemoryExplained(self.run.batch_size)
+
+    def _state(self, unit: int, store: StageStore) -> _State:
+        """The state at the start of a unit: the one that the unit before it left, or the initial one."""
+        problem = self._ready()
+        state = problem.start_state(self._start_theta())
+        if unit == 0:
+            return state
+        state.theta = torch.from_numpy(store.read("resume/theta", unit)).to(problem.device)
+        state.momentum = torch.from_numpy(store.read("resume/momentum", unit)).to(problem.device)
+        if state.buffers:
+            values = torch.from_numpy(store.read("resume/buffers", unit)).to(problem.device)
+            parts = values.split([buffer.numel() for buffer in state.buffers.values()])
+            for buffer, part in zip(state.buffers.values(), parts, strict=True):
+                buffer.copy_(part.reshape(buffer.shape))
+        return state
+
+    def compute(self, unit: int, plan: dict[str, Any], store: StageStore) -> Arrays:
+        """Takes the steps of one unit.
+
+        Args:
+            unit: Number of the unit.
+            plan: The numerics plan.
+            store: What the units before have written.
+
+        Returns:
+            Values by array.
+        """
+        problem, run = self._ready(), self.run
+        first = unit * plan["steps"]
+        stop = min(first + plan["steps"], run.iterations)
+        rows = stop - first + (stop == run.iterations)
+        state = self._state(unit, store)
+        before = _flat(state)
+        values: dict[str, np.ndarray] = {
+            "theta": np.full((rows, problem.layout.size), np.nan),
+            "learning_rate": np.full(rows, np.nan),
+            "batch": np.full((rows, run.batch_size), -1, dtype=np.int64),
+            "evaluation": np.full((rows, len(SPLITS), len(MEASURES)), np.nan),
+        }
+        losses, norms = [], []
+        theta = torch.nn.Parameter(state.theta)
+        state.theta = theta.data
+        optimiser = torch.optim.SGD(
+            [theta],
+            lr=0.0,
+            momentum=run.momentum,
+            nesterov=run.nesterov,
+            weight_decay=run.weight_decay,
+            foreach=False,
+            fused=False,
+        )
+        optimiser.state[theta]["momentum_buffer"] = state.momentum
+        with self._out_of_memory_explained(), torch.random.fork_rng(devices=self._devices()):
+            for row in range(rows):
+                iteration = first + row
+                if run.is_saved(iteration):
+                    values["theta"][row] = theta.detach().cpu().numpy()
+                if iteration % run.evaluate_every == 0 or iteration == run.iterations:
+                    values["evaluation"][row] = problem.evaluate(state, plan["evaluation_chunk"])
+                if iteration == run.iterations:
+                    break
+                indices = self._batches.batch(iteration)
+                values["batch"][row, : len(indices)] = indices
+                # Dropout and the like: a step's noise depends on seed and step, not on where a unit began.
+                torch.manual_seed(derive_seed(_NOISE_STREAM, self.seed, iteration))
+                loss, gradient = problem.gradient(state, indices)
+                losses.append(loss)
+                norms.append(problem.layer_norms(gradient))
+                rate = learning_rate(run.learning_rate, iteration, run.iterations)
+                values["learning_rate"][row] = rate
+                optimiser.param_groups[0]["lr"] = rate
+                theta.grad = gradient
+                optimiser.step()
+        steps = stop - first
+        values["loss"] = _padded(torch.stack(losses).to(torch.float64).cpu().numpy(), rows)
+        values["gradient_norm"] = _padded(torch.stack(norms).cpu().numpy(), rows)
+        self._check_finite(first, steps, values["loss"], state.theta)
+        written: dict[str, tuple[tuple[slice | int, ...], np.ndarray]] = {
+            name: ((slice(first, first + rows),), array) for name, array in values.items()
+        }
+        after = _flat(state)
+        for name, vector in after.items():
+            # Row u + 1 is where unit u + 1 starts; the first unit also records its own start.
+            states = np.stack([before[name], vector]) if unit == 0 else vector[None]
+            written[f"resume/{name}"] = ((slice(unit + 2 - len(states), unit + 2),), states)
+        return written
+
+    def _check_finite(self, first: int, steps: int, losses: np.ndarray, theta: torch.Tensor) -> None:
+        """Checks that the run has not diverged.
+
+        Args:
+            first: Iteration of the first loss.
+            steps: Number of losses.
+            losses: The batch losses, beginning with those.
+            theta: θ after them.
+
+        Raises:
+            StageError: It has.
+        """
+        bad = np.flatnonzero(~np.isfinite(losses[:steps]))
+        if bad.size == 0 and bool(torch.isfinite(theta).all()):
+            return
+        iteration = first + (int(bad[0]) if bad.size else steps)
+        rate = learning_rate(self.run.learning_rate, max(0, iteration - 1), self.run.iterations)
+        who = f"Training of run '{self.run.name}'" if isinstance(self.run, Run) else "Training"
+        raise StageError(
+            f"{who} diverged: the loss is not finite at iteration {iteration} (learning "
+            f"rate {rate:g}); lower learning_rate.value, or lengthen learning_rate.warmup."
+        )
+
+    def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
+        """Names of layers, layout of θ and the final losses and accuracies."""
+        final = store.read("evaluation", self.run.iterations)
+        return {
+            "iterations": self.run.iterations,
+            "layout": self._layout.to_json(),
+            "layers": self.layers,
+            "final": {
+                split: {measure: finite(float(final[i, j])) for j, measure in enumerate(MEASURES)}
+                for i, split in enumerate(SPLITS)
+            },
+        }
+
+
+class _OutOfMemoryExplained:
+    """Turns the device's out-of-memory error into a sentence."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise StageError(
+                f"The device's memory does not hold a training step with batch_size {self._batch_size}; lower it, or "
+                "use a device with more memory."
+            ) from error
+
+
+def _flat(state: _State) -> dict[str, np.ndarray]:
+    """A copy of the state as float64 vectors: what is stored for resuming."""
+    vectors = {"theta": state.theta, "momentum": state.momentum}
+    if any(buffer.numel() for buffer in state.buffers.values()):
+        vectors["buffers"] = torch.cat([buffer.reshape(-1).to(torch.float64) for buffer in state.buffers.values()])
+    return {name: vector.detach().cpu().numpy().copy() for name, vector in vectors.items()}
+
+
+def _padded(values: np.ndarray, rows: int) -> np.ndarray:
+    full = np.full((rows, *values.shape[1:]), np.nan)
+    full[: len(values)] = values
+    return full
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The course of a run.
+
+    Attributes:
+        loss: Batch loss at each step, shape (T,).
+        learning_rate: Shape (T,).
+        gradient_norm: Norm of the batch gradient by layer, shape (T, layers).
+        layers: Names of the layers.
+        evaluated: Iterations with an evaluation over whole splits, shape (E,).
+        evaluation: Mean loss and accuracy (last axis) of train, validation and test, shape (E, 3, 2).
+    """
+
+    loss: np.ndarray
+    learning_rate: np.ndarray
+    gradient_norm: np.ndarray
+    layers: tuple[str, ...]
+    evaluated: np.ndarray
+    evaluation: np.ndarray
+
+
+class Trajectory:
+    """A finished training run.
+
+    Attributes:
+        stage: The stage: its manifest and its arrays.
+        training: The `training` section under which it ran.
+    """
+
+    def __init__(self, stage: FinishedStage) -> None:
+        self.stage = stage
+        section = json.dumps(stage.manifest["parameters"]["training"])
+        self.training = Training.model_validate_json(section, strict=True)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Trajectory":
+        """Opens a run.
+
+        Args:
+            path: The stage's directory, or the manifest in it.
+
+        Returns:
+            The run.
+        """
+        return cls(open_stage(path, TrainingTask.name))
+
+    @property
+    def saved(self) -> np.ndarray:
+        """The iterations whose θ was kept, ascending, int64."""
+        total = self.training.iterations + 1
+        return np.array([t for t in range(total) if self.training.is_saved(t)], dtype=np.int64)
+
+    def theta(self, iteration: int) -> np.ndarray:
+        """Parameters after so many steps.
+
+        Args:
+            iteration: Number of steps.
+
+        Returns:
+            θ, float64, shape (P,).
+
+        Raises:
+            ConfigError: This iterate was not kept.
+        """
+        if not self.training.is_saved(iteration):
+            kept = self.saved
+            near = sorted(
+                {int(kept[kept <= iteration].max(initial=0)), int(kept[kept >= min(iteration, kept[-1])].min())}
+            )
+            raise ConfigError(
+                f"Iteration {iteration} of this run was not kept; the nearest kept are {' and '.join(map(str, near))}."
+            )
+        return self.stage.read("theta", iteration)
+
+    def curves(self) -> Curves:
+        """Losses, learning rates, gradient norms and evaluations of the whole run."""
+        steps = self.training.iterations
+        evaluation = self.stage.read("evaluation")
+        evaluated = np.flatnonzero(~np.isnan(evaluation[:, 0, 0]))
+        return Curves(
+            self.stage.read("loss")[:steps],
+            self.stage.read("learning_rate")[:steps],
+            self.stage.read("gradient_norm")[:steps],
+            tuple(self.stage.manifest["results"]["layers"]),
+            evaluated.astype(np.int64),
+            evaluation[evaluated],
+        )

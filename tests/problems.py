@@ -1,0 +1,83 @@
+"""Small networks and data that several test modules share."""
+
+from pathlib import Path
+
+import torch
+from cases import write_random_data
+
+from quadscape.checkpoint import extract_checkpoint, freeze_batch_norms
+from quadscape.config import CNN, MLP, Linear, Model, ResNet9, parse_experiment, resolved
+from quadscape.models import build_model, initial_vector
+from quadscape.objective import Objective
+from quadscape.parameters import ParameterLayout, assign_vector
+
+SMALL = {
+    "linear": (Linear(factory="linear"), (1, 4, 4)),
+    "mlp": (MLP(factory="mlp", hidden=(9, 7)), (1, 4, 4)),
+    "cnn-group": (CNN(factory="cnn", channels=(4, 8), normalization="group"), (1, 8, 8)),
+    "cnn-none": (CNN(factory="cnn", channels=(4, 8), normalization="none"), (1, 8, 8)),
+    "cnn-batch": (CNN(factory="cnn", channels=(4, 8), normalization="batch"), (1, 8, 8)),
+}
+RESNET9 = {f"resnet9-{kind}": (ResNet9(width=1, normalization=kind), (3, 8, 8)) for kind in ("group", "none", "batch")}
+
+
+def problem(
+    config: Model,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype = torch.float64,
+    *,
+    count: int = 11,
+    classes: int = 5,
+    loss: str = "cross_entropy",
+    chunk: int = 4,
+) -> tuple[Objective, torch.Tensor]:
+    """An objective over random images and a float64 θ; BatchNorm is frozen at statistics of 64 such images."""
+    generator = torch.Generator().manual_seed(7)
+    images = torch.randn(64, *shape, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    theta = initial_vector(config, shape, classes, 1)
+    # Away from the initial point, where biases vanish and scales are one, nothing cancels by symmetry.
+    theta = theta + 0.05 * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
+    model = build_model(config, shape, classes).double()
+    assign_vector(model, theta)
+    freeze_batch_norms(model, images)
+    model, images = model.to(dtype).eval(), images[:count]
+    return Objective(model, ParameterLayout.of(model), images.to(dtype), labels, loss, chunk), theta
+
+
+def dense_hessian(objective: Objective, theta: torch.Tensor) -> torch.Tensor:
+    """The Hessian by torch.func.hessian of the flat mean loss over all examples at once: an independent reference."""
+
+    def loss(vector: torch.Tensor) -> torch.Tensor:
+        parameters = objective.layout.unflatten(vector)
+        return objective.chunk_loss(parameters, objective.images, objective.labels) / objective.count
+
+    return torch.func.hessian(loss)(theta)
+
+
+def relative_error(found: torch.Tensor, reference: torch.Tensor) -> float:
+    """Relative Frobenius error."""
+    return float(torch.linalg.norm(found - reference) / torch.linalg.norm(reference))
+
+
+def write_checkpoint(
+    folder: Path, config: Model, shape: tuple[int, int, int], *, counts: tuple[int, int, int] = (23, 6, 6)
+) -> tuple[Path, Path]:
+    """A data store and a checkpoint of a network over it, by way of a file of parameters; returns both paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = write_random_data(folder / "data.zarr", shape, 3, counts)
+    model = build_model(config, shape, 3)
+    theta = initial_vector(config, shape, 3, 4)
+    noise = torch.randn(theta.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assign_vector(model, theta + 0.05 * noise)
+    torch.save(model.state_dict(), folder / "state.pt")
+    experiment = parse_experiment(
+        {
+            "name": "test",
+            "data": {"source": "digits"},
+            "model": resolved(config),
+            "runs": [{"name": "foreign", "path": str(folder / "state.pt"), "checkpoints": [0]}],
+        }
+    )
+    extract_checkpoint(experiment, "foreign", 0, None, data, folder / "checkpoint.zarr")
+    return folder / "checkpoint.zarr", data

@@ -1,0 +1,228 @@
+"""The experiment file: every kind of mistake gets its one sentence, and the defaults are the same everywhere."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quadscape.config import Experiment, Section, Steps, check_problem, load_experiment, parse_experiment, resolved
+from quadscape.errors import ConfigError
+from quadscape.reference import configuration_reference
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _run(**keys: Any) -> dict[str, Any]:
+    return {"runs": [{"name": "a", **keys}]}
+
+
+BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
+    ("unknown key", {"trainng": 1}, ("trainng", "training")),
+    ("unknown nested key", {"data": {"pth": "x"}}, ("data.pth", "path")),
+    ("unknown key in a run", _run(momentm=0.9), ("runs[0].momentm", "momentum")),
+    (
+        "unknown key of a schedule",
+        {"training": {"learning_rate": {"schedule": "steps", "milestone": [1]}}},
+        ("milestones",),
+    ),
+    ("unknown key of a model", {"model": {"factory": "mlp", "width": 3}}, ("model.width", "hidden")),
+    ("unknown key of a probe", {"probes": {"line_search": {"pionts": 9}}}, ("probes.line_search.pionts", "points")),
+    ("misspelt choice", {"data": {"source": "cifar"}}, ("data.source", '"cifar"', "cifar10")),
+    ("misspelt loss", {"loss": "crossentropy"}, ("loss", "crossentropy", "cross_entropy")),
+    ("misspelt factory", {"model": {"factory": "resnet"}}, ("model.factory", "resnet9", "package.module:function")),
+    ("misspelt schedule", {"training": {"learning_rate": {"schedule": "step"}}}, ("learning_rate.schedule", "steps")),
+    (
+        "schedule left out",
+        {"training": {"learning_rate": {"value": 0.1}}},
+        ("learning_rate.schedule", "missing", "cosine"),
+    ),
+    ("schedule is a number", {"training": {"learning_rate": 0.1}}, ("training.learning_rate", "0.1")),
+    ("misspelt normalisation", {"model": {"normalization": "layer"}}, ("model.normalization", "group", "batch")),
+    ("misspelt remainder", {"training": {"remainder": "pad"}}, ("training.remainder", "wrap")),
+    ("misspelt device", {"device": "gpu"}, ("device", "cuda")),
+    ("misspelt dtype", {"curvature": {"dtype": "float16"}}, ("curvature.dtype", "float32", "float64")),
+    ("text for a number", {"training": {"batch_size": "many"}}, ("training.batch_size", "many", "integer")),
+    ("quoted number", {"training": {"batch_size": "512"}}, ("training.batch_size", "512")),
+    ("fraction for a count", {"training": {"iterations": 10.5}}, ("training.iterations", "10.5")),
+    ("truth value for a number", {"seed": True}, ("seed", "true", "integer")),
+    ("number for a truth value", {"training": {"nesterov": 1}}, ("training.nesterov", "1")),
+    ("not a number", {"training": {"weight_decay": float("nan")}}, ("training.weight_decay",)),
+    (
+        "infinite",
+        {"training": {"learning_rate": {"schedule": "constant", "value": float("inf")}}},
+        ("learning_rate.value",),
+    ),
+    ("mapping for a list", {"runs": {"name": "a"}}, ("runs",)),
+    ("number for a section", {"training": 3}, ("training", "3")),
+    ("zero width", {"model": {"width": 0}}, ("model.width", "0", "1")),
+    ("no hidden layer", {"model": {"factory": "mlp", "hidden": []}}, ("model.hidden", "at least one")),
+    (
+        "negative learning rate",
+        _run(learning_rate={"schedule": "constant", "value": -0.1}),
+        ("learning_rate.value", "-0.1"),
+    ),
+    ("negative decay", {"training": {"weight_decay": -1e-3}}, ("training.weight_decay", "-0.001")),
+    ("momentum of one", {"training": {"momentum": 1.0}}, ("training.momentum", "1.0", "less than 1")),
+    ("nesterov without momentum", _run(nesterov=True, momentum=0.0), ("runs[0]", "nesterov", "momentum")),
+    ("zero batch", {"training": {"batch_size": 0}}, ("training.batch_size", "0")),
+    (
+        "milestones out of order",
+        _run(learning_rate={"schedule": "steps", "milestones": [20, 10]}),
+        ("milestones", "increasing"),
+    ),
+    ("factor above one", _run(learning_rate={"schedule": "steps", "factor": 10.0}), ("factor", "10.0")),
+    (
+        "warm-up beyond the run",
+        _run(iterations=10, learning_rate={"schedule": "constant", "warmup": 11}),
+        ("warmup", "11", "10"),
+    ),
+    ("held-out fraction", {"data": {"held_out": 1.0}}, ("data.held_out", "1.0")),
+    ("no runs", {"runs": []}, ("runs", "at least one")),
+    ("run without a name", {"runs": [{"iterations": 3}]}, ("runs[0].name", "missing")),
+    ("two runs of one name", {"runs": [{"name": "a"}, {"name": "a"}]}, ("runs", "'a'", "differ")),
+    ("name with a space", {"name": "my experiment"}, ("name", "my experiment", "letters")),
+    ("name with a slash", _run(name="../a"), ("runs[0].name", "../a")),
+    ("checkpoint beyond the run", _run(iterations=100, checkpoints=[101]), ("runs[0]", "101", "100")),
+    ("checkpoint never saved", _run(checkpoints=[3]), ("runs[0]", "3", "0 and 4")),
+    ("negative checkpoint", _run(checkpoints=[-1]), ("runs[0].checkpoints[0]", "-1")),
+    ("checkpoint listed twice", _run(checkpoints=[4, 4]), ("runs[0].checkpoints", "twice")),
+    ("foreign run without checkpoint", _run(path="w.pt"), ("runs[0]", "checkpoints")),
+    ("foreign checkpoints in one file", _run(path="w.pt", checkpoints=[0, 1]), ("runs[0]", "{iteration}")),
+    ("even number of points", {"probes": {"line_search": {"points": 10}}}, ("points", "10", "odd")),
+    ("one band", {"probes": {"overlap": {"bands": 1}}}, ("probes.overlap.bands", "1", "2")),
+]
+
+
+@pytest.mark.parametrize(("raw", "words"), [(raw, words) for _, raw, words in BAD], ids=[name for name, *_ in BAD])
+def test_a_mistake_gets_one_sentence(raw: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_experiment(raw)
+    message = str(caught.value)
+    for word in words:
+        assert word in message
+    assert "\n" not in message
+    assert message.endswith(".")
+    assert len(message) < 400
+
+
+def test_many_mistakes_name_the_first_and_count_the_rest() -> None:
+    with pytest.raises(ConfigError, match=r"^nam is not a known key .*\(and 2 more problems\)\.$"):
+        parse_experiment({"nam": 1, "seed": "x", "loss": 3})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"probes": {"line_search": {"directions": 101}}}, ("directions", "101", "100 parameters")),
+        ({"probes": {"line_search": {"directions": 5}, "overlap": {"bands": 101}}}, ("bands", "101", "100")),
+        ({"training": {"batch_size": 51}}, ("batch_size", "51", "50 training images")),
+    ],
+)
+def test_sizes_are_checked(change: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_problem(parse_experiment({"training": {"batch_size": 50}, **change}), parameters=100, training_images=50)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "word"), [("[1, 2]", "mapping"), ("a: [", "YAML"), ("1: 2", "not a known key")])
+def test_a_file_that_is_no_experiment(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "e.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=word):
+        load_experiment(tmp_path / "e.yaml")
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_experiment(tmp_path / "none.yaml")
+
+
+def test_dates_and_other_yaml_objects_are_refused() -> None:
+    with pytest.raises(ConfigError, match="neither number"):
+        parse_experiment(yaml.safe_load("name: 2026-01-01"))
+
+
+def test_config_yaml_states_every_default() -> None:
+    raw = yaml.safe_load((ROOT / "config.yaml").read_text())
+    assert resolved(parse_experiment(raw)) == resolved(parse_experiment({})) == resolved(Experiment())
+
+    def missing(section: Section, given: dict[str, Any], path: str) -> list[str]:
+        found = []
+        for key in type(section).model_fields:
+            value = getattr(section, key)
+            if key not in given:
+                found.append(path + key)
+            elif isinstance(value, Section):
+                found += missing(value, given[key], f"{path}{key}.")
+        return found
+
+    assert missing(Experiment(), raw, "") == []
+
+
+def test_the_configuration_page_is_current() -> None:
+    assert (ROOT / "docs/configuration.md").read_text() == configuration_reference(), "run `make docs`"
+
+
+def test_scientific_notation_without_a_dot_is_a_number() -> None:
+    assert parse_experiment(yaml.safe_load("training: {weight_decay: 1e-3}")).training.weight_decay == 1e-3
+
+
+def test_runs_inherit_training_and_replace_whole_keys() -> None:
+    experiment = parse_experiment(
+        {
+            "seed": 3,
+            "training": {"momentum": 0.5, "learning_rate": {"schedule": "steps", "value": 1.0, "milestones": [7]}},
+            "runs": [{"name": "a"}, {"name": "b", "learning_rate": {"schedule": "steps"}, "seed": 4}],
+        }
+    )
+    a, b = experiment.runs
+    assert (a.momentum, b.momentum) == (0.5, 0.5)
+    assert a.learning_rate == Steps(value=1.0, milestones=(7,))
+    assert b.learning_rate == Steps()
+    assert (experiment.run_seed(a), experiment.run_seed(b)) == (3, 4)
+
+
+def test_training_parameters_do_not_hold_name_and_checkpoints() -> None:
+    one, two = (parse_experiment(_run(checkpoints=c)).runs[0].training() for c in ([], [0, 4]))
+    assert resolved(one) == resolved(two)
+    assert not {"name", "checkpoints", "path"} & set(resolved(one))
+
+
+@given(stride=st.integers(1, 9), dense=st.integers(0, 5), iterations=st.integers(1, 60), milestone=st.integers(1, 70))
+def test_saved_iterations(stride: int, dense: int, iterations: int, milestone: int) -> None:
+    run = parse_experiment(
+        _run(
+            iterations=iterations,
+            trajectory={"stride": stride, "dense": dense},
+            learning_rate={"schedule": "steps", "milestones": [milestone]},
+        )
+    ).runs[0]
+    saved = {t for t in range(iterations + 1) if run.is_saved(t)}
+    expected = {t for t in range(iterations + 1) if t % stride == 0} | {iterations}
+    if milestone <= iterations:
+        expected |= {t for t in range(iterations + 1) if abs(t - milestone) <= dense}
+    assert saved == expected
+    assert not run.is_saved(-1)
+    assert not run.is_saved(iterations + 1)
+
+
+def test_pins_are_equal_everywhere() -> None:
+    def pins(text: str) -> dict[str, str]:
+        return dict(re.findall(r"^\s*-?\s*([A-Za-z0-9_.-]+)==([\w.]+)", text, flags=re.MULTILINE))
+
+    runtime = pins((ROOT / "requirements.txt").read_text())
+    development = pins((ROOT / "requirements-dev.txt").read_text())
+    conda = pins((ROOT / "envs/quadscape.yaml").read_text())
+    assert {name: development[name] for name in runtime} == runtime
+    assert {name: runtime[name] for name in conda} == conda
+    direct = {line.split("==")[0] for line in (ROOT / "requirements.in").read_text().split()}
+    assert set(conda) == direct
+    project = (ROOT / "pyproject.toml").read_text()
+    block = project[project.index("dependencies = [") : project.index("]", project.index("dependencies = ["))]
+    assert set(re.findall(r'"([A-Za-z0-9-]+)[><=]', block)) == direct
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        assert "://" not in line

@@ -1,0 +1,242 @@
+"""The workflow as users run it: what is computed, what is recomputed, and what is refused before any job."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = ["Snakefile", "config.yaml", "rules", "workflow_scripts", "quadscape", "profiles", "envs", "docs"]
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"source": "digits", "held_out": 0.8},
+    "model": {"factory": "mlp", "hidden": [3]},
+    "training": {
+        "iterations": 40,
+        "batch_size": 32,
+        "learning_rate": {"schedule": "steps", "value": 0.1, "milestones": [30]},
+        "trajectory": {"stride": 5, "dense": 2},
+        "evaluate_every": 10,
+    },
+    "runs": [{"name": "a", "checkpoints": [0, 40]}],
+    "probes": {"line_search": {"directions": 6, "points": 21}, "overlap": {"bands": 8}},
+}
+
+
+class Checkout:
+    """A copy of the project, with an experiment file, in which commands are run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        for name in PROJECT:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, path / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                path.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, path / name)
+
+    def configure(self, **changes: Any) -> None:
+        (self.path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **changes}))
+
+    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "snakemake", *arguments, "--cores", "2", "--configfile", "tiny.yaml"]
+        command += ["--rerun-triggers", "mtime", "params", "input"]
+        environment = {**os.environ, "PYTHONPATH": str(self.path), "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.run(
+            command, cwd=self.path, env=environment, capture_output=True, text=True, check=False, timeout=600
+        )
+
+    def plan(self, *targets: str) -> Counter[str]:
+        """Rules that a dry run lists, with counts."""
+        done = self.snakemake("-n", *targets)
+        assert done.returncode == 0, done.stdout + done.stderr
+        self.listing = done.stdout + done.stderr
+        return Counter(re.findall(r"^(?:local)?rule (\w+):", self.listing, flags=re.MULTILINE))
+
+    def figures(self) -> set[str]:
+        """Figures that the last dry run lists."""
+        return set(re.findall(r"wildcards: figure=(\w+)", self.listing))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    checkout = Checkout(tmp_path_factory.mktemp("workflow") / "checkout")
+    checkout.configure()
+    done = checkout.snakemake()
+    assert done.returncode == 0, done.stdout + done.stderr
+    return checkout
+
+
+@pytest.fixture
+def checkout(finished: Checkout, tmp_path: Path) -> Checkout:
+    """A copy of the finished one, with all times as they are, for one test to change."""
+    shutil.copytree(finished.path, tmp_path / "copy", symlinks=True)
+    copy = object.__new__(Checkout)
+    copy.path = tmp_path / "copy"
+    return copy
+
+
+PER_CHECKPOINT = {"extract_checkpoint", "compute_hessian", "compute_eigenbasis", "measure_spectrum", "search_lines"}
+PER_CHECKPOINT |= {"project_gradients"}
+
+
+@pytest.mark.slow
+def test_everything_is_made_and_then_nothing(finished: Checkout) -> None:
+    results = finished.path / "results/tiny"
+    assert {path.name for path in (results / "figures").iterdir()} == {
+        f"{name}.{kind}"
+        for kind in ("svg", "png")
+        for name in (
+            "learning_curves",
+            "spectrum",
+            "line_searches",
+            "quadratic_radius",
+            "gradient_cosine",
+            "eigenvector_overlap",
+        )
+    }
+    assert not finished.plan()
+
+
+@pytest.mark.slow
+def test_one_figure_lists_only_what_it_needs(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "checkout")
+    checkout.configure()
+    planned = checkout.plan("results/tiny/figures/spectrum.svg")
+    assert planned == Counter(
+        prepare_data=1,
+        train=1,
+        extract_checkpoint=2,
+        compute_hessian=2,
+        compute_eigenbasis=2,
+        measure_spectrum=2,
+        draw_figure=1,
+    )
+    assert checkout.plan("results/tiny/figures/learning_curves.svg") == Counter(
+        prepare_data=1, train=1, measure_curves=1, draw_figure=1
+    )
+
+
+@pytest.mark.slow
+def test_another_checkpoint_trains_nothing(checkout: Checkout) -> None:
+    checkout.configure(runs=[{"name": "a", "checkpoints": [0, 20, 40]}])
+    planned = checkout.plan()
+    assert planned.pop("measure_overlap") == 2
+    assert planned.pop("draw_figure") == 5
+    assert checkout.figures() == {
+        "spectrum",
+        "line_searches",
+        "quadratic_radius",
+        "gradient_cosine",
+        "eigenvector_overlap",
+    }
+    assert planned == Counter(dict.fromkeys(PER_CHECKPOINT, 1))
+    assert set(re.findall(r"iteration=(\d+)", checkout.listing)) == {"20"}
+
+
+@pytest.mark.slow
+def test_what_changes_no_result_runs_nothing(checkout: Checkout) -> None:
+    later = time.time() + 10
+    for path in [*checkout.path.glob("quadscape/**/*.py"), *checkout.path.glob("workflow_scripts/*.py")]:
+        path.write_text("# A remark at the top.\n" + path.read_text() + "\n# And one at the end.\n")
+        os.utime(path, (later, later))
+    for path in [*checkout.path.glob("rules/*.smk"), checkout.path / "Snakefile", checkout.path / "tiny.yaml"]:
+        path.write_text(path.read_text() + "\n# A remark.\n")
+        os.utime(path, (later, later))
+    assert not checkout.plan()
+
+
+@pytest.mark.slow
+def test_a_fresh_checkout_over_finished_results_runs_nothing(checkout: Checkout, tmp_path: Path) -> None:
+    fresh = Checkout(tmp_path / "fresh")
+    fresh.configure()
+    shutil.move(checkout.path / "results", fresh.path / "results")
+    assert not fresh.plan()
+
+
+@pytest.mark.slow
+def test_a_changed_figure_is_drawn_again(checkout: Checkout) -> None:
+    path = checkout.path / "quadscape/figures/spectrum.py"
+    path.write_text(path.read_text() + "\nCHANGED = 1\n")
+    assert checkout.plan() == Counter(draw_figure=1)
+    assert checkout.figures() == {"spectrum"}
+
+
+@pytest.mark.slow
+def test_a_changed_probe_is_measured_again(checkout: Checkout) -> None:
+    path = checkout.path / "quadscape/probes/line_search.py"
+    path.write_text(path.read_text() + "\nCHANGED = 1\n")
+    assert checkout.plan() == Counter(search_lines=2, draw_figure=2)
+    assert checkout.figures() == {"line_searches", "quadratic_radius"}
+
+
+@pytest.mark.slow
+def test_a_new_hessian_version_recomputes_what_follows(checkout: Checkout) -> None:
+    path = checkout.path / "quadscape/versions.py"
+    text = path.read_text()
+    assert '"hessian": 1' in text
+    path.write_text(text.replace('"hessian": 1', '"hessian": 2'))
+    planned = checkout.plan()
+    assert "train" not in planned
+    assert "extract_checkpoint" not in planned
+    assert planned["compute_hessian"] == planned["compute_eigenbasis"] == 2
+    assert checkout.figures() >= {"spectrum", "eigenvector_overlap"}
+
+
+@pytest.mark.slow
+def test_a_lost_manifest_is_rewritten_without_recomputing(checkout: Checkout) -> None:
+    stage = checkout.path / "results/tiny/runs/a/checkpoints/40/hessian"
+    before = (stage / "manifest.json").read_bytes()
+    (stage / "manifest.json").unlink()
+    done = checkout.snakemake()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (stage / "manifest.json").read_bytes() == before
+    assert '"event": "unit"' not in (stage / "events.jsonl").read_text().rpartition('"event": "start"')[2]
+    assert not checkout.plan()
+
+
+@pytest.mark.slow
+def test_a_removed_stage_directory_heals(checkout: Checkout) -> None:
+    stage = checkout.path / "results/tiny/runs/a/checkpoints/40/eigenbasis"
+    manifest = (stage / "manifest.json").read_bytes()
+    shutil.rmtree(stage / "store.zarr")
+    (checkout.path / "results/tiny/tables/a/40/spectrum.zarr/zarr.json").unlink()
+    done = checkout.snakemake("results/tiny/figures/spectrum.svg")
+    assert done.returncode != 0
+    assert f"remove the directory {stage.relative_to(checkout.path)}" in done.stdout + done.stderr
+    shutil.rmtree(stage)
+    done = checkout.snakemake("results/tiny/figures/spectrum.svg")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (stage / "manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trainng": {}}, ["trainng", "did you mean 'training'"]),
+        ({"runs": [{"name": "a", "checkpoints": [41]}]}, ["41", "40"]),
+        ({"data": {"source": "image_folder", "path": "no/such/folder"}}, ["no/such/folder"]),
+        ({"model": {"factory": "nowhere.at_all:function"}}, ["nowhere"]),
+        ({"probes": {"line_search": {"directions": 100000}}}, ["directions", "100000"]),
+    ],
+)
+def test_mistakes_stop_the_workflow_before_any_job(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
+    checkout = Checkout(tmp_path / "checkout")
+    checkout.configure(**changes)
+    done = checkout.snakemake()
+    assert done.returncode != 0
+    text = done.stdout + done.stderr
+    for word in words:
+        assert word in text
+    assert "Traceback" not in text
+    assert not (checkout.path / "results").exists()
