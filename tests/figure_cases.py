@@ -113,5 +113,5 @@ def run_tables(run: str, steps: int, drops: tuple[int, ...]) -> dict[str, Table]
         values = fall[np.minimum(at, steps - 1)] + excess * (1 - np.exp(-at / (0.3 * steps)))
         evaluation[at, place] = np.stack([values, points * np.exp(-0.3 * values)], axis=1)
     norms = np.abs(generator.standard_normal((steps, 2))) + 0.1
-    counts = {"training": 1257, "validation": 270, "test": 270}
+    counts = {"train": 1257, "validation": 270, "test": 270}
     return curves.measure(loss, rate, norms, ["conv1", "linear"], evaluation, counts, {"run": run})

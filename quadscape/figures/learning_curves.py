@@ -34,7 +34,7 @@ def draw(tables: "Tables") -> "Figure":
         steps = curves["iteration"]
         above.fill_between(steps, curves["batch_loss_q05"], curves["batch_loss_q95"], color=style.PALE, linewidth=0)
         above.plot(steps, curves["batch_loss"], color=style.BLACK, linewidth=0.7, zorder=4)
-        for split, (colour, marker, dash) in style.SPLITS.items():
+        for split, (_, colour, marker, dash) in style.SPLITS.items():
             rows = evaluations.where(evaluations["split"] == split)
             if not len(rows):
                 continue
@@ -72,8 +72,8 @@ def draw(tables: "Tables") -> "Figure":
     style.outer_labels(axes[1], columns, "", "accuracy")
     style.outer_labels(axes[2], columns, "iteration (steps taken)", "learning rate η")
     keys = [
-        style.line_key(f"{split}, whole split", color=colour, marker=marker, linestyle=dash, markersize=4)
-        for split, (colour, marker, dash) in style.SPLITS.items()
+        style.line_key(f"{label}, whole split", color=colour, marker=marker, linestyle=dash, markersize=4)
+        for label, colour, marker, dash in style.SPLITS.values()
     ]
     keys.append(style.line_key("batch loss, running mean", color=style.BLACK, linewidth=0.7))
     keys.append(style.patch_key("batch losses, 5–95 %", color=style.PALE))

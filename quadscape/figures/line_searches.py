@@ -79,7 +79,7 @@ def _choose(fits: "Table") -> list[int]:
 
 def _draw_line(axis: "Axes", lines: "Table", fits: "Table", row: int) -> None:
     own = lines["index"] == fits["index"][row]
-    training = lines.where(own & (lines["split"] == "training"))
+    training = lines.where(own & (lines["split"] == "train"))
     validation = lines.where(own & (lines["split"] == "validation"))
     axis.axhline(0, color=style.PALE, linewidth=1)
     axis.axvline(0, color=style.PALE, linewidth=1)

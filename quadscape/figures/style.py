@@ -25,8 +25,12 @@ BLACK, GREY, PALE = "#222222", "#777777", "#DDDDDD"
 SIGNS = {1: ("positive λ", BLUE, "o", "-"), -1: ("negative λ (as |λ|)", VERMILLION, "s", "--")}
 """Label, colour, marker and dash of each sign of an eigenvalue."""
 
-SPLITS = {"training": (BLUE, "o", "-"), "validation": (ORANGE, "^", "--"), "test": (GREEN, "s", "-.")}
-"""Colour, marker and dash of each data split."""
+SPLITS = {
+    "train": ("training", BLUE, "o", "-"),
+    "validation": ("validation", ORANGE, "^", "--"),
+    "test": ("test", GREEN, "s", "-."),
+}
+"""Label, colour, marker and dash of each data split."""
 
 MAP = "cividis"
 """Perceptually uniform colour map that reads the same to colour-blind readers."""
