@@ -1,6 +1,6 @@
-from quadscape.checkpoint import extract_checkpoint
 from snakemake.script import snakemake
 
+from quadscape.checkpoint import extract_checkpoint
 from quadscape.jobs import start_job
 
 experiment, log = start_job(snakemake)
