@@ -12,17 +12,16 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from quadscape.config import Data
 from quadscape.errors import DataError
-from quadscape.store import ArraySpec, open_store, read_store, write_store
+from quadscape.store import ArraySpec, digest, open_store, read_store, write_store
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _DIGITS_PER_CLASS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
@@ -53,6 +52,20 @@ class DataDescription:
     test: int
     listing: str
 
+    @classmethod
+    def of_store(cls, path: str | Path) -> "DataDescription":
+        """The description under which a data store was made, for when the source is gone.
+
+        Args:
+            path: Directory of the store, or the `zarr.json` in it.
+
+        Returns:
+            The description.
+        """
+        info, listing = data_info(path), str(dict(open_store(path).attrs)["listing"])
+        counts = info.counts
+        return cls(info.shape, info.classes, counts["train"], counts["validation"], counts["test"], listing)
+
 
 @dataclass(frozen=True)
 class DataInfo:
@@ -62,7 +75,7 @@ class DataInfo:
         shape: Channels, height and width of every image.
         classes: Names of the classes.
         counts: Number of images of each split.
-        digest: SHA-256 of the store's content.
+        digest: SHA-256 of the arrays and of what gives them meaning; not of the names of source files.
     """
 
     shape: tuple[int, int, int]
@@ -394,7 +407,8 @@ def prepare(config: Data, seed: int, path: str | Path) -> None:
         seed: Seed of the random split.
         path: Directory of the store; what was there is replaced.
     """
-    describe(config)  # refuses what cannot be used, before anything is decoded or downloaded
+    # Refuses what cannot be used, before anything is decoded or downloaded.
+    listing = describe(config).listing
     if config.source == "digits":
         from sklearn.datasets import load_digits
 
@@ -402,14 +416,16 @@ def prepare(config: Data, seed: int, path: str | Path) -> None:
         pixels = bunch.images.astype(np.uint8)[:, None]
         labels = bunch.target.astype(np.int64)
         split = _split_all(labels, 10, config, seed)
-        write_data(path, pixels, labels, split, [str(digit) for digit in range(10)], "digits", scale=16)
+        write_data(
+            path, pixels, labels, split, [str(digit) for digit in range(10)], "digits", scale=16, listing=listing
+        )
     elif config.source == "cifar10":
         pixels, labels, training = _read_cifar10(config.path)
         split = np.zeros(labels.size, dtype=np.uint8)
         split[training:] = _split_rest(labels[training:], 10, config, seed)
-        write_data(path, pixels, labels, split, _CIFAR10_CLASSES, "cifar10")
+        write_data(path, pixels, labels, split, _CIFAR10_CLASSES, "cifar10", listing=listing)
     else:
-        _prepare_folder(config, seed, path)
+        _prepare_folder(config, seed, path, listing)
 
 
 def _split_rest(labels: np.ndarray, classes: int, config: Data, seed: int) -> np.ndarray:
@@ -425,22 +441,23 @@ def _split_all(labels: np.ndarray, classes: int, config: Data, seed: int) -> np.
     return split
 
 
-def _prepare_folder(config: Data, seed: int, path: str | Path) -> None:
+def _prepare_folder(config: Data, seed: int, path: str | Path, listing: str) -> None:
     parts = _list_folder(config)
     files = _all_files(parts)
     grey = _all_grey(files)
     classes = next(iter(parts.values())).classes
     pixels, labels, splits = [], [], []
-    for name, listing in parts.items():
-        pixels.append(_decode(listing, grey, files[0]))
-        labels.append(listing.labels)
+    for name, part in parts.items():
+        pixels.append(_decode(part, grey, files[0]))
+        labels.append(part.labels)
         if name == "all":
-            splits.append(_split_all(listing.labels, len(classes), config, seed))
+            splits.append(_split_all(part.labels, len(classes), config, seed))
         elif name == "train" or len(parts) == 3:
-            splits.append(np.full(listing.labels.size, SPLITS.index(name), dtype=np.uint8))
+            splits.append(np.full(part.labels.size, SPLITS.index(name), dtype=np.uint8))
         else:
-            splits.append(_split_rest(listing.labels, len(classes), config, seed))
-    write_data(path, np.concatenate(pixels), np.concatenate(labels), np.concatenate(splits), classes, "image_folder")
+            splits.append(_split_rest(part.labels, len(classes), config, seed))
+    whole = [np.concatenate(values) for values in (pixels, labels, splits)]
+    write_data(path, whole[0], whole[1], whole[2], classes, "image_folder", listing=listing)
 
 
 def write_data(
@@ -452,6 +469,7 @@ def write_data(
     source: str,
     *,
     scale: int = 255,
+    listing: str = "",
 ) -> None:
     """Writes a data store from arrays.
 
@@ -463,6 +481,7 @@ def write_data(
         classes: Names of the classes.
         source: Where the images come from.
         scale: The pixel value of white.
+        listing: Digest of what the source held.
     """
     mean, std = _moments(images[split == 0], scale)
     count = int(labels.size)
@@ -503,7 +522,9 @@ def write_data(
         "shape": list(images.shape[1:]),
         "counts": {name: int((split == i).sum()) for i, name in enumerate(SPLITS)},
     }
-    write_store(path, arrays, attributes)
+    content = digest({spec.name: np.asarray(values, dtype=spec.dtype) for spec, values in arrays}, attributes)
+    # Outside the content's digest: a renamed file makes the store anew, but must not train a network again.
+    write_store(path, arrays, {**attributes, "content": content, "listing": listing})
 
 
 def _moments(images: np.ndarray, scale: int) -> tuple[list[float], list[float]]:
@@ -532,7 +553,7 @@ def data_info(path: str | Path) -> DataInfo:
     attributes: dict[str, Any] = dict(open_store(path).attrs)
     channels, height, width = attributes["shape"]
     return DataInfo(
-        (channels, height, width), tuple(attributes["classes"]), dict(attributes["counts"]), attributes["digest"]
+        (channels, height, width), tuple(attributes["classes"]), dict(attributes["counts"]), attributes["content"]
     )
 
 
@@ -606,10 +627,10 @@ class DataSet:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the store's content."""
+        """SHA-256 of the arrays and of what gives them meaning."""
         return self.info.digest
 
-    def split(self, name: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    def split(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """One split, normalised.
 
         Args:
@@ -625,7 +646,7 @@ class DataSet:
             self._cache[name] = (self._normalised(pixels), labels.to(self._device))
         return self._cache[name]
 
-    def first(self, name: Split, count: int) -> torch.Tensor:
+    def first(self, name: str, count: int) -> torch.Tensor:
         """The first images of one split, normalised, without making the others.
 
         Args:
@@ -644,7 +665,7 @@ class DataSet:
             values[:, channel] = torch.from_numpy(np.take(levels.numpy(), pixels[:, channel]))
         return values.to(self._device)
 
-    def pixels(self, name: Split) -> np.ndarray:
+    def pixels(self, name: str) -> np.ndarray:
         """The images of one split as stored.
 
         Args:

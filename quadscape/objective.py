@@ -334,8 +334,8 @@ class CheckpointObjectives:
     def _check_data(self) -> None:
         if data_info(self._data_path).digest != self.checkpoint.data_digest:
             raise StoreError(
-                f"The checkpoint {self._checkpoint_path} was made with another data set than the one in {self._data_path}; "
-                "remove the checkpoint's directory and run the workflow again."
+                f"The checkpoint {self._checkpoint_path} was made with another data set than the one in "
+                f"{self._data_path}; remove the checkpoint's directory and run the workflow again."
             )
 
     def get(self, dtype: torch.dtype, device: torch.device | str, chunk: int | None = None) -> Objective:

@@ -206,7 +206,7 @@ class TrainingTask:
     """One training run, as a task for `run_stage`.
 
     Attributes:
-        run: The run's parameters.
+        run: The run, or its parameters alone; a run's name appears in messages only.
         seed: Seed of initial parameters and batch order.
         model: The `model` section.
         loss: `cross_entropy` or `squared_error`.
@@ -216,7 +216,9 @@ class TrainingTask:
     name = "training"
     version = 1
 
-    def __init__(self, run: Run, seed: int, model: Model, loss: str, data: str | Path, device: str = "auto") -> None:
+    def __init__(
+        self, run: Training, seed: int, model: Model, loss: str, data: str | Path, device: str = "auto"
+    ) -> None:
         self.run, self.seed, self.model, self.loss, self.data = run, seed, model, loss, Path(data)
         self._requested = device
         self._problem: _Problem | None = None
@@ -238,7 +240,7 @@ class TrainingTask:
 
     def parameters(self) -> dict[str, Any]:
         """What determines the trajectory, as JSON values."""
-        training = resolved(self.run.training())
+        training = resolved(self.run.training() if isinstance(self.run, Run) else self.run)
         # The seed in use stands beside; whether the run or the experiment gave it makes no difference.
         del training["seed"]
         return {
@@ -541,8 +543,9 @@ class TrainingTask:
             return
         iteration = first + (int(bad[0]) if bad.size else steps)
         rate = learning_rate(self.run.learning_rate, max(0, iteration - 1), self.run.iterations)
+        who = f"Training of run '{self.run.name}'" if isinstance(self.run, Run) else "Training"
         raise StageError(
-            f"Training of run '{self.run.name}' diverged: the loss is not finite at iteration {iteration} (learning "
+            f"{who} diverged: the loss is not finite at iteration {iteration} (learning "
             f"rate {rate:g}); lower learning_rate.value, or lengthen learning_rate.warmup."
         )
 

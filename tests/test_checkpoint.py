@@ -43,6 +43,10 @@ def train(experiment, data, path):
     return path / "manifest.json"
 
 
+def extract(experiment, iteration, trajectory, data, out):
+    extract_checkpoint(experiment, experiment.run("a"), iteration, trajectory, data, out)
+
+
 def assert_sentence(message, words):
     assert "\n" not in message
     assert message.endswith(".")
@@ -57,7 +61,7 @@ def test_checkpoint_of_a_run(normalization, data, tmp_path):
     trajectory = Trajectory.open(manifest)
     for iteration, rate in ((0, 0.05), (20, 0.005), (30, 0.005)):
         out = tmp_path / f"{iteration}" / "checkpoint.zarr"
-        extract_checkpoint(experiment, "a", iteration, manifest, data, out)
+        extract(experiment, iteration, manifest, data, out)
         checkpoint = Checkpoint.load(out)
         np.testing.assert_array_equal(checkpoint.theta, trajectory.theta(iteration))
         assert checkpoint.theta.dtype == np.float64
@@ -85,7 +89,7 @@ def test_checkpoints_are_byte_identical_when_extracted_again(data, tmp_path):
     experiment = make_experiment({**CNN, "normalization": "batch"})
     manifest = train(experiment, data, tmp_path / "run")
     for name in ("one", "two"):
-        extract_checkpoint(experiment, "a", 20, manifest, data, tmp_path / name)
+        extract(experiment, 20, manifest, data, tmp_path / name)
     first, second = ((tmp_path / name / "zarr.json").read_bytes() for name in ("one", "two"))
     assert first == second
 
@@ -102,7 +106,7 @@ def test_frozen_batch_norm_equals_full_batch_training_mode(config, data, tmp_pat
     manifest = train(experiment, data, tmp_path / "run")
     images, labels = DataSet.load(data, dtype=torch.float64).split("train")
     for iteration in (0, 30):
-        extract_checkpoint(experiment, "a", iteration, manifest, data, tmp_path / "c")
+        extract(experiment, iteration, manifest, data, tmp_path / "c")
         model = Checkpoint.load(tmp_path / "c").model()
         frozen = model(images).detach()
         loss = example_losses(frozen, labels, "cross_entropy").mean()
@@ -187,9 +191,10 @@ def save_foreign(experiment, path, change=lambda state: state, classes=3):
 def test_layers_are_frozen_in_the_order_of_execution(own, data, tmp_path):
     experiment = make_experiment(own("OutOfOrder"), path=str(tmp_path / "theta.pt"), checkpoints=[5])
     save_foreign(experiment, tmp_path / "theta.pt")
-    extract_checkpoint(experiment, "a", 5, None, data, tmp_path / "c")
+    extract(experiment, 5, None, data, tmp_path / "c")
     checkpoint = Checkpoint.load(tmp_path / "c")
     assert "shift" in checkpoint.buffers
+    assert checkpoint.run == "a"
     model = checkpoint.model()
     images, _ = DataSet.load(data, dtype=torch.float64).split("train")
     frozen = model(images).detach()
@@ -200,7 +205,7 @@ def test_one_batch_norm_used_twice_is_refused(own, data, tmp_path):
     experiment = make_experiment(own("Shared"), path=str(tmp_path / "theta.pt"), checkpoints=[5])
     save_foreign(experiment, tmp_path / "theta.pt")
     with pytest.raises(ModelError) as caught:
-        extract_checkpoint(experiment, "a", 5, None, data, tmp_path / "c")
+        extract(experiment, 5, None, data, tmp_path / "c")
     assert_sentence(str(caught.value), ("'norm'", "2 times"))
 
 
@@ -208,7 +213,7 @@ def test_coupled_examples_are_refused(own, data, tmp_path):
     experiment = make_experiment(own("Coupled"), path=str(tmp_path / "theta.pt"), checkpoints=[5])
     save_foreign(experiment, tmp_path / "theta.pt")
     with pytest.raises(ModelError, match="depends on the other examples"):
-        extract_checkpoint(experiment, "a", 5, None, data, tmp_path / "c")
+        extract(experiment, 5, None, data, tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 
@@ -216,14 +221,14 @@ def test_kinks_make_the_hessian_almost_everywhere(own, data, tmp_path):
     for model in (own("relu"), {**CNN, "activation": "relu"}):
         experiment = make_experiment(model, path=str(tmp_path / "theta.pt"), checkpoints=[5])
         save_foreign(experiment, tmp_path / "theta.pt")
-        extract_checkpoint(experiment, "a", 5, None, data, tmp_path / "c")
+        extract(experiment, 5, None, data, tmp_path / "c")
         assert Checkpoint.load(tmp_path / "c").hessian_kind == "almost everywhere"
 
 
 def test_a_changed_factory_is_noticed(own, data, tmp_path):
     experiment = make_experiment(own("relu"), path=str(tmp_path / "theta.pt"), checkpoints=[5])
     save_foreign(experiment, tmp_path / "theta.pt")
-    extract_checkpoint(experiment, "a", 5, None, data, tmp_path / "c")
+    extract(experiment, 5, None, data, tmp_path / "c")
     __import__("own_checkpoint_networks").relu = __import__("own_checkpoint_networks").OutOfOrder
     with pytest.raises(ModelError) as caught:
         Checkpoint.load(tmp_path / "c")
@@ -236,14 +241,14 @@ def test_a_changed_factory_is_noticed(own, data, tmp_path):
 def test_foreign_parameters(data, tmp_path):
     experiment = make_experiment(path=str(tmp_path / "theta_{iteration}.pt"), checkpoints=[5, 6])
     model = save_foreign(experiment, tmp_path / "theta_6.pt")
-    extract_checkpoint(experiment, "a", 6, None, data, tmp_path / "c")
+    extract(experiment, 6, None, data, tmp_path / "c")
     checkpoint = Checkpoint.load(tmp_path / "c")
     expected = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     np.testing.assert_array_equal(checkpoint.theta, expected.numpy())
     assert (checkpoint.training, checkpoint.momentum, checkpoint.learning_rate) == (None, None, None)
     assert checkpoint.weight_decay == 0.25
     with pytest.raises(ConfigError) as caught:
-        extract_checkpoint(experiment, "a", 5, None, data, tmp_path / "d")
+        extract(experiment, 5, None, data, tmp_path / "d")
     assert_sentence(str(caught.value), (tmp_path / "theta_5.pt", "no such file"))
 
 
@@ -255,7 +260,7 @@ def test_foreign_batch_norm_statistics_are_not_needed(data, tmp_path):
         lambda state: {name: v for name, v in state.items() if "running" not in name and "num_batches" not in name},
     ):
         save_foreign(experiment, tmp_path / "theta.pt", change)
-        extract_checkpoint(experiment, "a", 5, None, data, tmp_path / "c")
+        extract(experiment, 5, None, data, tmp_path / "c")
         found.append(Checkpoint.load(tmp_path / "c").digest)
     assert found[0] == found[1]
 
@@ -282,7 +287,7 @@ def test_unfit_foreign_parameters_are_refused(change, words, data, tmp_path):
     experiment = make_experiment(path=str(tmp_path / "theta.pt"), checkpoints=[5])
     save_foreign(experiment, tmp_path / "theta.pt", change)
     with pytest.raises(ModelError) as caught:
-        extract_checkpoint(experiment, "a", 5, None, data, tmp_path / "c")
+        extract(experiment, 5, None, data, tmp_path / "c")
     assert_sentence(str(caught.value), words)
     assert not (tmp_path / "c").exists()
 
@@ -297,7 +302,7 @@ def test_unreadable_foreign_files_are_refused(data, tmp_path):
     for content in (b"", b"weights", whole[: len(whole) // 2], pickled):
         path.write_bytes(content)
         with pytest.raises(ModelError) as caught:
-            extract_checkpoint(experiment, "a", 5, None, data, tmp_path / "c")
+            extract(experiment, 5, None, data, tmp_path / "c")
         assert_sentence(str(caught.value), (path, "cannot be read as saved tensors", "torch.save"))
 
 
@@ -305,7 +310,7 @@ def test_another_number_of_classes_is_refused(data, tmp_path):
     experiment = make_experiment(path=str(tmp_path / "theta.pt"), checkpoints=[5])
     save_foreign(experiment, tmp_path / "theta.pt", classes=4)
     with pytest.raises(ModelError, match=r"'linear.weight' with shape \(4, 32\)"):
-        extract_checkpoint(experiment, "a", 5, None, data, tmp_path / "c")
+        extract(experiment, 5, None, data, tmp_path / "c")
 
 
 # Trajectories that do not fit
@@ -315,21 +320,21 @@ def test_a_trajectory_of_something_else_is_refused(data, tmp_path):
     manifest = train(make_experiment(), data, tmp_path / "run")
     other = make_experiment({**CNN, "activation": "tanh"})
     with pytest.raises(StoreError) as caught:
-        extract_checkpoint(other, "a", 20, manifest, data, tmp_path / "c")
+        extract(other, 20, manifest, data, tmp_path / "c")
     assert_sentence(str(caught.value), ("another model",))
     data2 = write_random_data(tmp_path / "data.zarr", seed=1)
     with pytest.raises(StoreError, match="another data"):
-        extract_checkpoint(make_experiment(), "a", 20, manifest, data2, tmp_path / "c")
+        extract(make_experiment(), 20, manifest, data2, tmp_path / "c")
     with pytest.raises(ConfigError, match=r"Iteration 21 .* 20 and 30"):
-        extract_checkpoint(make_experiment(), "a", 21, manifest, data, tmp_path / "c")
+        extract(make_experiment(), 21, manifest, data, tmp_path / "c")
     with pytest.raises(ConfigError, match="no path and no trajectory"):
-        extract_checkpoint(make_experiment(), "a", 20, None, data, tmp_path / "c")
+        extract(make_experiment(), 20, None, data, tmp_path / "c")
 
 
 def test_a_damaged_checkpoint_is_an_error(data, tmp_path):
     experiment = make_experiment(path=str(tmp_path / "theta.pt"), checkpoints=[5])
     save_foreign(experiment, tmp_path / "theta.pt")
-    extract_checkpoint(experiment, "a", 5, None, data, tmp_path / "c")
+    extract(experiment, 5, None, data, tmp_path / "c")
     chunk = next(p for p in (tmp_path / "c" / "theta").rglob("*") if p.is_file() and p.name != "zarr.json")
     content = bytearray(chunk.read_bytes())
     content[10] ^= 1

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from quadscape import data
 from quadscape.config import Data
-from quadscape.data import DataSet, data_info, describe, prepare
+from quadscape.data import DataDescription, DataSet, data_info, describe, prepare
 from quadscape.errors import DataError
 from quadscape.store import read_store
 
@@ -59,6 +59,7 @@ def test_digits_split_is_disjoint_stratified_and_in_the_source_order(tmp_path):
     np.testing.assert_array_equal(arrays["labels"], bunch.target)
     assert attributes["scale"] == 16
     found = describe(DIGITS)
+    assert DataDescription.of_store(tmp_path / "data.zarr") == found
     info = data_info(tmp_path / "data.zarr")
     assert info.counts == {"train": found.training, "validation": found.validation, "test": found.test}
     assert (info.shape, info.classes) == (found.shape, found.classes)
@@ -217,6 +218,20 @@ def test_the_listing_changes_with_the_folder(tmp_path):
     assert describe(folder(root)).listing == before
     photograph(999).save(root / "cat" / "new.png")
     assert describe(folder(root)).listing != before
+
+
+def test_a_renamed_file_changes_the_listing_but_not_the_digest(tmp_path):
+    root = make_folder(tmp_path / "p")
+    prepare(folder(root), 0, tmp_path / "data.zarr")
+    before, described = data_info(tmp_path / "data.zarr"), describe(folder(root))
+    assert DataDescription.of_store(tmp_path / "data.zarr" / "zarr.json") == described
+    (root / "dog" / "0009.png").rename(root / "dog" / "0010.png")
+    prepare(folder(root), 0, tmp_path / "data.zarr")
+    assert data_info(tmp_path / "data.zarr") == before
+    assert DataDescription.of_store(tmp_path / "data.zarr").listing != described.listing
+    photograph(77).save(root / "dog" / "0010.png")
+    prepare(folder(root), 0, tmp_path / "data.zarr")
+    assert data_info(tmp_path / "data.zarr").digest != before.digest
 
 
 def test_hidden_files_and_others_are_left_out(tmp_path):

@@ -372,6 +372,7 @@ def test_fingerprint_leaves_out_what_does_not_determine_the_trajectory(data):
     first = TrainingTask(make_run(), 0, LINEAR, "squared_error", data, "cpu").parameters()
     second = TrainingTask(make_run(name="b", checkpoints=(4, 8), seed=0), 0, LINEAR, "squared_error", data).parameters()
     assert first == second
+    assert TrainingTask(make_run().training(), 0, LINEAR, "squared_error", data, "cpu").parameters() == first
     third = TrainingTask(make_run(weight_decay=0.5), 0, LINEAR, "squared_error", data, "cpu").parameters()
     assert first != third
 

@@ -1,6 +1,6 @@
-from quadscape.data import prepare
 from snakemake.script import snakemake
 
+from quadscape.data import prepare
 from quadscape.jobs import start_job
 
 experiment, log = start_job(snakemake)

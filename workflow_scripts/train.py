@@ -1,14 +1,14 @@
 from pathlib import Path
 
-from quadscape.training import TrainingTask
 from snakemake.script import snakemake
 
 from quadscape.jobs import start_job
 from quadscape.stage import run_stage
+from quadscape.training import TrainingTask
 
 experiment, log = start_job(snakemake)
 run = experiment.run(snakemake.wildcards.run)
 task = TrainingTask(
-    run.training(), experiment.run_seed(run), experiment.model, experiment.loss, snakemake.input.data, experiment.device
+    run, experiment.run_seed(run), experiment.model, experiment.loss, snakemake.input.data, experiment.device
 )
 run_stage(task, Path(snakemake.output[0]).parent, log=log)

@@ -100,8 +100,12 @@ class HessianEngine:
 def column_block(size: int) -> int:
     """Columns of one unit, K, for a Hessian of P columns: a power of two.
 
-    At most 256, at least 16, about a thirty-second of P in between, and few enough that one strip in float64 stays
-    under 256 MiB.
+    Args:
+        size: P.
+
+    Returns:
+        At most 256, at least 16, about a thirty-second of P in between, and so few that one strip in float64 stays
+        under 256 MiB.
     """
     wanted = max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, size // 32))
     return _power_of_two_below(max(1, min(wanted, size, _STRIP_BYTES // (8 * size))))
@@ -236,8 +240,8 @@ class HessianTask:
             finite = np.isfinite(block).all(axis=0)
             if not finite.all():
                 raise VerificationError(
-                    f"Column {start + int(np.argmin(finite))} of the Hessian is not finite; did training diverge before "
-                    "this checkpoint?"
+                    f"Column {start + int(np.argmin(finite))} of the Hessian is not finite; did training diverge "
+                    "before this checkpoint?"
                 )
             values = np.full((size, stop - start), np.nan, dtype=self._config.dtype)
             values[start:] = block
