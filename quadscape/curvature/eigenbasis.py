@@ -29,7 +29,7 @@ from quadscape.curvature.verification import (
     verify_eigenbasis,
 )
 from quadscape.errors import StageError, VerificationError
-from quadscape.numerics import apply_numerics, available_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.objective import CheckpointObjectives
 from quadscape.stage import Arrays, Estimate, StageStore, open_stage
 from quadscape.store import ArraySpec
@@ -193,7 +193,7 @@ class EigenbasisTask:
 
     def plan(self) -> dict[str, Any]:
         """Threads, device, solver, columns of one unit."""
-        threads, device = available_threads(), resolve_device(self._device)
+        threads, device = current_threads(), resolve_device(self._device)
         apply_numerics(threads)
         size, itemsize = self._size, np.dtype(self._config.dtype).itemsize
         objective = self._objectives.get(torch.float64, device)

@@ -17,7 +17,7 @@ import torch
 from quadscape.config import Curvature
 from quadscape.curvature.verification import PROBE_SEED, PROBES, sign_probes, verify_hessian
 from quadscape.errors import VerificationError
-from quadscape.numerics import apply_numerics, available_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.objective import CheckpointObjectives, Objective, Vector
 from quadscape.stage import Arrays, Estimate, StageStore, open_stage
 from quadscape.store import ArraySpec
@@ -151,7 +151,7 @@ class HessianTask:
 
     def plan(self) -> dict[str, Any]:
         """Threads, device, data chunks by dtype, and block sizes; slow columns make the block smaller."""
-        threads, device = available_threads(), resolve_device(self._device)
+        threads, device = current_threads(), resolve_device(self._device)
         apply_numerics(threads)
         plan: dict[str, Any] = {
             "threads": threads,
