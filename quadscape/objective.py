@@ -17,7 +17,7 @@ import torch
 from torch.func import functional_call, grad, jvp, vmap
 
 from quadscape.checkpoint import Checkpoint
-from quadscape.data import DataSet, Split, data_info
+from quadscape.data import DataSet, data_info
 from quadscape.errors import DataError, ModelError, StoreError
 from quadscape.losses import example_losses
 from quadscape.parameters import ParameterLayout
@@ -258,7 +258,7 @@ def data_chunk(bytes_per_example: int, count: int, device: torch.device) -> int:
 def objective_for(
     checkpoint: Checkpoint,
     data: DataSet,
-    split: Split,
+    split: str,
     dtype: torch.dtype,
     device: torch.device | str,
     chunk: int | None = None,
@@ -301,7 +301,7 @@ class CheckpointObjectives:
         split: The split.
     """
 
-    def __init__(self, checkpoint_path: str | Path, data_path: str | Path, split: Split) -> None:
+    def __init__(self, checkpoint_path: str | Path, data_path: str | Path, split: str) -> None:
         self._checkpoint_path, self._data_path = checkpoint_path, data_path
         self.split = split
         self._loaded: dict[torch.dtype, Objective] = {}

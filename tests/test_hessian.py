@@ -16,9 +16,12 @@ from quadscape.stage import open_stage, run_stage
 LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quadscape.curvature.hessian.available_threads", lambda: 1)
+        yield
 
 
 def whole(objective, theta, block=64):

@@ -41,8 +41,9 @@ _LARGEST_BLOCK = 4096
 _INNER = 16
 _CHECK_BLOCK = 4
 _DIVIDE_AND_CONQUER_LIMIT = 32_000
-"""Up to this size LAPACK's divide and conquer is used. Beyond, the length of its workspace of 2P² exceeds a 32-bit integer,
-and QR iteration takes its place: slower, but as orthogonal, which MRRR (`evr`) is not: it loses about 100 eps at P = 60."""
+"""Up to this size LAPACK's divide and conquer is used. Beyond, the length of its workspace of 2P² exceeds a 32-bit
+integer, and QR iteration takes its place: slower, but as orthogonal, which MRRR (`evr`) is not: it lost 100 eps already
+at P = 60."""
 
 
 def decompose(matrix: np.ndarray, driver: Literal["evd", "ev", "cuda"], threads: int) -> tuple[np.ndarray, np.ndarray]:
