@@ -1052,7 +1052,7 @@ def _load_manifest(directory: Path, name: str | None) -> dict[str, Any]:
         raise StoreError(
             f"There is no finished stage in {directory}: it has no manifest.json; run the workflow."
         ) from None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"The manifest of {directory} is damaged ({error}); {_remedy(directory)}.") from error
     if checksum != _hash(manifest):
         raise StoreError(f"The manifest of {directory} was changed after it was written; {_remedy(directory)}.")

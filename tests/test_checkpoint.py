@@ -44,7 +44,7 @@ def train(experiment, data, path):
 
 
 def extract(experiment, iteration, trajectory, data, out):
-    extract_checkpoint(experiment, experiment.run("a"), iteration, trajectory, data, out)
+    extract_checkpoint(experiment, "a", iteration, trajectory, data, out)
 
 
 def assert_sentence(message, words):

@@ -83,7 +83,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _finish("training", root, root / "training")
     extract_checkpoint(
         experiment,
-        experiment.runs[0],
+        experiment.runs[0].name,
         300,
         root / "training/manifest.json",
         root / "data.zarr",

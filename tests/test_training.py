@@ -324,14 +324,15 @@ def test_evaluations_and_layer_norms_are_those_of_the_saved_parameters(data, tmp
     model = build_model(config, loaded.shape, 3).double()
     curves = trajectory.curves()
     layout = ParameterLayout.of(model)
-    for row, iteration in enumerate(curves.evaluated):
+    assert curves.counts == loaded.counts
+    for iteration in curves.evaluated:
         assign_vector(model, torch.from_numpy(trajectory.theta(int(iteration))))
         for column, split in enumerate(("train", "validation", "test")):
             images, labels = loaded.split(split)
             outputs = model(images)
             loss = example_losses(outputs, labels, "cross_entropy").mean().item()
             accuracy = (outputs.argmax(1) == labels).double().mean().item()
-            np.testing.assert_allclose(curves.evaluation[row, column], [loss, accuracy], rtol=1e-12)
+            np.testing.assert_allclose(curves.evaluation[iteration, column], [loss, accuracy], rtol=1e-12)
     assert manifest["results"]["final"]["test"]["accuracy"] == accuracy
     iteration = 33
     assign_vector(model, torch.from_numpy(trajectory.theta(iteration)))

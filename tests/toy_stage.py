@@ -57,7 +57,9 @@ class Toy:
     def arrays(self, plan: dict[str, Any]) -> list[ArraySpec]:
         step, units = plan["step"], self.units(plan)
         return [
-            ArraySpec("rows", (self.rows, self.width), "float64", ("row", "column"), (2, self.width), (step, self.width)),
+            ArraySpec(
+                "rows", (self.rows, self.width), "float64", ("row", "column"), (2, self.width), (step, self.width)
+            ),
             ArraySpec("triangle", (self.rows, self.rows), "float32", ("row", "column"), (step, step)),
             ArraySpec("resume/state", (units, self.width), "float64", ("unit", "column"), (1, self.width)),
             ArraySpec("count", (units,), "int64", ("unit",), (1,), compress=True),
@@ -90,7 +92,10 @@ class Toy:
             "count": ((unit,), np.asarray(unit + 1)),
         }
         if unit == 0:
-            arrays["resume/state"] = ((slice(0, 2), slice(None)), np.stack([np.full(self.width, float(self.seed)), state]))
+            arrays["resume/state"] = (
+                (slice(0, 2), slice(None)),
+                np.stack([np.full(self.width, float(self.seed)), state]),
+            )
         elif stop < self.rows:
             arrays["resume/state"] = ((unit + 1, slice(None)), state)
         if self.flaw and unit == 1:
