@@ -26,7 +26,7 @@ from quadscape.data import SPLITS, DataSet, data_info
 from quadscape.errors import ConfigError, StageError
 from quadscape.losses import example_losses
 from quadscape.models import build_model, check_model, derive_seed, initial_vector
-from quadscape.numerics import apply_numerics, available_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.parameters import ParameterLayout
 from quadscape.stage import Arrays, Estimate, FinishedStage, StageStore, open_stage
 from quadscape.store import ArraySpec
@@ -257,7 +257,7 @@ class TrainingTask:
         device = resolve_device(self._requested)
         plan = {
             "device": device.type,
-            "threads": available_threads(),
+            "threads": current_threads(),
             "evaluation_chunk": 4096 if device.type == "cuda" else 512,
             "steps": 1,
         }

@@ -14,10 +14,6 @@ from quadscape.stage import run_stage
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("hessian", "eigenbasis"):
-            patch.setattr(f"quadscape.curvature.{name}.available_threads", lambda: 1)
-        yield
 
 
 EPS = {"float32": float(np.finfo("float32").eps), "float64": float(np.finfo("float64").eps)}

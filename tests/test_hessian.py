@@ -19,9 +19,6 @@ LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quadscape.curvature.hessian.available_threads", lambda: 1)
-        yield
 
 
 def whole(objective, theta, block=64):

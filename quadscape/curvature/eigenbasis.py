@@ -29,7 +29,7 @@ from quadscape.curvature.verification import (
     verify_eigenbasis,
 )
 from quadscape.errors import StageError, VerificationError
-from quadscape.numerics import apply_numerics, available_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.objective import CheckpointObjectives
 from quadscape.stage import Arrays, Estimate, StageStore, open_stage
 from quadscape.store import ArraySpec
@@ -194,7 +194,7 @@ class EigenbasisTask:
 
     def plan(self) -> dict[str, Any]:
         """Threads, device, solver, columns of one unit."""
-        threads, device = available_threads(), resolve_device(self._device)
+        threads, device = current_threads(), resolve_device(self._device)
         apply_numerics(threads)
         size, itemsize = self._size, np.dtype(self._config.dtype).itemsize
         objective = self._objectives.get(torch.float64, device)
@@ -204,6 +204,7 @@ class EigenbasisTask:
             "threads": threads,
             "device": device.type,
             "chunk": objective.chunk,
+            "graph_bytes": objective.chunk * objective.graph_bytes_per_example(),
             "driver": "cuda" if device.type == "cuda" else lapack,
             "block": fitting // _INNER * _INNER,
             "check_block": _CHECK_BLOCK,
@@ -257,8 +258,9 @@ class EigenbasisTask:
         """The basis on disk; in memory the matrix and what the solver needs beside it."""
         matrix = self._size**2 * np.dtype(self._config.dtype).itemsize
         copies = {"evd": 3, "ev": 1, "cuda": 2}[plan["driver"]]
+        resident = (3 << 30) if plan["device"] == "cuda" else (1 << 30) + 2 * plan["graph_bytes"]
         disk = matrix + 8 * self._size * (1 + len(sampled_ranks(self._size)) + PROBES)
-        return Estimate((3 << 30) + copies * matrix, disk)
+        return Estimate(resident + copies * matrix, disk)
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism."""
