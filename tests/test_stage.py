@@ -173,10 +173,10 @@ def test_random_kills(place: Path, undisturbed: Any) -> None:
 
 
 def test_kill_before_each_file_operation(place: Path, undisturbed: Any) -> None:
-    """A kill just before the n-th rename, creation or removal, for every third n of a run from nothing."""
+    """A kill just before the n-th rename, creation or removal, for every fourth n of a run from nothing."""
 
     def lane(first: int) -> int:
-        for operation in range(first, 2000, 6):
+        for operation in range(first, 2000, 8):
             directory = place / str(operation)
             if run(directory, {}, PATIENT, kill_at=operation).outcome() is not None:
                 return operation
@@ -189,7 +189,7 @@ def test_kill_before_each_file_operation(place: Path, undisturbed: Any) -> None:
         raise AssertionError("the run never came to its end")
 
     with ThreadPoolExecutor(2) as lanes:
-        operations = min(lanes.map(lane, [1, 4]))
+        operations = min(lanes.map(lane, [1, 5]))
     assert operations > 200
 
 
