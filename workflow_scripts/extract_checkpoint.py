@@ -1,4 +1,3 @@
-
 from quadscape.checkpoint import extract_checkpoint
 from quadscape.jobs import start_job
 

@@ -1,4 +1,3 @@
-
 from quadscape.data import prepare
 from quadscape.jobs import start_job
 

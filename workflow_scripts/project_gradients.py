@@ -1,4 +1,3 @@
-
 from quadscape.jobs import start_job, write_tables
 from quadscape.probes import gradients
 from quadscape.probes.setting import Setting
