@@ -22,7 +22,7 @@ from quadscape.config import Experiment, Model, Run, resolved
 from quadscape.data import DataSet, data_info
 from quadscape.errors import ConfigError, ModelError, StoreError
 from quadscape.models import batch_norms, build_model, check_model, is_smooth
-from quadscape.numerics import apply_numerics, available_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.parameters import ParameterLayout, assign_vector, current_vector
 from quadscape.store import ArraySpec, open_store, read_store, write_store
 from quadscape.training import Trajectory, learning_rate
@@ -304,7 +304,7 @@ def _check_same(trajectory: Trajectory, directory: str | Path, expected: dict[st
 
 def extract_checkpoint(
     experiment: Experiment,
-    run: Run,
+    run: str,
     iteration: int,
     trajectory: str | Path | None,
     data: str | Path,
@@ -316,10 +316,10 @@ def extract_checkpoint(
 
     Args:
         experiment: The experiment.
-        run: The run, one of the experiment's.
+        run: Name of the run.
         iteration: Number of steps.
         trajectory: Directory or manifest of the run's training stage; unused for parameters trained elsewhere, whose
-            file the run names.
+            file the run's section names.
         data: The data store.
         out: Directory of the checkpoint; what was there is replaced.
 
@@ -327,31 +327,32 @@ def extract_checkpoint(
         ModelError: θ is not finite, or the loss is not a plain sum over examples.
         ConfigError: The run was neither trained nor has a path.
     """
+    section = experiment.run(run)
     info = data_info(data)
     model = build_model(experiment.model, info.shape, len(info.classes)).to(torch.float64)
     layout = ParameterLayout.of(model)
     training: dict[str, Any] | None = None
     rate: float | None = None
-    if run.path is not None:
-        _load_foreign(model, Path(run.path.replace(_PLACEHOLDER, str(iteration))))
+    if section.path is not None:
+        _load_foreign(model, Path(section.path.replace(_PLACEHOLDER, str(iteration))))
     elif trajectory is not None:
         opened = Trajectory.open(trajectory)
         expected = {"model": resolved(experiment.model), "loss": experiment.loss, "data": info.digest}
         _check_same(opened, trajectory, expected)
         assign_vector(model, torch.from_numpy(opened.theta(iteration)))
         training = opened.stage.manifest["parameters"]["training"]
-        rate = learning_rate(run.learning_rate, min(iteration, run.iterations - 1), run.iterations)
+        rate = learning_rate(section.learning_rate, min(iteration, section.iterations - 1), section.iterations)
     else:
-        raise ConfigError(f"Run '{run.name}' has no path and no trajectory; run the workflow, which trains it.")
+        raise ConfigError(f"Run '{run}' has no path and no trajectory; run the workflow, which trains it.")
     theta = current_vector(model).clone()
     bad = int((~torch.isfinite(theta)).sum())
     if bad:
         raise ModelError(
-            f"{bad} of the {len(theta)} parameters of run '{run.name}' at iteration {iteration} are not finite."
+            f"{bad} of the {len(theta)} parameters of run '{run}' at iteration {iteration} are not finite."
         )
     smooth = _freeze_and_check(model, experiment, data, len(info.classes))
     attributes = {
-        "run": run.name,
+        "run": run,
         "iteration": iteration,
         "model": resolved(experiment.model),
         "shape": list(info.shape),
@@ -359,7 +360,7 @@ def extract_checkpoint(
         "loss": experiment.loss,
         "layout": layout.to_json(),
         "training": training,
-        **_rule(run, training is not None),
+        **_rule(section, training is not None),
         "learning_rate": rate,
         "data": info.digest,
         "hessian_kind": "exact" if smooth else "almost everywhere",
@@ -374,7 +375,7 @@ def _rule(run: Run, trained: bool) -> dict[str, Any]:
 
 def _freeze_and_check(model: torch.nn.Module, experiment: Experiment, data: str | Path, classes: int) -> bool:
     """Freezes BatchNorm, checks the network, and says whether it is smooth; leaves it on the CPU."""
-    apply_numerics(available_threads())
+    apply_numerics(current_threads())
     # Without BatchNorm a few images are enough, which need no accelerator.
     device = resolve_device(experiment.device) if batch_norms(model) else torch.device("cpu")
     loaded = DataSet.load(data, device, torch.float64)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from quadscape.config import Data
 from quadscape.errors import DataError
 from quadscape.store import ArraySpec, digest, open_store, read_store, write_store
 
-SPLITS = ("train", "validation", "test")
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _DIGITS_PER_CLASS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
@@ -630,7 +631,7 @@ class DataSet:
         """SHA-256 of the arrays and of what gives them meaning."""
         return self.info.digest
 
-    def split(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def split(self, name: Split) -> tuple[torch.Tensor, torch.Tensor]:
         """One split, normalised.
 
         Args:
@@ -646,7 +647,7 @@ class DataSet:
             self._cache[name] = (self._normalised(pixels), labels.to(self._device))
         return self._cache[name]
 
-    def first(self, name: str, count: int) -> torch.Tensor:
+    def first(self, name: Split, count: int) -> torch.Tensor:
         """The first images of one split, normalised, without making the others.
 
         Args:
@@ -665,7 +666,7 @@ class DataSet:
             values[:, channel] = torch.from_numpy(np.take(levels.numpy(), pixels[:, channel]))
         return values.to(self._device)
 
-    def pixels(self, name: str) -> np.ndarray:
+    def pixels(self, name: Split) -> np.ndarray:
         """The images of one split as stored.
 
         Args:

@@ -26,10 +26,11 @@ from quadscape.data import SPLITS, DataSet, data_info
 from quadscape.errors import ConfigError, StageError
 from quadscape.losses import example_losses
 from quadscape.models import build_model, check_model, derive_seed, initial_vector
-from quadscape.numerics import apply_numerics, available_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.parameters import ParameterLayout
 from quadscape.stage import Arrays, Estimate, FinishedStage, StageStore, open_stage
 from quadscape.store import ArraySpec
+from quadscape.versions import STAGE_VERSIONS
 
 MEASURES = ("loss", "accuracy")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -214,7 +215,7 @@ class TrainingTask:
     """
 
     name = "training"
-    version = 1
+    version = STAGE_VERSIONS["training"]
 
     def __init__(
         self, run: Training, seed: int, model: Model, loss: str, data: str | Path, device: str = "auto"
@@ -257,7 +258,7 @@ class TrainingTask:
         device = resolve_device(self._requested)
         plan = {
             "device": device.type,
-            "threads": available_threads(),
+            "threads": current_threads(),
             "evaluation_chunk": 4096 if device.type == "cuda" else 512,
             "steps": 1,
         }
@@ -517,13 +518,13 @@ class TrainingTask:
         values["gradient_norm"] = _padded(torch.stack(norms).cpu().numpy(), rows)
         self._check_finite(first, steps, values["loss"], state.theta)
         written: dict[str, tuple[tuple[slice | int, ...], np.ndarray]] = {
-            name: ((slice(first, first + rows),), array) for name, array in values.items()
+            name: _rows(first, array) for name, array in values.items()
         }
         after = _flat(state)
         for name, vector in after.items():
             # Row u + 1 is where unit u + 1 starts; the first unit also records its own start.
             states = np.stack([before[name], vector]) if unit == 0 else vector[None]
-            written[f"resume/{name}"] = ((slice(unit + 2 - len(states), unit + 2),), states)
+            written[f"resume/{name}"] = _rows(unit + 2 - len(states), states)
         return written
 
     def _check_finite(self, first: int, steps: int, losses: np.ndarray, theta: torch.Tensor) -> None:
@@ -550,12 +551,13 @@ class TrainingTask:
         )
 
     def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
-        """Names of layers, layout of θ and the final losses and accuracies."""
+        """Names of layers, layout of θ, sizes of the splits, and the final losses and accuracies."""
         final = store.read("evaluation", self.run.iterations)
         return {
             "iterations": self.run.iterations,
             "layout": self._layout.to_json(),
             "layers": self.layers,
+            "counts": self._info.counts,
             "final": {
                 split: {measure: finite(float(final[i, j])) for j, measure in enumerate(MEASURES)}
                 for i, split in enumerate(SPLITS)
@@ -588,6 +590,11 @@ def _flat(state: _State) -> dict[str, np.ndarray]:
     return {name: vector.detach().cpu().numpy().copy() for name, vector in vectors.items()}
 
 
+def _rows(first: int, values: np.ndarray) -> tuple[tuple[slice | int, ...], np.ndarray]:
+    """Values as consecutive whole rows of an array, beginning with a given one."""
+    return (slice(first, first + len(values)), *(slice(0, length) for length in values.shape[1:])), values
+
+
 def _padded(values: np.ndarray, rows: int) -> np.ndarray:
     full = np.full((rows, *values.shape[1:]), np.nan)
     full[: len(values)] = values
@@ -603,16 +610,22 @@ class Curves:
         learning_rate: Shape (T,).
         gradient_norm: Norm of the batch gradient by layer, shape (T, layers).
         layers: Names of the layers.
-        evaluated: Iterations with an evaluation over whole splits, shape (E,).
-        evaluation: Mean loss and accuracy (last axis) of train, validation and test, shape (E, 3, 2).
+        evaluation: Mean loss and accuracy (last axis) of train, validation and test, shape (T + 1, 3, 2); NaN where not
+            evaluated.
+        counts: Number of examples of train, validation and test.
     """
 
     loss: np.ndarray
     learning_rate: np.ndarray
     gradient_norm: np.ndarray
     layers: tuple[str, ...]
-    evaluated: np.ndarray
     evaluation: np.ndarray
+    counts: dict[str, int]
+
+    @property
+    def evaluated(self) -> np.ndarray:
+        """Iterations with an evaluation, ascending, int64."""
+        return np.flatnonzero(~np.isnan(self.evaluation[:, 0, 0])).astype(np.int64)
 
 
 class Trajectory:
@@ -671,13 +684,12 @@ class Trajectory:
     def curves(self) -> Curves:
         """Losses, learning rates, gradient norms and evaluations of the whole run."""
         steps = self.training.iterations
-        evaluation = self.stage.read("evaluation")
-        evaluated = np.flatnonzero(~np.isnan(evaluation[:, 0, 0]))
+        results = self.stage.manifest["results"]
         return Curves(
             self.stage.read("loss")[:steps],
             self.stage.read("learning_rate")[:steps],
             self.stage.read("gradient_norm")[:steps],
-            tuple(self.stage.manifest["results"]["layers"]),
-            evaluated.astype(np.int64),
-            evaluation[evaluated],
+            tuple(results["layers"]),
+            self.stage.read("evaluation"),
+            {name: results["counts"][name] for name in SPLITS},
         )

@@ -10,6 +10,12 @@ from quadscape.curvature.hessian import HessianMatrix, HessianTask
 from quadscape.errors import StageError, VerificationError
 from quadscape.stage import run_stage
 
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    torch.set_num_threads(1)
+
+
 EPS = {"float32": float(np.finfo("float32").eps), "float64": float(np.finfo("float64").eps)}
 
 

@@ -16,7 +16,7 @@ from quadscape.stage import open_stage, run_stage
 LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     torch.set_num_threads(1)
 

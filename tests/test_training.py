@@ -50,6 +50,12 @@ def train(path, run, data, model=LINEAR, seed=0, loss="squared_error", task=Shor
     return manifest, Trajectory.open(path)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    # Small networks gain nothing from more, and lose much where other tests run beside.
+    monkeypatch.setattr("quadscape.training.current_threads", lambda: 1)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_random_data(tmp_path_factory.mktemp("data") / "data.zarr")
@@ -324,14 +330,15 @@ def test_evaluations_and_layer_norms_are_those_of_the_saved_parameters(data, tmp
     model = build_model(config, loaded.shape, 3).double()
     curves = trajectory.curves()
     layout = ParameterLayout.of(model)
-    for row, iteration in enumerate(curves.evaluated):
+    assert curves.counts == loaded.counts
+    for iteration in curves.evaluated:
         assign_vector(model, torch.from_numpy(trajectory.theta(int(iteration))))
         for column, split in enumerate(("train", "validation", "test")):
             images, labels = loaded.split(split)
             outputs = model(images)
             loss = example_losses(outputs, labels, "cross_entropy").mean().item()
             accuracy = (outputs.argmax(1) == labels).double().mean().item()
-            np.testing.assert_allclose(curves.evaluation[row, column], [loss, accuracy], rtol=1e-12)
+            np.testing.assert_allclose(curves.evaluation[iteration, column], [loss, accuracy], rtol=1e-12)
     assert manifest["results"]["final"]["test"]["accuracy"] == accuracy
     iteration = 33
     assign_vector(model, torch.from_numpy(trajectory.theta(iteration)))

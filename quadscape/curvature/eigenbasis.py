@@ -29,10 +29,11 @@ from quadscape.curvature.verification import (
     verify_eigenbasis,
 )
 from quadscape.errors import StageError, VerificationError
-from quadscape.numerics import apply_numerics, available_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.objective import CheckpointObjectives
 from quadscape.stage import Arrays, Estimate, StageStore, open_stage
 from quadscape.store import ArraySpec
+from quadscape.versions import STAGE_VERSIONS
 
 _UNIT_BYTES = 128 << 20
 _TILE_BYTES = 512 << 20
@@ -41,8 +42,9 @@ _LARGEST_BLOCK = 4096
 _INNER = 16
 _CHECK_BLOCK = 4
 _DIVIDE_AND_CONQUER_LIMIT = 32_000
-"""Up to this size LAPACK's divide and conquer is used. Beyond, the length of its workspace of 2P² exceeds a 32-bit integer,
-and QR iteration takes its place: slower, but as orthogonal, which MRRR (`evr`) is not: it loses about 100 eps at P = 60."""
+"""Up to this size LAPACK's divide and conquer is used. Beyond, the length of its workspace of 2P² exceeds a 32-bit
+integer, and QR iteration takes its place: slower, but as orthogonal, which MRRR (`evr`) is not: it lost 100 eps already
+at P = 60."""
 
 
 def decompose(matrix: np.ndarray, driver: Literal["evd", "ev", "cuda"], threads: int) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +162,7 @@ class EigenbasisTask:
     """
 
     name = "eigenbasis"
-    version = 1
+    version = STAGE_VERSIONS["eigenbasis"]
 
     def __init__(
         self,
@@ -193,7 +195,7 @@ class EigenbasisTask:
 
     def plan(self) -> dict[str, Any]:
         """Threads, device, solver, columns of one unit."""
-        threads, device = available_threads(), resolve_device(self._device)
+        threads, device = current_threads(), resolve_device(self._device)
         apply_numerics(threads)
         size, itemsize = self._size, np.dtype(self._config.dtype).itemsize
         objective = self._objectives.get(torch.float64, device)
@@ -203,6 +205,7 @@ class EigenbasisTask:
             "threads": threads,
             "device": device.type,
             "chunk": objective.chunk,
+            "graph_bytes": objective.chunk * objective.graph_bytes_per_example(),
             "driver": "cuda" if device.type == "cuda" else lapack,
             "block": fitting // _INNER * _INNER,
             "check_block": _CHECK_BLOCK,
@@ -256,8 +259,9 @@ class EigenbasisTask:
         """The basis on disk; in memory the matrix and what the solver needs beside it."""
         matrix = self._size**2 * np.dtype(self._config.dtype).itemsize
         copies = {"evd": 3, "ev": 1, "cuda": 2}[plan["driver"]]
+        resident = (3 << 30) if plan["device"] == "cuda" else (1 << 30) + 2 * plan["graph_bytes"]
         disk = matrix + 8 * self._size * (1 + len(sampled_ranks(self._size)) + PROBES)
-        return Estimate((3 << 30) + copies * matrix, disk)
+        return Estimate(resident + copies * matrix, disk)
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism."""

@@ -35,8 +35,8 @@ HESSIAN_ROUNDING = 100.0
 kernels lose about √log n to √n units, and backpropagation through some ten layers twice multiplies a few of them."""
 HESSIAN_AMPLIFICATION = 10.0
 """The rest is cancellation in the network itself (1 − p of a well-fitted example, null directions before a
-normalisation). It is measured: a float32 product is compared with the float64 one, and the engine, which rounds as often
-but in another order, may be this many times as wrong. In float64 the same amplification holds with the smaller eps."""
+normalisation). It is measured: a float32 product is compared with the float64 one, and the engine, which rounds as
+often but in another order, may be this many times as wrong. In float64 the same amplification holds with its eps."""
 FLOAT32_LIMIT = 1e-3
 """However the error arises, a float32 Hessian worse than this would make every small eigenvalue meaningless."""
 STANDARD_ERRORS = 6.0
