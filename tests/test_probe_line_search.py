@@ -31,6 +31,7 @@ def look(f, *, gradient=0.0, curvature=2.0, eigenvalue=None, position=0.0, decay
         eigenvalue=curvature if eigenvalue is None else eigenvalue,
         position=position,
         weight_decay=decay,
+        loss_rise=100.0,
         floor=floor,
         epsilon=2e-16,
     )
@@ -261,5 +262,35 @@ def test_measure_on_a_separable_loss() -> None:
     )
     top = lines.where((lines["index"] == 0) & (lines["split"] == "train"))
     np.testing.assert_allclose(top["difference"], top["quadratic"], atol=1e-6)
-    np.testing.assert_allclose(top["difference"], top["fitted"], atol=1e-6)
+    inside = np.isfinite(top["fitted"])
+    np.testing.assert_array_equal(inside, np.abs(top["t"]) <= fits["form_reach"][0])
+    assert inside.sum() > 55
+    np.testing.assert_allclose(top["difference"][inside], top["fitted"][inside], atol=1e-6)
     assert (top["difference_low"] <= top["difference"]).all()
+
+
+@pytest.mark.parametrize("points", [9, 11, 13, 41, 61])
+def test_held_out_points_are_mirrored_and_reach_the_ends(points: int) -> None:
+    testing = line_search.held_out(grid(points, 1.0, 1.0, 1.0))
+    np.testing.assert_array_equal(testing, testing[::-1])
+    assert testing[[1, -2]].all()
+    assert not testing[[0, points // 2, -1]].any()
+    assert testing.sum() >= 2
+    assert (~testing).sum() >= 6
+
+
+def test_no_minimum_is_claimed_among_rounding_errors() -> None:
+    noise = np.random.default_rng(3).standard_normal(61) * 1e-15
+    noise[[0, -1]] = 2e-15
+    assert math.isnan(minimum(T, noise, 1e-15).value)
+
+
+def test_forms_are_compared_over_the_same_rise_of_the_loss() -> None:
+    rise = T**2 + 40 * T**4
+    window = line_search.fit_window(T, rise, 1.0)
+    assert np.abs(rise[window]).max() <= 1.0
+    assert rise[window.stop] > 1.0
+    assert window.start + window.stop == len(T)
+    assert line_search.fit_window(T, rise, 1e3) == slice(0, 61)
+    steep = line_search.fit_window(T, np.where(T == 0, 0.0, np.nan), 1.0)
+    assert steep == slice(26, 35)

@@ -119,9 +119,10 @@ eigenvalue (left) to the most negative one (right). The range of t is such that 
 the loss, or a fixed fraction of \\|θ\\|.
 
 Points: the training loss over all examples; blue line: the simplest form that predicts points held out from its fit
-to better than 1 % (named in the corner). Orange, dashed: the validation loss with a 95 % interval over its
-examples. Black: the quadratic that slope and eigenvalue at t = 0 imply; where the points leave it, the Taylor
-expansion ends. Dotted verticals mark the quadratic radius, the first departure by a tenth of ½\\|λ\\|t².
+to better than 1 % (named in the corner; *none* if none of those tried does), as far as the loss changes by no more
+than that rise. Orange, dashed: the validation loss with a 95 % interval over its examples. Black: the quadratic
+that slope and eigenvalue at t = 0 imply; where the points leave it, the Taylor expansion ends. Dotted verticals
+mark the quadratic radius, the first departure by a tenth of ½\\|λ\\|t².
 """,
     tables=("line_search", "line_fit"),
     scope="checkpoints",

@@ -58,7 +58,7 @@ LINES = TableSchema(
         ),
         Column("decayed", "loss", "The same with weight decay: difference + (δ/2)(|θ + tq|² − |θ|²)."),
         Column("quadratic", "loss", "Quadratic expectation gt + ½qᵀHq t² of the split's own slope and curvature."),
-        Column("fitted", "loss", "The form chosen, at t; training only, NaN where none was."),
+        Column("fitted", "loss", "The form chosen, where it was fitted; training only."),
     ),
 )
 
@@ -104,6 +104,9 @@ FITS = TableSchema(
             "1",
             f"Simplest form with less than {HELD_OUT_ERROR:.0%} held-out error; `none`, `unresolved`.",
             "str",
+        ),
+        Column(
+            "form_reach", "parameter", "Largest |t| of the fits: as far as |ΔL| is at most the attribute loss_rise."
         ),
         *(
             Column(f"error_{form}", "1", f"Held-out error of the {form} form: rms over standard deviation.")
@@ -298,9 +301,33 @@ _SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def held_out(t: np.ndarray) -> np.ndarray:
-    """Which points of a symmetric grid test the fits: every third, mirrored, never 0 or an end."""
-    distance = np.abs(np.arange(len(t)) - len(t) // 2)
-    return (distance % 3 == 2) & (distance < len(t) // 2)
+    """Which points of a symmetric grid test the fits: every third from next to the ends inwards, mirrored, never 0."""
+    half = len(t) // 2
+    distance = np.abs(np.arange(len(t)) - half)
+    # From the ends: values are largest there, and an error relative to a spread without them would say nothing.
+    return ((half - distance) % 3 == 1) & (distance > 0)
+
+
+def fit_window(t: np.ndarray, rise: np.ndarray, loss_rise: float) -> slice:
+    """The part of a line over which forms are compared: around 0, as far as |f(t) − f(0)| ≤ `loss_rise` on both sides.
+
+    Where the loss outgrows its quadratic the ends of the grid lie far above the rise that it was made for, and forms
+    would be judged by those ends alone, and by others in every direction.
+
+    Args:
+        t: Symmetric grid with 0 in the middle.
+        rise: f(t) − f(0).
+        loss_rise: Largest change of the loss.
+
+    Returns:
+        A symmetric slice of the grid, of at least nine points.
+    """
+    half = len(t) // 2
+    with np.errstate(invalid="ignore"):
+        beyond = ~(np.abs(rise) <= loss_rise)
+    outside = np.flatnonzero(beyond[half + 1 :] | beyond[:half][::-1])
+    reach = max(4, int(outside[0]) if len(outside) else half)
+    return slice(half - reach, half + reach + 1)
 
 
 def fit_forms(t: np.ndarray, rise: np.ndarray) -> dict[str, Fit]:
@@ -413,7 +440,7 @@ def minimum(t: np.ndarray, rise: np.ndarray, floor: float) -> Estimate:
 
     Returns:
         The place with the interval within which the spline rises by less than the floor (in second order); NaN where
-        the least value is at an end of the grid.
+        the least value is at an end of the grid, or not told from it.
     """
     nothing = Estimate(math.nan, math.nan, math.nan)
     finite = np.isfinite(rise)
@@ -427,7 +454,7 @@ def minimum(t: np.ndarray, rise: np.ndarray, floor: float) -> Estimate:
         return nothing
     values = spline(places)
     best = float(places[np.argmin(values)])
-    if values.min() > min(rise[finite][0], rise[finite][-1]):
+    if values.min() > min(rise[finite][0], rise[finite][-1]) - RESOLUTION * floor:
         return nothing
     width = math.sqrt(2 * floor / float(spline(best, 2)))
     return Estimate(best, best - width, best + width)
@@ -480,6 +507,7 @@ def analyse(
     eigenvalue: float,
     position: float,
     weight_decay: float,
+    loss_rise: float,
     floor: float,
     epsilon: float,
 ) -> tuple[dict[str, Any], Fit]:
@@ -493,6 +521,7 @@ def analyse(
         eigenvalue: λ as stored, for f″(0)/λ.
         position: θᵀq.
         weight_decay: δ.
+        loss_rise: Largest change of the loss over which forms are compared.
         floor: Rounding floor of `rise` near t = 0.
         epsilon: Machine epsilon of the network's dtype; large losses round in proportion.
 
@@ -503,8 +532,9 @@ def analyse(
     decayed = rise + decay_rise(t, position, weight_decay)
     floors = floor + epsilon * (np.abs(np.where(np.isfinite(rise), rise, 0.0)) + np.abs(gradient * t))
     second, error = second_derivative(t, rise, floor)
-    fits = fit_forms(t, rise)
-    chosen = choose_form(fits, rise, floor)
+    window = fit_window(t, rise, loss_rise)
+    fits = fit_forms(t[window], rise[window])
+    chosen = choose_form(fits, rise[window], floor)
     row: dict[str, Any] = {
         "gradient": gradient,
         "gradient_decayed": gradient + weight_decay * position,
@@ -512,6 +542,7 @@ def analyse(
         "reach": float(t[-1]),
         "floor": floor,
         "form": chosen.form,
+        "form_reach": float(t[window][-1]),
         "amplitude": chosen.amplitude,
         "centre": chosen.centre,
         "width": chosen.width,
@@ -612,11 +643,12 @@ def measure(
                     eigenvalue=eigenvalue,
                     position=position,
                     weight_decay=decay,
+                    loss_rise=config.loss_rise,
                     floor=floors[name],
                     epsilon=epsilon,
                 )
                 row |= found
-                fitted = form(t)
+                fitted = np.where(np.abs(t) <= found["form_reach"], form(t), np.nan)
             else:
                 row |= {"validation_gradient": slope, "validation_curvature": curvature}
                 _enter(row, "minimum_validation", minimum(t, rise, floors[name]))
