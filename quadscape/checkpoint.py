@@ -22,7 +22,7 @@ from quadscape.config import Experiment, Model, Run, resolved
 from quadscape.data import DataSet, data_info
 from quadscape.errors import ConfigError, ModelError, StoreError
 from quadscape.models import batch_norms, build_model, check_model, is_smooth
-from quadscape.numerics import apply_numerics, available_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.parameters import ParameterLayout, assign_vector, current_vector
 from quadscape.store import ArraySpec, open_store, read_store, write_store
 from quadscape.training import Trajectory, learning_rate
@@ -375,7 +375,7 @@ def _rule(run: Run, trained: bool) -> dict[str, Any]:
 
 def _freeze_and_check(model: torch.nn.Module, experiment: Experiment, data: str | Path, classes: int) -> bool:
     """Freezes BatchNorm, checks the network, and says whether it is smooth; leaves it on the CPU."""
-    apply_numerics(available_threads())
+    apply_numerics(current_threads())
     # Without BatchNorm a few images are enough, which need no accelerator.
     device = resolve_device(experiment.device) if batch_norms(model) else torch.device("cpu")
     loaded = DataSet.load(data, device, torch.float64)

@@ -55,6 +55,6 @@ def apply_numerics(threads: int) -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def available_threads() -> int:
-    """CPU threads that this process may use."""
-    return len(os.sched_getaffinity(0))
+def current_threads() -> int:
+    """CPU threads that torch is set to use: the job's, or all that the process may use."""
+    return torch.get_num_threads()

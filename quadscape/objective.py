@@ -188,6 +188,29 @@ class Objective:
                 result[rows, block.start : block.stop] = gradients[block.name].detach().flatten(1)
         return result
 
+    def graph_bytes_per_example(self) -> int:
+        """What one more example adds to the graph of the gradient, measured: the bytes that autograd keeps.
+
+        Returns:
+            Bytes per example; depends on nothing but the network, the image's shape and the dtype.
+        """
+        more, fewer = self._graph_bytes(3), self._graph_bytes(2)
+        return max(1, more - fewer)
+
+    def _graph_bytes(self, count: int) -> int:
+        kept: list[torch.Tensor] = []  # so that no address is used twice
+        leaves = {name: p.detach().clone().requires_grad_() for name, p in self.model.named_parameters()}
+        images = self.images[:1].expand(count, *self.images.shape[1:]).contiguous()
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = self.chunk_loss(leaves, images, self.labels[:1].expand(count))
+            torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
+
     def _mean(self, parameters: Parameters, of_chunk: Callable[..., Parameters]) -> torch.Tensor:
         total = torch.zeros(self.size, dtype=torch.float64, device=self.device)
         for images, labels in self.chunks():
@@ -195,53 +218,11 @@ class Objective:
         return (total / self.count).cpu()
 
 
-def graph_bytes_per_example(
-    model: torch.nn.Module, layout: ParameterLayout, images: torch.Tensor, labels: torch.Tensor, loss: str
-) -> int:
-    """What one more example adds to the graph of the gradient, measured: bytes that autograd saves for later.
-
-    Args:
-        model: The network.
-        layout: Its parameters.
-        images: At least one image.
-        labels: Their labels.
-        loss: Loss of one example.
-
-    Returns:
-        Bytes per example; depends on nothing but the network, the image's shape and dtype.
-    """
-
-    def saved(count: int) -> int:
-        seen: dict[int, int] = {}
-        kept = []
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            kept.append(tensor)  # so that no address is used twice
-            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        objective = Objective(
-            model,
-            layout,
-            images[:1].expand(count, *images.shape[1:]).contiguous(),
-            labels[:1].expand(count),
-            loss,
-            count,
-        )
-        parameters = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            value = objective.chunk_loss(parameters, objective.images, objective.labels)
-            torch.autograd.grad(value, list(parameters.values()), create_graph=True, allow_unused=True)
-        return sum(seen.values())
-
-    return max(1, saved(3) - saved(2))
-
-
 def data_chunk(bytes_per_example: int, count: int, device: torch.device) -> int:
     """Examples per chunk: the largest power of two whose gradient graph fits the device's share of memory.
 
     Args:
-        bytes_per_example: As measured by `graph_bytes_per_example`.
+        bytes_per_example: As measured by `Objective.graph_bytes_per_example`.
         count: N.
         device: Where the graph lives.
 
@@ -288,10 +269,10 @@ def objective_for(
         raise ModelError(
             "The network that the checkpoint's model section builds has other parameters than the checkpoint."
         )
+    objective = Objective(model, layout, images, labels, checkpoint.loss, chunk or 1)
     if chunk is None:
-        per_example = graph_bytes_per_example(model, layout, images, labels, checkpoint.loss)
-        chunk = data_chunk(per_example, len(images), device)
-    return Objective(model, layout, images, labels, checkpoint.loss, chunk)
+        objective.chunk = data_chunk(objective.graph_bytes_per_example(), len(images), device)
+    return objective
 
 
 class CheckpointObjectives:
@@ -334,8 +315,8 @@ class CheckpointObjectives:
     def _check_data(self) -> None:
         if data_info(self._data_path).digest != self.checkpoint.data_digest:
             raise StoreError(
-                f"The checkpoint {self._checkpoint_path} was made with another data set than the one in {self._data_path}; "
-                "remove the checkpoint's directory and run the workflow again."
+                f"The checkpoint {self._checkpoint_path} was made with another data set than the one in "
+                f"{self._data_path}; remove the checkpoint's directory and run the workflow again."
             )
 
     def get(self, dtype: torch.dtype, device: torch.device | str, chunk: int | None = None) -> Objective:

@@ -27,10 +27,11 @@ from quadscape.data import SPLITS, DataSet, data_info
 from quadscape.errors import ConfigError, StageError
 from quadscape.losses import example_losses
 from quadscape.models import build_model, check_model, derive_seed, initial_vector
-from quadscape.numerics import apply_numerics, available_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.parameters import ParameterLayout
 from quadscape.stage import Arrays, Estimate, FinishedStage, StageStore, open_stage
 from quadscape.store import ArraySpec
+from quadscape.versions import STAGE_VERSIONS
 
 MEASURES = ("loss", "accuracy")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -219,7 +220,7 @@ class TrainingTask:
     """
 
     name = "training"
-    version = 1
+    version = STAGE_VERSIONS["training"]
 
     def __init__(
         self, run: Training, seed: int, model: Model, loss: str, data: str | Path, device: str = "auto"
@@ -266,12 +267,12 @@ class TrainingTask:
         Returns:
             The plan.
         """
-        device = resolve_device(self._requested)
+        device, allowed = resolve_device(self._requested), current_threads()
         # Checks the network before it is measured.
         self.start({"device": device.type, "threads": 1})
         operations = 3 * self.run.batch_size * self._operations()
         # More threads than one only delay small steps, and make their sums depend on the machine.
-        threads = available_threads() if operations > _THREADING_OPERATIONS else 1
+        threads = allowed if operations > _THREADING_OPERATIONS else 1
         rate = _CUDA_RATE if device.type == "cuda" else _CPU_RATE * threads
         seconds = operations / rate * (2 if self.run.dtype == "float64" else 1)
         steps = min(_MAX_STEPS, _MAX_SHARD_BYTES // (8 * self._layout.size), self.run.iterations + 1)

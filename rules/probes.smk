@@ -21,6 +21,7 @@ rule measure_curves:
 
 rule measure_spectrum:
     input:
+        data=places.data,
         checkpoint=places.checkpoint("{run}", "{iteration}"),
         eigenbasis=places.eigenbasis("{run}", "{iteration}"),
     output:

@@ -22,8 +22,8 @@ CNN = {"factory": "cnn", "channels": [4, 8]}
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch):
     # Small networks gain nothing from more, and lose much where other tests run beside.
-    monkeypatch.setattr("quadscape.training.available_threads", lambda: 1)
-    monkeypatch.setattr("quadscape.checkpoint.available_threads", lambda: 1)
+    monkeypatch.setattr("quadscape.training.current_threads", lambda: 1)
+    monkeypatch.setattr("quadscape.checkpoint.current_threads", lambda: 1)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from quadscape.stage import open_stage, run_stage
 LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     torch.set_num_threads(1)
 
@@ -231,7 +231,7 @@ def test_stored_matrix_equals_the_reference(finished):
 
 
 def test_entries_above_a_block_are_nan_in_the_store(finished):
-    directory, manifest, reference = finished
+    directory, manifest, _ = finished
     stored = open_stage(directory, "hessian").read("matrix")
     block = manifest["plan"]["block"]
     row, column = np.indices(stored.shape)
@@ -270,7 +270,7 @@ def test_float32_stage_passes_its_checks(tmp_path, normalization):
 
 
 def test_a_second_run_recomputes_nothing_and_repeats_the_manifest(finished, monkeypatch):
-    directory, manifest, _ = finished
+    directory, _, _ = finished
     before = (directory / "manifest.json").read_bytes()
     (directory / "manifest.json").unlink()
     monkeypatch.setattr(HessianTask, "compute", None)
@@ -281,7 +281,7 @@ def test_a_second_run_recomputes_nothing_and_repeats_the_manifest(finished, monk
 
 
 def test_an_interrupted_stage_resumes_bit_for_bit(finished, tmp_path):
-    directory, manifest, _ = finished
+    directory, _, _ = finished
     folder = directory.parent
     task = HessianTask(folder / "checkpoint.zarr", folder / "data.zarr", Curvature(dtype="float64"), "cpu")
 
@@ -307,7 +307,7 @@ def test_an_interrupted_stage_resumes_bit_for_bit(finished, tmp_path):
 
 def test_one_strip_is_in_memory_while_the_matrix_is_read(tmp_path):
     config = Linear(factory="linear")
-    _, objective, _ = hessian_stage(tmp_path, config, (1, 16, 16))
+    hessian_stage(tmp_path, config, (1, 16, 16))
     matrix = HessianMatrix(tmp_path / "hessian")
     assert matrix.size == 771
     tracemalloc.start()

@@ -4,7 +4,7 @@ import torch
 from problems import SMALL, dense_hessian, problem, relative_error
 
 from quadscape.errors import DataError
-from quadscape.objective import Objective, data_chunk, graph_bytes_per_example
+from quadscape.objective import Objective, data_chunk
 
 
 @pytest.fixture(autouse=True)
@@ -127,11 +127,8 @@ def test_no_examples_is_refused():
 def test_data_chunk_follows_memory():
     objective, _ = problem(*SMALL["cnn-group"], dtype=torch.float32)
     double, _ = problem(*SMALL["cnn-group"])
-    size = graph_bytes_per_example(
-        objective.model, objective.layout, objective.images[:1], objective.labels[:1], "cross_entropy"
-    )
+    size, twice = objective.graph_bytes_per_example(), double.graph_bytes_per_example()
     assert size > 4 * objective.images[0].numel()
-    twice = graph_bytes_per_example(double.model, double.layout, double.images, double.labels, "cross_entropy")
     assert 1.5 * size < twice < 2.1 * size
     cpu = torch.device("cpu")
     assert data_chunk(1 << 20, 50_000, cpu) == 512

@@ -10,7 +10,7 @@ def run(steps: int, rates: np.ndarray, loss: np.ndarray) -> dict:
     evaluation = np.full((steps + 1, 3, 2), np.nan)
     evaluation[:: max(1, steps // 4)] = [[1.0, 0.5], [1.1, 0.4], [1.2, 0.3]]
     norms = np.ones((steps, 2)) * [3.0, 4.0]
-    counts = {"training": 100, "validation": 50, "test": 50}
+    counts = {"train": 100, "validation": 50, "test": 50}
     return curves.measure(loss, rates, norms, ["conv1", "linear"], evaluation, counts, HEAD)
 
 
@@ -66,7 +66,13 @@ def test_arrays_longer_than_the_run_are_cut() -> None:
     rates, loss = np.full(steps + 1, 0.1), np.ones(steps + 1)
     rates[-1] = loss[-1] = np.nan
     tables = curves.measure(
-        loss, rates, np.ones((steps + 1, 1)), ["a"], np.ones((steps + 1, 1, 2)), {"training": 9}, HEAD
+        loss,
+        rates,
+        np.ones((steps + 1, 1)),
+        ["a"],
+        np.ones((steps + 1, 3, 2)),
+        {"test": 7, "validation": 8, "train": 9},
+        HEAD,
     )
     assert tables["curves"]["iteration"].max() == steps - 1
     assert np.isfinite(tables["curves"]["batch_loss"]).all()

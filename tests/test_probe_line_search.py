@@ -259,7 +259,7 @@ def test_measure_on_a_separable_loss() -> None:
         0.005 * (lines["t"] ** 2 + 2 * lines["t"] * (vectors.T @ theta)[lines["index"]]),
         atol=1e-6,
     )
-    top = lines.where((lines["index"] == 0) & (lines["split"] == "training"))
+    top = lines.where((lines["index"] == 0) & (lines["split"] == "train"))
     np.testing.assert_allclose(top["difference"], top["quadratic"], atol=1e-6)
     np.testing.assert_allclose(top["difference"], top["fitted"], atol=1e-6)
     assert (top["difference_low"] <= top["difference"]).all()

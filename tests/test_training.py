@@ -53,7 +53,7 @@ def train(path, run, data, model=LINEAR, seed=0, loss="squared_error", task=Shor
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch):
     # Small networks gain nothing from more, and lose much where other tests run beside.
-    monkeypatch.setattr("quadscape.training.available_threads", lambda: 1)
+    monkeypatch.setattr("quadscape.training.current_threads", lambda: 1)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from quadscape import stage
 from quadscape.errors import VerificationError
-from quadscape.stage import Estimate, Lock, StageStore, run_stage
+from quadscape.stage import Estimate, Lock, open_stage, run_stage, verify_stage
 from quadscape.store import ArraySpec, fill_value
 
 STEP = 4
@@ -57,7 +58,9 @@ class Toy:
     def arrays(self, plan: dict[str, Any]) -> list[ArraySpec]:
         step, units = plan["step"], self.units(plan)
         return [
-            ArraySpec("rows", (self.rows, self.width), "float64", ("row", "column"), (2, self.width), (step, self.width)),
+            ArraySpec(
+                "rows", (self.rows, self.width), "float64", ("row", "column"), (2, self.width), (step, self.width)
+            ),
             ArraySpec("triangle", (self.rows, self.rows), "float32", ("row", "column"), (step, step)),
             ArraySpec("resume/state", (units, self.width), "float64", ("unit", "column"), (1, self.width)),
             ArraySpec("count", (units,), "int64", ("unit",), (1,), compress=True),
@@ -90,7 +93,10 @@ class Toy:
             "count": ((unit,), np.asarray(unit + 1)),
         }
         if unit == 0:
-            arrays["resume/state"] = ((slice(0, 2), slice(None)), np.stack([np.full(self.width, float(self.seed)), state]))
+            arrays["resume/state"] = (
+                (slice(0, 2), slice(None)),
+                np.stack([np.full(self.width, float(self.seed)), state]),
+            )
         elif stop < self.rows:
             arrays["resume/state"] = ((unit + 1, slice(None)), state)
         if self.flaw and unit == 1:
@@ -173,12 +179,15 @@ def work(
     sender: Connection,
     kill_at: int = 0,
     stop_after_check: int = 0,
+    elsewhere: int = 0,
 ) -> None:
     """Runs the toy stage; sends "ready", each line of its log, and at last the outcome."""
     if kill_at:
         _kill_at(kill_at)
     if stop_after_check:
         _stop_after_check(stop_after_check)
+    if elsewhere:
+        stage._machine = lambda: ["elsewhere", "", ""]
     sender.send(("ready", ""))
     try:
         run_stage(Toy(**task), directory, log=lambda line: sender.send(("log", line)), **protocol)
@@ -270,12 +279,7 @@ class _Call:
 
 def finished(directory: Path) -> tuple[dict[str, np.ndarray], bytes]:
     """Decoded arrays and the manifest's bytes, after every check that a reader can make."""
-    from quadscape.stage import open_stage, verify_stage
-
     verify_stage(directory)
-    stage = open_stage(directory, "toy")
-    names = [spec.name for spec in Toy(rows=stage.manifest["parameters"]["rows"]).arrays(stage.manifest["plan"])]
-    return {name: stage.read(name) for name in names}, (directory / "manifest.json").read_bytes()
-
-
-__all__ = ["FLAWS", "StageStore", "Toy", "Worker", "compete", "finished", "run"]
+    opened = open_stage(directory, "toy")
+    names = [spec.name for spec in Toy(rows=opened.manifest["parameters"]["rows"]).arrays(opened.manifest["plan"])]
+    return {name: opened.read(name) for name in names}, (directory / "manifest.json").read_bytes()

@@ -1,8 +1,6 @@
 from quadscape.figures import FIGURES, save
-from quadscape.probes.schemas import SCHEMAS
-from snakemake.script import snakemake
-
 from quadscape.jobs import start_job
+from quadscape.probes.schemas import SCHEMAS
 from quadscape.tables import read_table
 
 _, log = start_job(snakemake)

@@ -1,7 +1,6 @@
 from quadscape.jobs import start_job, write_tables
 from quadscape.probes import curves
 from quadscape.training import Trajectory
-from snakemake.script import snakemake
 
 experiment, log = start_job(snakemake)
 course = Trajectory.open(snakemake.input.trajectory).curves()

@@ -2,7 +2,6 @@ from quadscape.curvature.eigenbasis import Eigenbasis
 from quadscape.jobs import start_job, write_tables
 from quadscape.numerics import resolve_device
 from quadscape.probes import overlap
-from snakemake.script import snakemake
 
 experiment, log = start_job(snakemake)
 first, second = Eigenbasis(snakemake.input.first), Eigenbasis(snakemake.input.second)

@@ -1,7 +1,6 @@
 from quadscape.jobs import start_job, write_tables
 from quadscape.probes import line_search
 from quadscape.probes.setting import Setting
-from snakemake.script import snakemake
 
 experiment, log = start_job(snakemake)
 setting = Setting.load(snakemake.input, experiment)

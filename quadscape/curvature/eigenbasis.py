@@ -1,14 +1,14 @@
 """The whole eigenbasis of a stored Hessian: the stage that computes and verifies it, and the reader.
 
-H = QΛQᵀ with λ₁ ≥ … ≥ λ_P. On the CPU LAPACK decomposes the dense matrix, on CUDA torch.linalg.eigh does, once per process
-and in the precision of the Hessian; the units then write blocks of columns of Q. Each qᵢ has its component of largest
-magnitude positive. Further units compute the float64 products that the basis is verified against.
+H = QΛQᵀ with λ₁ ≥ … ≥ λ_P. On the CPU LAPACK decomposes the dense matrix, on CUDA torch.linalg.eigh does, once per
+process and in the precision of the Hessian; the units then write blocks of columns of Q. Each qᵢ has its component of
+largest magnitude positive. Further units compute the float64 products that the basis is verified against.
 """
 
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
@@ -29,10 +29,11 @@ from quadscape.curvature.verification import (
     verify_eigenbasis,
 )
 from quadscape.errors import StageError, VerificationError
-from quadscape.numerics import apply_numerics, available_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.objective import CheckpointObjectives
 from quadscape.stage import Arrays, Estimate, StageStore, open_stage
 from quadscape.store import ArraySpec
+from quadscape.versions import STAGE_VERSIONS
 
 _UNIT_BYTES = 128 << 20
 _TILE_BYTES = 512 << 20
@@ -40,17 +41,18 @@ _SMALLEST_BLOCK = 16
 _LARGEST_BLOCK = 4096
 _INNER = 16
 _CHECK_BLOCK = 4
-_DIVIDE_AND_CONQUER_LIMIT = 20_000
-"""Up to this size LAPACK's divide and conquer is used: fastest, and the most orthogonal. Its workspace of 2P² exceeds
-memory first and 32-bit workspace lengths at P = 32,767; beyond, relatively robust representations (MRRR)."""
+_DIVIDE_AND_CONQUER_LIMIT = 32_000
+"""Up to this size LAPACK's divide and conquer is used. Beyond, the length of its workspace of 2P² exceeds a 32-bit
+integer, and QR iteration takes its place: slower, but as orthogonal, which MRRR (`evr`) is not: it lost 100 eps already
+at P = 60."""
 
 
-def decompose(matrix: np.ndarray, driver: str, threads: int) -> tuple[np.ndarray, np.ndarray]:
+def decompose(matrix: np.ndarray, driver: Literal["evd", "ev", "cuda"], threads: int) -> tuple[np.ndarray, np.ndarray]:
     """All eigenpairs of a dense symmetric matrix.
 
     Args:
         matrix: Shape (P, P), C-contiguous; its memory may be overwritten.
-        driver: `evd` or `evr` (LAPACK), or `cuda`.
+        driver: `evd` or `ev` (LAPACK), or `cuda`.
         threads: Threads of LAPACK; results depend on their number.
 
     Returns:
@@ -160,7 +162,7 @@ class EigenbasisTask:
     """
 
     name = "eigenbasis"
-    version = 1
+    version = STAGE_VERSIONS["eigenbasis"]
 
     def __init__(
         self,
@@ -193,16 +195,17 @@ class EigenbasisTask:
 
     def plan(self) -> dict[str, Any]:
         """Threads, device, solver, columns of one unit."""
-        threads, device = available_threads(), resolve_device(self._device)
+        threads, device = current_threads(), resolve_device(self._device)
         apply_numerics(threads)
         size, itemsize = self._size, np.dtype(self._config.dtype).itemsize
         objective = self._objectives.get(torch.float64, device)
-        lapack = "evd" if size <= _DIVIDE_AND_CONQUER_LIMIT else "evr"
+        lapack = "evd" if size <= _DIVIDE_AND_CONQUER_LIMIT else "ev"
         fitting = min(_LARGEST_BLOCK, max(_SMALLEST_BLOCK, min(size // 8, _UNIT_BYTES // (size * itemsize))))
         return {
             "threads": threads,
             "device": device.type,
             "chunk": objective.chunk,
+            "graph_bytes": objective.chunk * objective.graph_bytes_per_example(),
             "driver": "cuda" if device.type == "cuda" else lapack,
             "block": fitting // _INNER * _INNER,
             "check_block": _CHECK_BLOCK,
@@ -238,7 +241,7 @@ class EigenbasisTask:
                 ("parameter", "check"),
                 (size, plan["check_block"]),
                 attributes={
-                    "description": "Hessian times eigenvectors of sampled ranks, then deflated sign vectors, matrix-free",
+                    "description": "Hessian times eigenvectors of sampled ranks, then deflated sign vectors",
                     "unit": "1",
                 },
             ),
@@ -255,9 +258,10 @@ class EigenbasisTask:
     def estimate(self, plan: dict[str, Any]) -> Estimate:
         """The basis on disk; in memory the matrix and what the solver needs beside it."""
         matrix = self._size**2 * np.dtype(self._config.dtype).itemsize
-        copies = {"evd": 3, "evr": 2, "cuda": 2}[plan["driver"]]
+        copies = {"evd": 3, "ev": 1, "cuda": 2}[plan["driver"]]
+        resident = (3 << 30) if plan["device"] == "cuda" else (1 << 30) + 2 * plan["graph_bytes"]
         disk = matrix + 8 * self._size * (1 + len(sampled_ranks(self._size)) + PROBES)
-        return Estimate((3 << 30) + copies * matrix, disk)
+        return Estimate(resident + copies * matrix, disk)
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism."""

@@ -17,10 +17,11 @@ import torch
 from quadscape.config import Curvature
 from quadscape.curvature.verification import PROBE_SEED, PROBES, sign_probes, verify_hessian
 from quadscape.errors import VerificationError
-from quadscape.numerics import apply_numerics, available_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.objective import CheckpointObjectives, Objective, Vector
 from quadscape.stage import Arrays, Estimate, StageStore, open_stage
 from quadscape.store import ArraySpec
+from quadscape.versions import STAGE_VERSIONS
 
 _STRIP_BYTES = 256 << 20
 _UNIT_SECONDS = 30.0
@@ -100,8 +101,12 @@ class HessianEngine:
 def column_block(size: int) -> int:
     """Columns of one unit, K, for a Hessian of P columns: a power of two.
 
-    At most 256, at least 16, about a thirty-second of P in between, and few enough that one strip in float64 stays
-    under 256 MiB.
+    Args:
+        size: P.
+
+    Returns:
+        At most 256, at least 16, about a thirty-second of P in between, and so few that one strip in float64 stays
+        under 256 MiB.
     """
     wanted = max(_SMALLEST_BLOCK, min(_LARGEST_BLOCK, size // 32))
     return _power_of_two_below(max(1, min(wanted, size, _STRIP_BYTES // (8 * size))))
@@ -126,7 +131,7 @@ class HessianTask:
     """
 
     name = "hessian"
-    version = 1
+    version = STAGE_VERSIONS["hessian"]
 
     def __init__(self, checkpoint_path: str | Path, data_path: str | Path, config: Curvature, device: str) -> None:
         self._config = config
@@ -147,7 +152,7 @@ class HessianTask:
 
     def plan(self) -> dict[str, Any]:
         """Threads, device, data chunks by dtype, and block sizes; slow columns make the block smaller."""
-        threads, device = available_threads(), resolve_device(self._device)
+        threads, device = current_threads(), resolve_device(self._device)
         apply_numerics(threads)
         plan: dict[str, Any] = {
             "threads": threads,
@@ -158,6 +163,8 @@ class HessianTask:
         }
         objectives = {name: self._objective(getattr(torch, name), plan) for name in plan["chunk"]}
         plan["chunk"] = {name: objective.chunk for name, objective in objectives.items()}
+        widest = objectives["float64"]
+        plan["graph_bytes"] = widest.chunk * widest.graph_bytes_per_example()
         # One data chunk of the widest columns, after a first call that warms up; powers of two make the plan the same
         # on machines of about the same speed, and small problems never come near the limit.
         objective = objectives[self._config.dtype]
@@ -213,13 +220,14 @@ class HessianTask:
         return self._strips(plan) + -(-PROBES // plan["probe_block"])
 
     def estimate(self, plan: dict[str, Any]) -> Estimate:
-        """Half the matrix on disk; three strips in memory, beside data, torch and (on the CPU) the gradient's graph."""
+        """Half the matrix on disk; three strips in memory, beside torch, the data and (on the CPU) twice the graph."""
         size, itemsize = self._objectives.size, self._dtype.itemsize
         strip = size * plan["block"] * 8
-        resident = (3 << 30) if plan["device"] == "cpu" else (5 << 30)
+        images = 12 * self._objectives.examples * int(np.prod(self._objectives.checkpoint.shape))
+        resident = (3 << 30) if plan["device"] == "cuda" else (1 << 30) + 2 * plan["graph_bytes"]
         disk = size * (size + plan["block"]) // 2 * itemsize + 2 * size * PROBES * 8
         seconds = None if self._seconds_per_unit is None else self._seconds_per_unit * self.units(plan)
-        return Estimate(resident + 3 * strip, disk, seconds)
+        return Estimate(resident + images + 3 * strip, disk, seconds)
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism."""
@@ -236,8 +244,8 @@ class HessianTask:
             finite = np.isfinite(block).all(axis=0)
             if not finite.all():
                 raise VerificationError(
-                    f"Column {start + int(np.argmin(finite))} of the Hessian is not finite; did training diverge before "
-                    "this checkpoint?"
+                    f"Column {start + int(np.argmin(finite))} of the Hessian is not finite; did training diverge "
+                    "before this checkpoint?"
                 )
             values = np.full((size, stop - start), np.nan, dtype=self._config.dtype)
             values[start:] = block

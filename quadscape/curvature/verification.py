@@ -22,7 +22,7 @@ from quadscape.errors import VerificationError
 from quadscape.parameters import ParameterLayout
 
 PROBES = 16
-"""Random sign vectors of each kind: a norm estimated from 16 has a relative standard error of at most √(2/16)/2 = 18 %."""
+"""Random sign vectors of each kind: a norm estimated from 16 is off by at most √(2/16)/2 = 18 % (one σ)."""
 PROBE_SEED = 20_240_001
 DEFLATED_SEED = 20_240_002
 DEFLATED = 256
@@ -34,9 +34,9 @@ HESSIAN_ROUNDING = 100.0
 """Allowed relative error of a well-conditioned Hessian in units of eps: 1.2e-5 in float32. Sums of n terms in blocked
 kernels lose about √log n to √n units, and backpropagation through some ten layers twice multiplies a few of them."""
 HESSIAN_AMPLIFICATION = 10.0
-"""The rest is cancellation in the network itself (1 − p of a well-fitted example, null directions before normalisation).
-It is measured: a float32 product is compared with the float64 one, and the engine, which rounds as often but in another
-order, may be this many times as wrong. In float64 the same amplification holds with the smaller eps."""
+"""The rest is cancellation in the network itself (1 − p of a well-fitted example, null directions before a
+normalisation). It is measured: a float32 product is compared with the float64 one, and the engine, which rounds as
+often but in another order, may be this many times as wrong. In float64 the same amplification holds with its eps."""
 FLOAT32_LIMIT = 1e-3
 """However the error arises, a float32 Hessian worse than this would make every small eigenvalue meaningless."""
 STANDARD_ERRORS = 6.0
@@ -48,10 +48,16 @@ UNLUCKY = 1e-6
 
 
 def solver_growth(size: int) -> float:
-    """Allowed backward error of a symmetric eigensolver in units of eps·‖H‖: 10 + √P.
+    """Allowed backward error of a symmetric eigensolver in units of eps·‖H‖.
 
     Rounding errors of orthogonal transformations accumulate at random (probabilistic error analysis, Higham and Mary
     2019): the factor P of the worst-case bounds becomes √P; 10 covers the constants at small sizes.
+
+    Args:
+        size: P.
+
+    Returns:
+        10 + √P.
     """
     return 10.0 + math.sqrt(size)
 
@@ -74,9 +80,9 @@ class Checks:
     values: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def require(self, name: str, value: float, threshold: float) -> None:
-        """Records that a value must not exceed a threshold (NaN exceeds everything)."""
+        """Records that a value must not exceed a threshold; NaN exceeds everything."""
+        # What is compared is what is reported, so that a manifest proves its own checks.
         self.values[name] = {"value": rounded(value), "threshold": rounded(threshold)}
-        # The exact numbers are compared, but a reader of the message or manifest sees the rounded ones: so compare those.
 
     def finish(self) -> dict[str, dict[str, float]]:
         """Ends the checks.
@@ -138,7 +144,7 @@ def verify_hessian(
     float32_products: np.ndarray,
     dtype: str,
 ) -> dict[str, Any]:
-    """Compares a stored Hessian with independent products.
+    """Compares a stored Hessian with independent products; a check that fails is a `VerificationError`.
 
     Args:
         strips: Column strips of the lower block triangle, in order: first column c, and the block of rows c … P − 1
@@ -153,9 +159,6 @@ def verify_hessian(
     Returns:
         trace, frobenius, asymmetry, error_frobenius (‖ΔH‖_F), error_norm (upper estimate of ‖ΔH‖₂), relative_error,
         amplification, trace_estimate with trace_standard_error, and every check with its threshold.
-
-    Raises:
-        VerificationError: Some check fails.
     """
     size, count = probes.shape
     checks = Checks("The Hessian")
@@ -289,6 +292,8 @@ def verify_eigenbasis(
 ) -> dict[str, Any]:
     """Checks an eigenbasis: residuals, orthogonality, order, scale, and trace and norm of the spectrum's tail.
 
+    A check that fails is a `VerificationError`.
+
     Args:
         basis: The eigenbasis.
         hessian: What `verify_hessian` returned for the matrix that was decomposed: its error and norms.
@@ -302,9 +307,6 @@ def verify_eigenbasis(
     Returns:
         zero_threshold (ε_λ: largest sampled residual plus ‖ΔH‖), the estimates with their standard errors, and every
         check with its threshold.
-
-    Raises:
-        VerificationError: Some check fails.
     """
     size, values = basis.size, basis.eigenvalues
     checks = Checks("The eigenbasis")

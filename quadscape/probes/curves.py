@@ -18,6 +18,9 @@ WINDOWS = 100
 DROP = 0.8
 """A learning rate that falls below this fraction of the one before is a drop; windows do not reach across it."""
 
+SPLITS = ("train", "validation", "test")
+"""Order of the splits in arrays of evaluations."""
+
 CURVES = TableSchema(
     "curves",
     "Batch losses in a running window around one iteration.",
@@ -35,7 +38,7 @@ EVALUATIONS = TableSchema(
     "Loss and accuracy over one whole split at one iteration.",
     (
         Column("iteration", "1", "Steps taken.", "int"),
-        Column("split", "1", "`training`, `validation` or `test`.", "str"),
+        Column("split", "1", "`train`, `validation` or `test`.", "str"),
         Column("loss", "loss", "Mean loss (without weight decay)."),
         Column("accuracy", "1", "Share of examples classified correctly.", interval="95 %, Wilson, over examples"),
     ),
@@ -109,8 +112,8 @@ def measure(
         learning_rate: η of each step, same length.
         gradient_norm: Norm of the batch gradient per layer, shape (T or more, layers).
         layers: Names of the layers.
-        evaluation: Loss and accuracy, shape (T + 1, splits, 2), NaN where not evaluated.
-        counts: Examples of each split, in the order of `evaluation`.
+        evaluation: Loss and accuracy, shape (T + 1, 3, 2), splits in the order of `SPLITS`; NaN where not evaluated.
+        counts: Number of examples of each split, by name.
         attributes: Head of the tables: run and the like.
 
     Returns:
@@ -155,7 +158,9 @@ def _evaluations(evaluation: np.ndarray, counts: Mapping[str, int]) -> dict[str,
     if len(taken) > ROWS:
         taken = taken[np.unique(np.rint(np.linspace(0, len(taken) - 1, ROWS)).astype(np.int64))]
     columns: dict[str, list[np.ndarray]] = {name: [] for name in EVALUATIONS.all_columns()}
-    for place, (split, count) in enumerate(counts.items()):
+    # By name: a mapping that went through JSON need not keep its order.
+    for place, split in enumerate(SPLITS):
+        count = counts[split]
         values = evaluation[taken, place]
         low, high = wilson(values[:, 1], count) if count else (np.full(len(taken), math.nan),) * 2
         for name, part in {

@@ -48,9 +48,17 @@ class BasisLike(Protocol):
 class CheckpointLike(Protocol):
     """What the head of a table says about a checkpoint; see `quadscape.checkpoint.Checkpoint`."""
 
-    run: str
-    iteration: int
-    weight_decay: float
+    @property
+    def run(self) -> str:
+        """Name of its run."""
+
+    @property
+    def iteration(self) -> int:
+        """Number of steps taken."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Weight decay δ of its training."""
 
 
 def as_array(values: Any) -> np.ndarray:

@@ -48,7 +48,7 @@ LINES = TableSchema(
     "The loss of one data split at one point of the line θ + tq.",
     (
         Column("index", "1", "Index of the eigenvector q, in descending order of eigenvalue, from 0.", "int"),
-        Column("split", "1", "`training` or `validation`.", "str"),
+        Column("split", "1", "`train` or `validation`.", "str"),
         Column("t", "parameter", "Distance along q; the sign is that of the stored eigenvector."),
         Column(
             "difference",
@@ -575,7 +575,7 @@ def measure(
     eigenvalues = np.asarray(basis.eigenvalues, dtype=np.float64)
     decay, threshold = float(attributes["weight_decay"]), float(attributes["zero_threshold"])
     signs, ranks = signed_ranks(eigenvalues)
-    splits = {"training": training, "validation": validation}
+    splits = {"train": training, "validation": validation}
     centres = {name: as_array(objective.example_losses(theta)) for name, objective in splits.items()}
     gradients = {name: as_array(objective.gradient(theta)) for name, objective in splits.items()}
     floors = {
@@ -603,7 +603,7 @@ def measure(
             curvature = float(direction @ as_array(objective.hessian_product(theta, direction)))
             rise, error = scan(objective.example_losses, theta, direction, t, centres[name])
             fitted = np.full(len(t), np.nan)
-            if name == "training":
+            if name == "train":
                 found, form = analyse(
                     t,
                     rise,

@@ -9,7 +9,7 @@ import torch
 from quadscape.checkpoint import Checkpoint
 from quadscape.config import Experiment
 from quadscape.curvature.eigenbasis import Eigenbasis
-from quadscape.data import Split
+from quadscape.data import Split, data_info
 from quadscape.numerics import resolve_device
 from quadscape.objective import CheckpointObjectives, Objective
 from quadscape.probes.interfaces import checkpoint_attributes
@@ -49,7 +49,7 @@ class Setting:
         return cls(
             checkpoint,
             basis,
-            checkpoint_attributes(checkpoint, basis, basis.examples),
+            checkpoint_attributes(checkpoint, basis, data_info(inputs.data).counts["train"]),
             resolve_device(experiment.device),
             getattr(torch, experiment.probes.dtype),
             (Path(inputs.checkpoint), Path(inputs.data)),

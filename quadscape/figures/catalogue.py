@@ -1,0 +1,17 @@
+"""All figures, by name and in the order of the report."""
+
+from quadscape.figures import (
+    eigenvector_overlap,
+    gradient_cosine,
+    learning_curves,
+    line_searches,
+    quadratic_radius,
+    spectrum,
+)
+from quadscape.figures.specification import FigureSpec
+
+FIGURES: dict[str, FigureSpec] = {
+    module.SPEC.name: module.SPEC
+    for module in (learning_curves, spectrum, line_searches, quadratic_radius, gradient_cosine, eigenvector_overlap)
+}
+"""Every figure by its name."""

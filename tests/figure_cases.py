@@ -1,0 +1,117 @@
+"""Tables of a plausible experiment, made by the probes themselves from planted spectra, lines and gradients."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from probe_cases import GivenGradients, PlainBasis, random_orthogonal
+
+from quadscape.config import LineSearch
+from quadscape.probes import curves, gradients, line_search, overlap, spectrum
+from quadscape.probes.interfaces import as_array
+from quadscape.tables import Table
+
+COUNT = 200
+
+
+@dataclass
+class RidgeObjective:
+    """L(θ) = Σᵢ a·λᵢ/2·w²·log(1 + xᵢ²/w²) + cubic terms in the eigenbasis: cheap, and not quadratic beyond w."""
+
+    vectors: np.ndarray
+    eigenvalues: np.ndarray
+    centre: np.ndarray
+    shift: float = 0.0
+    count: int = COUNT
+
+    @property
+    def size(self) -> int:
+        return len(self.centre)
+
+    def _terms(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        positive = self.eigenvalues > 0
+        w = 0.3 / (np.abs(self.eigenvalues) + 1e-3) ** 0.25
+        u = x / w
+        scale = 0.5 * self.eigenvalues * w**2
+        value = np.where(
+            positive, scale * np.log1p(u**2) + 0.05 * scale * u**3 / (1 + u**2), scale * u**2 + 0.1 * w**2 * u**4
+        )
+        slope = self.shift * 0.05 * np.sqrt(np.abs(self.eigenvalues)) * x
+        return value + slope, w, u
+
+    def example_losses(self, theta: np.ndarray) -> np.ndarray:
+        x = self.vectors.T @ (theta - self.centre)
+        total = float(self._terms(x)[0].sum())
+        spread = np.random.default_rng(3).standard_normal(self.count)
+        return 0.4 + total + 0.3 * (spread - spread.mean()) * total
+
+    def gradient(self, theta: np.ndarray) -> np.ndarray:
+        x, h = self.vectors.T @ (theta - self.centre), 1e-6
+        return self.vectors @ ((self._terms(x + h)[0] - self._terms(x - h)[0]) / (2 * h))
+
+    def hessian_product(self, theta: np.ndarray, v: np.ndarray) -> np.ndarray:
+        x, h = self.vectors.T @ (theta - self.centre), 1e-3
+        up, middle, down = (self._terms(x + d)[0] for d in (h, 0.0, -h))
+        return self.vectors @ ((up - 2 * middle + down) / h**2 * (self.vectors.T @ as_array(v)))
+
+
+def eigenvalues_at(size: int, stage: float, *, negative: bool = True) -> np.ndarray:
+    """A power law whose negative part fades as `stage` goes from 0 to 1."""
+    below = size // 4 if negative else 0
+    above = size - below
+    up = (2 + 30 * stage) * np.arange(1, above + 1) ** -1.3 * np.exp(-8 * (np.arange(above) / above) ** 4)
+    down = -(0.8 - 0.7 * stage) * np.arange(1, below + 1) ** -1.1 * np.exp(-8 * (np.arange(below) / max(below, 1)) ** 3)
+    return np.concatenate([up, down[::-1]])
+
+
+def turned(vectors: np.ndarray, angle: float, seed: int) -> np.ndarray:
+    """A basis in which neighbours have turned into each other, and all a little."""
+    size = len(vectors)
+    generator = np.random.default_rng(seed)
+    distance = np.abs(np.log1p(np.arange(size))[:, None] - np.log1p(np.arange(size))[None, :])
+    skew = generator.standard_normal((size, size)) * np.exp(-3 * distance) * angle
+    skew = skew - skew.T
+    step = np.linalg.solve(np.eye(size) + skew / 2, np.eye(size) - skew / 2)
+    return vectors @ step
+
+
+def checkpoint_tables(
+    size: int, run: str, iteration: int, stage: float, directions: int = 24, **options
+) -> dict[str, Table]:
+    eigenvalues = eigenvalues_at(size, stage, **options)
+    vectors = random_orthogonal(size, 1)
+    zero = 1e-6 * eigenvalues[0]
+    head = {"run": run, "iteration": iteration, "P": size, "N": COUNT, "weight_decay": 1e-3, "zero_threshold": zero}
+    basis = PlainBasis(eigenvalues, vectors, zero)
+    generator = np.random.default_rng(iteration)
+    theta = generator.standard_normal(size) * 0.3
+    training = RidgeObjective(vectors, eigenvalues, theta)
+    validation = RidgeObjective(vectors, eigenvalues, theta, shift=1.0)
+    coefficients = generator.standard_t(3, (COUNT, size)) * np.sqrt(np.abs(eigenvalues) + 1e-4)
+    tables = line_search.measure(training, validation, basis, theta, LineSearch(directions=directions), head)
+    tables |= gradients.measure(GivenGradients(coefficients @ vectors.T), basis, theta, head)
+    tables["spectrum"] = spectrum.measure(eigenvalues, zero, head)
+    return tables
+
+
+def pair_tables(size: int, run: str, first: int, second: int, angle: float, **options) -> dict[str, Table]:
+    values = [eigenvalues_at(size, stage, **options) for stage in (0.2, 0.8)]
+    vectors = random_orthogonal(size, 1)
+    bases = [PlainBasis(values[0], vectors), PlainBasis(values[1], turned(vectors, angle, second))]
+    head = {"run": run, "iteration_a": first, "iteration_b": second}
+    return overlap.measure(*bases, 60, head)
+
+
+def run_tables(run: str, steps: int, drops: tuple[int, ...]) -> dict[str, Table]:
+    generator = np.random.default_rng(len(run))
+    t = np.arange(steps)
+    rate = 0.1 * 0.1 ** np.searchsorted(drops, t, side="right")
+    fall = 1.9 * np.exp(-t / (0.15 * steps)) + 0.35 * (rate / 0.1) ** 0.4
+    loss = fall * generator.lognormal(0, 0.15, steps)
+    evaluation = np.full((steps + 1, 3, 2), np.nan)
+    for place, (excess, points) in enumerate(((0, 0.97), (0.15, 0.93), (0.17, 0.92))):
+        at = np.arange(0, steps + 1, max(1, steps // 50))
+        values = fall[np.minimum(at, steps - 1)] + excess * (1 - np.exp(-at / (0.3 * steps)))
+        evaluation[at, place] = np.stack([values, points * np.exp(-0.3 * values)], axis=1)
+    norms = np.abs(generator.standard_normal((steps, 2))) + 0.1
+    counts = {"train": 1257, "validation": 270, "test": 270}
+    return curves.measure(loss, rate, norms, ["conv1", "linear"], evaluation, counts, {"run": run})
