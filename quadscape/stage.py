@@ -163,6 +163,11 @@ def _process_state(pid: int) -> tuple[str, str] | None:
     return None if fields[0] in {"Z", "X"} else (fields[0], fields[19])
 
 
+def process_is_alive(pid: Any) -> bool:
+    """Whether there is a process of that number on this machine."""
+    return isinstance(pid, int) and _process_state(pid) is not None
+
+
 def _machine() -> list[str]:
     """What must be equal for process ids to be comparable: host, boot and pid namespace."""
     found = [socket.gethostname()]
@@ -694,7 +699,9 @@ class _Run:
             self._repair(journal, total)
             pending = [unit for unit in range(total) if unit not in journal.units]
             estimate = self._check_resources(plan, journal) if pending or journal.results is None else None
-            self.events("start", units=total, done=total - len(pending), device=plan.get("device", ""))
+            self.events(
+                "start", stage=self.task.name, units=total, done=total - len(pending), device=plan.get("device", "")
+            )
             if pending:
                 self._announce(total, pending, estimate)
             store = StageStore(self.directory)
@@ -1044,7 +1051,19 @@ def _remedy(directory: Path) -> str:
     return f"remove the directory {directory} and run the workflow again (only what is missing is computed)"
 
 
-def _load_manifest(directory: Path, name: str | None) -> dict[str, Any]:
+def load_manifest(directory: Path, name: str | None = None) -> dict[str, Any]:
+    """Reads a manifest and checks it against its own checksum, not against the store.
+
+    Args:
+        directory: The stage's directory.
+        name: Name that the stage must have.
+
+    Returns:
+        The manifest, without its checksum.
+
+    Raises:
+        StoreError: It is missing, damaged or another stage's.
+    """
     try:
         manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
         checksum = manifest.pop("checksum")
@@ -1062,7 +1081,7 @@ def _load_manifest(directory: Path, name: str | None) -> dict[str, Any]:
 
 
 def _check_finished(directory: Path, name: str | None, *, read: bool) -> tuple[dict[str, Any], Journal]:
-    manifest = _load_manifest(directory, name)
+    manifest = load_manifest(directory, name)
     if not (directory / "store.zarr").exists():
         raise StoreError(f"The manifest of {directory} has no store beside it; {_remedy(directory)}.")
     attributes = _root_attributes(directory)

@@ -30,6 +30,7 @@ from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.parameters import ParameterLayout
 from quadscape.stage import Arrays, Estimate, FinishedStage, StageStore, open_stage
 from quadscape.store import ArraySpec
+from quadscape.versions import STAGE_VERSIONS
 
 MEASURES = ("loss", "accuracy")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -214,7 +215,7 @@ class TrainingTask:
     """
 
     name = "training"
-    version = 1
+    version = STAGE_VERSIONS["training"]
 
     def __init__(
         self, run: Training, seed: int, model: Model, loss: str, data: str | Path, device: str = "auto"

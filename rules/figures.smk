@@ -5,7 +5,7 @@ def all_figures():
 
 rule draw_figure:
     input:
-        lambda wildcards: places.figure_inputs(wildcards.figure),
+        unpack(lambda wildcards: places.figure_inputs(wildcards.figure)),
     output:
         svg=report(
             places.figure("{figure}", "svg"),

@@ -19,6 +19,13 @@ from quadscape.training import TrainingTask, Trajectory
 CNN = {"factory": "cnn", "channels": [4, 8]}
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    # Small networks gain nothing from more, and lose much where other tests run beside.
+    monkeypatch.setattr("quadscape.training.current_threads", lambda: 1)
+    monkeypatch.setattr("quadscape.checkpoint.current_threads", lambda: 1)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_random_data(tmp_path_factory.mktemp("data") / "data.zarr")

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+
 from quadscape.checkpoint import extract_checkpoint
+from quadscape.config import Experiment, parse_experiment
 from quadscape.curvature.eigenbasis import EigenbasisTask
 from quadscape.curvature.hessian import HessianTask
 from quadscape.data import prepare
-from quadscape.training import TrainingTask
-
-from quadscape.config import Experiment, parse_experiment
 from quadscape.numerics import apply_numerics
 from quadscape.stage import Task, open_stage, read_events, run_stage
+from quadscape.training import TrainingTask
 
 KILLS = 20
 EXPERIMENT = {

@@ -50,6 +50,12 @@ def train(path, run, data, model=LINEAR, seed=0, loss="squared_error", task=Shor
     return manifest, Trajectory.open(path)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    # Small networks gain nothing from more, and lose much where other tests run beside.
+    monkeypatch.setattr("quadscape.training.current_threads", lambda: 1)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_random_data(tmp_path_factory.mktemp("data") / "data.zarr")

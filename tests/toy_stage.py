@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from quadscape import stage
 from quadscape.errors import VerificationError
-from quadscape.stage import Estimate, Lock, StageStore, run_stage
+from quadscape.stage import Estimate, Lock, open_stage, run_stage, verify_stage
 from quadscape.store import ArraySpec, fill_value
 
 STEP = 4
@@ -178,12 +179,15 @@ def work(
     sender: Connection,
     kill_at: int = 0,
     stop_after_check: int = 0,
+    elsewhere: int = 0,
 ) -> None:
     """Runs the toy stage; sends "ready", each line of its log, and at last the outcome."""
     if kill_at:
         _kill_at(kill_at)
     if stop_after_check:
         _stop_after_check(stop_after_check)
+    if elsewhere:
+        stage._machine = lambda: ["elsewhere", "", ""]
     sender.send(("ready", ""))
     try:
         run_stage(Toy(**task), directory, log=lambda line: sender.send(("log", line)), **protocol)
@@ -275,12 +279,7 @@ class _Call:
 
 def finished(directory: Path) -> tuple[dict[str, np.ndarray], bytes]:
     """Decoded arrays and the manifest's bytes, after every check that a reader can make."""
-    from quadscape.stage import open_stage, verify_stage
-
     verify_stage(directory)
-    stage = open_stage(directory, "toy")
-    names = [spec.name for spec in Toy(rows=stage.manifest["parameters"]["rows"]).arrays(stage.manifest["plan"])]
-    return {name: stage.read(name) for name in names}, (directory / "manifest.json").read_bytes()
-
-
-__all__ = ["FLAWS", "StageStore", "Toy", "Worker", "compete", "finished", "run"]
+    opened = open_stage(directory, "toy")
+    names = [spec.name for spec in Toy(rows=opened.manifest["parameters"]["rows"]).arrays(opened.manifest["plan"])]
+    return {name: opened.read(name) for name in names}, (directory / "manifest.json").read_bytes()

@@ -1,8 +1,6 @@
 from pathlib import Path
 
 from quadscape.curvature.hessian import HessianTask
-from snakemake.script import snakemake
-
 from quadscape.jobs import start_job
 from quadscape.stage import run_stage
 

@@ -1,6 +1,4 @@
 from quadscape.figures import FIGURES, save
-from snakemake.script import snakemake
-
 from quadscape.jobs import start_job
 from quadscape.probes.schemas import SCHEMAS
 from quadscape.tables import read_table

@@ -1,5 +1,3 @@
-from snakemake.script import snakemake
-
 from quadscape.checkpoint import extract_checkpoint
 from quadscape.jobs import start_job
 

@@ -1,5 +1,3 @@
-from snakemake.script import snakemake
-
 from quadscape.curvature.eigenbasis import Eigenbasis
 from quadscape.jobs import start_job, write_tables
 from quadscape.numerics import resolve_device

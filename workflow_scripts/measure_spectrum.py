@@ -1,5 +1,3 @@
-from snakemake.script import snakemake
-
 from quadscape.jobs import start_job, write_tables
 from quadscape.probes import spectrum
 from quadscape.probes.setting import Setting

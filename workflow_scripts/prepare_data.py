@@ -1,5 +1,3 @@
-from snakemake.script import snakemake
-
 from quadscape.data import prepare
 from quadscape.jobs import start_job
 

@@ -1,7 +1,5 @@
 from pathlib import Path
 
-from snakemake.script import snakemake
-
 from quadscape.jobs import start_job
 from quadscape.stage import run_stage
 from quadscape.training import TrainingTask

@@ -33,6 +33,7 @@ from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.objective import CheckpointObjectives
 from quadscape.stage import Arrays, Estimate, StageStore, open_stage
 from quadscape.store import ArraySpec
+from quadscape.versions import STAGE_VERSIONS
 
 _UNIT_BYTES = 128 << 20
 _TILE_BYTES = 512 << 20
@@ -161,7 +162,7 @@ class EigenbasisTask:
     """
 
     name = "eigenbasis"
-    version = 1
+    version = STAGE_VERSIONS["eigenbasis"]
 
     def __init__(
         self,

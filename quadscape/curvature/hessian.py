@@ -21,6 +21,7 @@ from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.objective import CheckpointObjectives, Objective, Vector
 from quadscape.stage import Arrays, Estimate, StageStore, open_stage
 from quadscape.store import ArraySpec
+from quadscape.versions import STAGE_VERSIONS
 
 _STRIP_BYTES = 256 << 20
 _UNIT_SECONDS = 30.0
@@ -130,7 +131,7 @@ class HessianTask:
     """
 
     name = "hessian"
-    version = 1
+    version = STAGE_VERSIONS["hessian"]
 
     def __init__(self, checkpoint_path: str | Path, data_path: str | Path, config: Curvature, device: str) -> None:
         self._config = config
