@@ -43,7 +43,10 @@ def draw(tables: "Tables") -> "Figure":
         above.set_title(f"run {head['run']}")
         above.set_ylabel(f"rank at iteration {style.thousands(head['iteration_a'])}")
         above.set_xlabel(f"rank at iteration {style.thousands(head['iteration_b'])}")
-    bar = figure.colorbar(image, ax=list(axes[0]), label="mean cos² ÷ chance (1/P)", extend="min", aspect=25, pad=0.01)
+    # Beside the first row of heat maps only: one bar along a tall figure would be as tall.
+    bar = figure.colorbar(
+        image, ax=list(axes[0][:columns]), label="mean cos² ÷ chance (1/P)", extend="min", aspect=25, pad=0.01
+    )
     bar.ax.axhline(1, color="white", linewidth=1.5)
     bar.ax.text(
         -0.25, 1, "chance", transform=bar.ax.get_yaxis_transform(), ha="right", va="center", fontsize=8.5, rotation=90
@@ -89,7 +92,7 @@ def _heat(axis: "Axes", bands: "Table", scale: Any) -> Any:
     axis.grid(visible=False)
     for which, side, draw_line in ((axis.yaxis, "a", axis.axhline), (axis.xaxis, "b", axis.axvline)):
         # Labels side by side need more room than labels above each other.
-        places, labels, border = _rank_ticks(bands, side, 0.07 if side == "a" else 0.17)
+        places, labels, border = _rank_ticks(bands, side, 0.07 if side == "a" else 0.13)
         which.set_ticks(places, labels)
         if border:
             draw_line(border, color="white", linewidth=1.0)

@@ -169,7 +169,7 @@ def legend(figure: "Figure", handles: Sequence[Any], columns: int = 4) -> None:
     """One legend for all panels, below them, where it covers nothing."""
     handles = list(handles)
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
-    fitting = max(1, int(figure.get_figwidth() / (0.078 * longest + 0.55)))
+    fitting = max(1, int(figure.get_figwidth() / (0.068 * longest + 0.5)))
     # Rows of about equal length.
     rows = math.ceil(len(handles) / max(1, min(fitting, columns)))
     figure.legend(handles=handles, loc="outside lower center", ncols=max(1, math.ceil(len(handles) / rows)))
