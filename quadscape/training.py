@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from quadscape.config import Constant, Model, Run, Steps, Training, finite, resolved
 from quadscape.config import LearningRate as Schedule
@@ -40,6 +41,10 @@ _NOISE_STREAM = 0xD201
 _MAX_STEPS = 256
 _MAX_SHARD_BYTES = 64 * 2**20
 _MAX_UNIT_SECONDS = 30.0
+# Low guesses of what a core and a GPU reach, per second: a unit may be shorter than the limit, hardly longer.
+_CPU_RATE = 1e10
+_CUDA_RATE = 1e12
+_THREADING_OPERATIONS = 5e8
 
 
 def learning_rate(schedule: Schedule, iteration: int, iterations: int) -> float:
@@ -254,25 +259,43 @@ class TrainingTask:
         }
 
     def plan(self) -> dict[str, Any]:
-        """Device, threads, steps of a unit and chunk of evaluations; steps are timed to keep units short."""
-        device = resolve_device(self._requested)
+        """Device, threads, steps of a unit and chunk of evaluations.
+
+        All follow from counted operations, not from timed steps: a busy machine must not change the plan, and with it
+        the layout of the store and the manifest.
+
+        Returns:
+            The plan.
+        """
+        device, allowed = resolve_device(self._requested), current_threads()
+        # Checks the network before it is measured.
+        self.start({"device": device.type, "threads": 1})
+        operations = 3 * self.run.batch_size * self._operations()
+        # More threads than one only delay small steps, and make their sums depend on the machine.
+        threads = allowed if operations > _THREADING_OPERATIONS else 1
+        rate = _CUDA_RATE if device.type == "cuda" else _CPU_RATE * threads
+        seconds = operations / rate * (2 if self.run.dtype == "float64" else 1)
+        steps = min(_MAX_STEPS, _MAX_SHARD_BYTES // (8 * self._layout.size), self.run.iterations + 1)
+        steps = max(1, min(steps, int(_MAX_UNIT_SECONDS / max(seconds, 1e-9))))
         plan = {
             "device": device.type,
-            "threads": current_threads(),
+            "threads": threads,
             "evaluation_chunk": 4096 if device.type == "cuda" else 512,
-            "steps": 1,
+            "steps": 2 ** int(math.log2(steps)),
         }
         self.start(plan)
-        steps = min(_MAX_STEPS, _MAX_SHARD_BYTES // (8 * self._layout.size), self.run.iterations + 1)
-        steps = 2 ** max(0, int(math.log2(max(1, steps))))
         self._step_seconds = self._time_step()
-        # Coarse, so that equal machines choose the same: a unit's length decides the layout of the store.
-        while steps > 1 and steps * self._step_seconds > _MAX_UNIT_SECONDS:
-            steps = max(1, steps // 4)
-        return {**plan, "steps": steps}
+        return plan
+
+    def _operations(self) -> int:
+        """Floating-point operations of the forward pass of one image (convolutions and matrix products)."""
+        model = build_model(self.model, self._info.shape, len(self._info.classes)).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, *self._info.shape))
+        return int(counter.get_total_flops())
 
     def _time_step(self) -> float:
-        """Seconds of one step, from two; the first also warms up."""
+        """Seconds of one step now, for the announcement; the first of two also warms up."""
         problem = self._ready()
         state = problem.start_state(self._start_theta())
         best = math.inf

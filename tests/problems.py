@@ -79,5 +79,5 @@ def write_checkpoint(
             "runs": [{"name": "foreign", "path": str(folder / "state.pt"), "checkpoints": [0]}],
         }
     )
-    extract_checkpoint(experiment, experiment.runs[0], 0, None, data, folder / "checkpoint.zarr")
+    extract_checkpoint(experiment, "foreign", 0, None, data, folder / "checkpoint.zarr")
     return folder / "checkpoint.zarr", data

@@ -52,6 +52,12 @@ def print_nothing(sender: Any) -> None:
     sender.send(None)
 
 
+@pytest.fixture(autouse=True)
+def workers_end() -> Iterator[None]:
+    yield
+    Worker.end()
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
     """A directory in memory where there is one, since hundreds of runs wait for nothing but the disk's fsync."""

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ from quadscape.stage import Lock, run_stage
 from quadscape.status import StageStatus, find_stages, format_status, stage_status
 
 LIMIT = 60.0
+
+
+@pytest.fixture(autouse=True)
+def workers_end() -> Iterator[None]:
+    yield
+    Worker.end()
 
 
 def silent(_: str) -> None:

@@ -391,7 +391,18 @@ def test_plan_and_estimate(data):
     estimate = task.estimate(plan)
     assert estimate.seconds > 0
     assert estimate.disk_bytes > 1000 * 8 * 195
+    assert (plan["threads"], plan["device"]) == (1, "cpu")
     assert TrainingTask(make_run(iterations=5), 0, LINEAR, "squared_error", data, "cpu").plan()["steps"] == 4
+
+
+def test_units_are_shorter_where_steps_are_slow(data, monkeypatch):
+    run = make_run(iterations=1000, batch_size=50, dtype="float32")
+    wide = CNN(factory="cnn", channels=(256, 512))
+    task = TrainingTask(run, 0, wide, "cross_entropy", data, "cpu")
+    assert task._operations() == 2 * 9 * (1 * 256 * 64 + 256 * 512 * 16) + 2 * 512 * 4 * 3
+    monkeypatch.setattr("quadscape.training._MAX_SHARD_BYTES", 2**40)
+    expected = 30 / (3 * 50 * task._operations() / 1e10)
+    assert expected / 2 < task.plan()["steps"] <= expected
 
 
 # Failures
@@ -422,6 +433,15 @@ def test_batch_norm_on_single_values_is_refused(data, tmp_path):
 def test_a_network_that_couples_examples_is_refused_before_training(data, tmp_path):
     with pytest.raises(ModelError, match="depends on the other examples"):
         train(tmp_path / "run", make_run(), data, Custom(factory="test_training:coupled_network"))
+
+
+def test_a_network_for_another_size_is_refused_before_training(data, tmp_path):
+    with pytest.raises(ModelError, match="failed on images of shape"):
+        train(tmp_path / "run", make_run(), data, Custom(factory="test_training:network_of_another_size"))
+
+
+def network_of_another_size(shape, classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, classes))
 
 
 class Coupled(torch.nn.Module):

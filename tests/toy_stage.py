@@ -8,7 +8,7 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -221,11 +221,14 @@ def compete(directory: str, seed: int, rounds: int, protocol: Options, sender: C
 class Worker:
     """One forked process at work; forked from a server that has imported everything, so that a start is cheap."""
 
+    alive: ClassVar[list["Worker"]] = []
+
     def __init__(self, function: Any, *arguments: Any) -> None:
         context = multiprocessing.get_context("forkserver")
         self.receiver, sender = context.Pipe(duplex=False)
         self.process = context.Process(target=function, args=(*arguments, sender), daemon=True)
         self.process.start()
+        self.alive.append(self)
         sender.close()
         self.log: list[str] = []
 
@@ -259,6 +262,12 @@ class Worker:
         if self.process.is_alive():
             self.signal(signal.SIGKILL)
         self.process.join()
+
+    @classmethod
+    def end(cls) -> None:
+        """Kills what a failed test has left, stopped ones too, which would keep the tests from ending."""
+        while cls.alive:
+            cls.alive.pop().kill()
 
 
 def run(directory: Path, task: Options | None = None, protocol: Options | None = None, **hooks: int) -> Worker:
