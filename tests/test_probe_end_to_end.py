@@ -1,0 +1,48 @@
+"""The probes on a real small network: their numbers against those of automatic differentiation."""
+
+import numpy as np
+import torch
+from probe_cases import PlainBasis
+
+from quadscape.config import LineSearch
+from quadscape.objective import Objective
+from quadscape.parameters import ParameterLayout, current_vector
+from quadscape.probes import gradients, line_search
+
+
+def test_lines_and_gradients_of_a_small_network() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(6, 4), torch.nn.GELU(), torch.nn.Linear(4, 3)
+    ).double()
+    images, labels = torch.randn(40, 1, 2, 3, dtype=torch.float64), torch.randint(0, 3, (40,))
+    layout = ParameterLayout.of(model)
+    theta = current_vector(model).numpy() * 2
+    # A chunk that does not divide the number of examples.
+    training = Objective(model, layout, images[:27], labels[:27], "cross_entropy", 10)
+    validation = Objective(model, layout, images[27:], labels[27:], "cross_entropy", 10)
+
+    def loss(vector: torch.Tensor) -> torch.Tensor:
+        outputs = torch.func.functional_call(model, layout.unflatten(vector), (images[:27],))
+        return torch.nn.functional.cross_entropy(outputs, labels[:27])
+
+    hessian = torch.autograd.functional.hessian(loss, torch.from_numpy(theta)).numpy()
+    values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
+    basis = PlainBasis(values[::-1], vectors[:, ::-1].copy(), 1e-12)
+    size = len(theta)
+    head = {"run": "a", "iteration": 0, "P": size, "N": 27, "weight_decay": 1e-2, "zero_threshold": 1e-12}
+
+    fits = line_search.measure(training, validation, basis, theta, LineSearch(directions=size), head)["line_fit"]
+    clear = np.abs(fits["eigenvalue"]) > 1e-6
+    np.testing.assert_allclose(fits["curvature"], fits["eigenvalue"], atol=1e-10)
+    np.testing.assert_allclose(fits["curvature_ratio"][clear], 1, atol=1e-3)
+    slope = torch.func.grad(loss)(torch.from_numpy(theta)).numpy()
+    np.testing.assert_allclose(fits["gradient"], basis.vectors(0, size).T @ slope, atol=1e-12)
+    # Shifting all logits alike, by the biases or by the weights of one of 4 hidden units, is exactly flat: 5 directions.
+    assert fits["is_zero"].sum() >= 5
+    flat = fits.where(fits["is_zero"])
+    assert set(flat["radius_positive_status"]) <= {"unresolved"}
+
+    table = gradients.measure(training, basis, theta, head, bands=8, batch=10, width=7)["gradients"]
+    np.testing.assert_allclose(table["gradient"], basis.vectors(0, size).T @ slope, atol=1e-12)
+    np.testing.assert_allclose(table["share"].sum(), 1)
