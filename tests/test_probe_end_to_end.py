@@ -38,7 +38,7 @@ def test_lines_and_gradients_of_a_small_network() -> None:
     np.testing.assert_allclose(fits["curvature_ratio"][clear], 1, atol=1e-3)
     slope = torch.func.grad(loss)(torch.from_numpy(theta)).numpy()
     np.testing.assert_allclose(fits["gradient"], basis.vectors(0, size).T @ slope, atol=1e-12)
-    # Shifting all logits alike, by the biases or by the weights of one of 4 hidden units, is exactly flat: 5 directions.
+    # All logits shifted alike, by biases or by the weights of one of 4 hidden units: 5 exactly flat directions.
     assert fits["is_zero"].sum() >= 5
     flat = fits.where(fits["is_zero"])
     assert set(flat["radius_positive_status"]) <= {"unresolved"}
