@@ -470,32 +470,36 @@ def quadratic_radius(t: np.ndarray, departure: np.ndarray, curvature: float, flo
         floor: Rounding floor of the departure at each point.
 
     Returns:
-        The radius, interpolated between the points around the first crossing (in logarithms: any power law is then
-        exact), which are its interval. Its status is described in the columns of `FITS`.
+        The first crossing of the spline through departure/tolerance (exact for departures up to the fifth order, and
+        not blind to what lies between two points), with the points around it as interval. Its status is described in
+        the columns of `FITS`.
     """
     allowed = TOLERANCE * 0.5 * abs(curvature) * t**2
-    usable = np.flatnonzero(allowed >= RESOLUTION * floor)
-    if len(usable) == 0:
+    usable = (allowed >= RESOLUTION * floor) & (allowed > 0)
+    if not usable.any():
         return Estimate(math.nan, 0.0, math.inf, "unresolved")
-    ratio = np.where(np.isfinite(departure), np.abs(departure) / np.where(allowed > 0, allowed, 1.0), np.inf)
-    crossed = usable[ratio[usable] >= 1]
-    if len(crossed) == 0:
+    t, ratio = t[usable], departure[usable] / allowed[usable]
+    overflown = np.flatnonzero(~np.isfinite(ratio))
+    end = int(overflown[0]) if len(overflown) else len(t)
+    if end == 0 or abs(ratio[0]) >= 1:
+        return Estimate(float(t[0]), 0.0, float(t[0]), "bounded")
+    crossings = _crossings(t[:end], ratio[:end])
+    if not len(crossings) and end == len(t):
         return Estimate(float(t[-1]), float(t[-1]), math.inf, "censored")
-    after = int(crossed[0])
-    if after == usable[0]:
-        return Estimate(float(t[after]), 0.0, float(t[after]), "bounded")
-    before = int(usable[np.searchsorted(usable, after) - 1])
-    low, high = float(t[before]), float(t[after])
-    same_side = departure[before] * departure[after] > 0
-    if not np.isfinite(ratio[after]):
-        value = low
-    elif same_side and ratio[after] > ratio[before]:
-        fraction = -math.log(ratio[before]) / math.log(ratio[after] / ratio[before])
-        value = low * (high / low) ** fraction
-    else:
-        # The departure changes sign in between: from −r to +1 it passes the tolerance on a straight line.
-        value = low + (high - low) * (1 + ratio[before]) / (ratio[after] + ratio[before])
-    return Estimate(min(max(value, low), high), low, high)
+    if not len(crossings):
+        return Estimate(float(t[end - 1]), float(t[end - 1]), float(t[end]))
+    value = float(crossings[0])
+    after = min(max(int(np.searchsorted(t, value)), 1), end - 1)
+    return Estimate(value, float(t[after - 1]), float(t[after]))
+
+
+def _crossings(t: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """Where a ratio first passes ±1, from the spline through its points: it may do so, and come back, between two."""
+    if len(t) < 2:
+        return np.empty(0)
+    spline = CubicSpline(t, ratio)
+    roots = np.concatenate([spline.solve(level, extrapolate=False) for level in (1.0, -1.0)])
+    return np.sort(roots[np.isfinite(roots)])
 
 
 def analyse(
