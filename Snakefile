@@ -20,5 +20,5 @@ include: "rules/figures.smk"
 
 rule all:
     input:
-        all_figures(),
+        places.figures(),
     default_target: True

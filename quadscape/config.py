@@ -332,7 +332,7 @@ class LineSearch(Section):
     """Number of eigenvectors, on log-spaced ranks of both signs and of the bulk."""
     points: Annotated[int, Field(ge=9)] = 61
     """Points t of one line, symmetric about 0 and dense near it; odd."""
-    loss_rise: Positive = 1.0
+    loss_rise: Positive = 0.1
     """The largest |t| is the one at which ½|λᵢ|t² reaches this rise of the loss …"""
     reach: Positive = 0.5
     """… or this fraction of |θ|, whichever is smaller."""

@@ -84,9 +84,10 @@ class Places:
         keys = self._keys(spec.scope)
         return {table: [self.table(table, run, key) for run, key in keys] for table in spec.tables}
 
-    def drawable_figures(self) -> list[str]:
-        """Figures for which the experiment has anything to show (overlaps need two checkpoints of a run)."""
-        return [name for name, spec in FIGURES.items() if self._keys(spec.scope)]
+    def figures(self) -> list[str]:
+        """Files of all figures for which the experiment has anything to show (overlaps need two checkpoints of a run)."""
+        drawable = [name for name, spec in FIGURES.items() if self._keys(spec.scope)]
+        return [self.figure(name, kind) for name in drawable for kind in ("svg", "png")]
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,9 @@ class Problem:
             "hessian": images + 4000 + 1000,
             "eigenbasis": images + 5 * itemsize * self.parameters**2 / 1e6,
             "line_search": images + 3000 + 2 * 48 * columns,
-            "gradients": images + 3000 + 6 * 1024 * columns,
-            "overlap": 6 * 1024 * columns,
+            # An outer tile of up to 8 GiB (a basis is read once per outer tile), an inner one, and streamed sums.
+            "gradients": images + 4000 + 1000 * columns + min(8600, columns * max(self.parameters, count)),
+            "overlap": 4000 + min(8600, columns * self.parameters),
             "tables": 512 * columns,
             "figures": 500.0,
         }

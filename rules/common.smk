@@ -17,6 +17,11 @@ except QuadscapeError as error:
 places = Places(experiment)
 
 
+def probe_hash(name):
+    """Hash of a probe's code, and of what all probes share."""
+    return module_hash(f"quadscape.probes.{name}", "quadscape.probes.ranks", "quadscape.probes.interfaces")
+
+
 wildcard_constraints:
     run="|".join(re.escape(run.name) for run in experiment.runs),
     iteration=r"\d+",

@@ -1,8 +1,4 @@
 # One rule draws every figure: what it reads, its caption and its place in the report stand beside its function.
-def all_figures():
-    return [places.figure(name, kind) for name in places.drawable_figures() for kind in ("svg", "png")]
-
-
 rule draw_figure:
     input:
         unpack(lambda wildcards: places.figure_inputs(wildcards.figure)),

@@ -7,7 +7,7 @@ rule measure_curves:
         evaluations=places.run_table("evaluations", "{run}"),
         layer_gradients=places.run_table("layer_gradients", "{run}"),
     params:
-        code=module_hash("quadscape.probes.curves"),
+        code=probe_hash("curves"),
     log:
         "logs/{}/measure_curves/{{run}}.log".format(experiment.name),
     conda:
@@ -27,7 +27,7 @@ rule measure_spectrum:
     output:
         spectrum=places.table("spectrum", "{run}", "{iteration}"),
     params:
-        code=module_hash("quadscape.probes.spectrum"),
+        code=probe_hash("spectrum"),
     log:
         "logs/{}/measure_spectrum/{{run}}/{{iteration}}.log".format(experiment.name),
     conda:
@@ -50,7 +50,7 @@ rule search_lines:
     params:
         options=resolved(experiment.probes.line_search),
         dtype=experiment.probes.dtype,
-        code=module_hash("quadscape.probes.line_search"),
+        code=probe_hash("line_search"),
     log:
         "logs/{}/search_lines/{{run}}/{{iteration}}.log".format(experiment.name),
     conda:
@@ -73,7 +73,7 @@ rule project_gradients:
         gradient_bands=places.table("gradient_bands", "{run}", "{iteration}"),
     params:
         dtype=experiment.probes.dtype,
-        code=module_hash("quadscape.probes.gradients"),
+        code=probe_hash("gradients"),
     log:
         "logs/{}/project_gradients/{{run}}/{{iteration}}.log".format(experiment.name),
     conda:
@@ -97,7 +97,7 @@ rule measure_overlap:
         overlap_subspace=places.table("overlap_subspace", "{run}", "{first}-{second}"),
     params:
         options=resolved(experiment.probes.overlap),
-        code=module_hash("quadscape.probes.overlap"),
+        code=probe_hash("overlap"),
     log:
         "logs/{}/measure_overlap/{{run}}/{{first}}-{{second}}.log".format(experiment.name),
     conda:
