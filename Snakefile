@@ -19,6 +19,6 @@ include: "rules/figures.smk"
 
 
 rule all:
+    default_target: True
     input:
         places.figures(),
-    default_target: True

@@ -85,7 +85,7 @@ class Places:
         return {table: [self.table(table, run, key) for run, key in keys] for table in spec.tables}
 
     def figures(self) -> list[str]:
-        """Files of all figures for which the experiment has anything to show (overlaps need two checkpoints of a run)."""
+        """Files of all figures for which there is anything to show (overlaps need two checkpoints of a run)."""
         drawable = [name for name, spec in FIGURES.items() if self._keys(spec.scope)]
         return [self.figure(name, kind) for name in drawable for kind in ("svg", "png")]
 

@@ -19,7 +19,11 @@ places = Places(experiment)
 
 def probe_hash(name):
     """Hash of a probe's code, and of what all probes share."""
-    return module_hash(f"quadscape.probes.{name}", "quadscape.probes.ranks", "quadscape.probes.interfaces")
+    return module_hash(
+        f"quadscape.probes.{name}",
+        "quadscape.probes.ranks",
+        "quadscape.probes.interfaces",
+    )
 
 
 wildcard_constraints:

@@ -5,19 +5,19 @@ rule compute_hessian:
         checkpoint=places.checkpoint("{run}", "{iteration}"),
     output:
         places.hessian("{run}", "{iteration}"),
-    params:
-        version=STAGE_VERSIONS["hessian"],
-        dtype=experiment.curvature.dtype,
     log:
         "logs/{}/compute_hessian/{{run}}/{{iteration}}.log".format(experiment.name),
-    conda:
-        "../envs/quadscape.yaml"
     group:
         "curvature"
+    conda:
+        "../envs/quadscape.yaml"
     threads: 2
     resources:
         mem_mb=problem.memory_mb("hessian"),
         runtime=problem.runtime_minutes("hessian"),
+    params:
+        version=STAGE_VERSIONS["hessian"],
+        dtype=experiment.curvature.dtype,
     script:
         "../workflow_scripts/compute_hessian.py"
 
@@ -29,18 +29,18 @@ rule compute_eigenbasis:
         hessian=places.hessian("{run}", "{iteration}"),
     output:
         places.eigenbasis("{run}", "{iteration}"),
-    params:
-        version=STAGE_VERSIONS["eigenbasis"],
-        dtype=experiment.curvature.dtype,
     log:
         "logs/{}/compute_eigenbasis/{{run}}/{{iteration}}.log".format(experiment.name),
-    conda:
-        "../envs/quadscape.yaml"
     group:
         "curvature"
+    conda:
+        "../envs/quadscape.yaml"
     threads: 2
     resources:
         mem_mb=problem.memory_mb("eigenbasis"),
         runtime=problem.runtime_minutes("eigenbasis"),
+    params:
+        version=STAGE_VERSIONS["eigenbasis"],
+        dtype=experiment.curvature.dtype,
     script:
         "../workflow_scripts/compute_eigenbasis.py"

@@ -1,11 +1,6 @@
 rule prepare_data:
     output:
         places.data,
-    params:
-        data=resolved(experiment.data),
-        seed=experiment.seed,
-        listing=problem.data.listing,
-        code=module_hash("quadscape.data"),
     log:
         "logs/{}/prepare_data.log".format(experiment.name),
     conda:
@@ -13,5 +8,10 @@ rule prepare_data:
     resources:
         mem_mb=problem.memory_mb("data"),
         runtime=problem.runtime_minutes("data"),
+    params:
+        data=resolved(experiment.data),
+        seed=experiment.seed,
+        listing=problem.data.listing,
+        code=module_hash("quadscape.data"),
     script:
         "../workflow_scripts/prepare_data.py"

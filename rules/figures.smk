@@ -10,11 +10,6 @@ rule draw_figure:
             labels=lambda wildcards: FIGURES[wildcards.figure].labels,
         ),
         png=places.figure("{figure}", "png"),
-    params:
-        title=lambda wildcards: FIGURES[wildcards.figure].title,
-        caption=lambda wildcards: FIGURES[wildcards.figure].caption,
-        style=STYLE_VERSION,
-        code=lambda wildcards: module_hash(FIGURES[wildcards.figure].module),
     log:
         "logs/{}/draw_figure/{{figure}}.log".format(experiment.name),
     conda:
@@ -22,5 +17,10 @@ rule draw_figure:
     resources:
         mem_mb=problem.memory_mb("figures"),
         runtime=problem.runtime_minutes("figures"),
+    params:
+        title=lambda wildcards: FIGURES[wildcards.figure].title,
+        caption=lambda wildcards: FIGURES[wildcards.figure].caption,
+        style=STYLE_VERSION,
+        code=lambda wildcards: module_hash(FIGURES[wildcards.figure].module),
     script:
         "../workflow_scripts/draw_figure.py"

@@ -6,8 +6,6 @@ rule measure_curves:
         curves=places.run_table("curves", "{run}"),
         evaluations=places.run_table("evaluations", "{run}"),
         layer_gradients=places.run_table("layer_gradients", "{run}"),
-    params:
-        code=probe_hash("curves"),
     log:
         "logs/{}/measure_curves/{{run}}.log".format(experiment.name),
     conda:
@@ -15,6 +13,8 @@ rule measure_curves:
     resources:
         mem_mb=problem.memory_mb("tables"),
         runtime=problem.runtime_minutes("tables"),
+    params:
+        code=probe_hash("curves"),
     script:
         "../workflow_scripts/measure_curves.py"
 
@@ -26,8 +26,6 @@ rule measure_spectrum:
         eigenbasis=places.eigenbasis("{run}", "{iteration}"),
     output:
         spectrum=places.table("spectrum", "{run}", "{iteration}"),
-    params:
-        code=probe_hash("spectrum"),
     log:
         "logs/{}/measure_spectrum/{{run}}/{{iteration}}.log".format(experiment.name),
     conda:
@@ -35,6 +33,8 @@ rule measure_spectrum:
     resources:
         mem_mb=problem.memory_mb("tables"),
         runtime=problem.runtime_minutes("tables"),
+    params:
+        code=probe_hash("spectrum"),
     script:
         "../workflow_scripts/measure_spectrum.py"
 
@@ -47,10 +47,6 @@ rule search_lines:
     output:
         line_search=places.table("line_search", "{run}", "{iteration}"),
         line_fit=places.table("line_fit", "{run}", "{iteration}"),
-    params:
-        options=resolved(experiment.probes.line_search),
-        dtype=experiment.probes.dtype,
-        code=probe_hash("line_search"),
     log:
         "logs/{}/search_lines/{{run}}/{{iteration}}.log".format(experiment.name),
     conda:
@@ -59,6 +55,10 @@ rule search_lines:
     resources:
         mem_mb=problem.memory_mb("line_search"),
         runtime=problem.runtime_minutes("line_search"),
+    params:
+        options=resolved(experiment.probes.line_search),
+        dtype=experiment.probes.dtype,
+        code=probe_hash("line_search"),
     script:
         "../workflow_scripts/search_lines.py"
 
@@ -71,9 +71,6 @@ rule project_gradients:
     output:
         gradients=places.table("gradients", "{run}", "{iteration}"),
         gradient_bands=places.table("gradient_bands", "{run}", "{iteration}"),
-    params:
-        dtype=experiment.probes.dtype,
-        code=probe_hash("gradients"),
     log:
         "logs/{}/project_gradients/{{run}}/{{iteration}}.log".format(experiment.name),
     conda:
@@ -82,6 +79,9 @@ rule project_gradients:
     resources:
         mem_mb=problem.memory_mb("gradients"),
         runtime=problem.runtime_minutes("gradients"),
+    params:
+        dtype=experiment.probes.dtype,
+        code=probe_hash("gradients"),
     script:
         "../workflow_scripts/project_gradients.py"
 
@@ -95,16 +95,18 @@ rule measure_overlap:
         overlap_maxima=places.table("overlap_maxima", "{run}", "{first}-{second}"),
         overlap_bands=places.table("overlap_bands", "{run}", "{first}-{second}"),
         overlap_subspace=places.table("overlap_subspace", "{run}", "{first}-{second}"),
-    params:
-        options=resolved(experiment.probes.overlap),
-        code=probe_hash("overlap"),
     log:
-        "logs/{}/measure_overlap/{{run}}/{{first}}-{{second}}.log".format(experiment.name),
+        "logs/{}/measure_overlap/{{run}}/{{first}}-{{second}}.log".format(
+            experiment.name
+        ),
     conda:
         "../envs/quadscape.yaml"
     threads: 2
     resources:
         mem_mb=problem.memory_mb("overlap"),
         runtime=problem.runtime_minutes("overlap"),
+    params:
+        options=resolved(experiment.probes.overlap),
+        code=probe_hash("overlap"),
     script:
         "../workflow_scripts/measure_overlap.py"

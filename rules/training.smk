@@ -4,12 +4,6 @@ rule train:
         data=places.data,
     output:
         places.trajectory("{run}"),
-    params:
-        version=STAGE_VERSIONS["training"],
-        training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
-        seed=lambda wildcards: experiment.run_seed(experiment.run(wildcards.run)),
-        model=resolved(experiment.model),
-        loss=experiment.loss,
     log:
         "logs/{}/train/{{run}}.log".format(experiment.name),
     conda:
@@ -17,7 +11,15 @@ rule train:
     threads: 2
     resources:
         mem_mb=problem.memory_mb("training"),
-        runtime=lambda wildcards: problem.runtime_minutes("training", experiment.run(wildcards.run)),
+        runtime=lambda wildcards: problem.runtime_minutes(
+            "training", experiment.run(wildcards.run)
+        ),
+    params:
+        version=STAGE_VERSIONS["training"],
+        training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
+        seed=lambda wildcards: experiment.run_seed(experiment.run(wildcards.run)),
+        model=resolved(experiment.model),
+        loss=experiment.loss,
     script:
         "../workflow_scripts/train.py"
 
@@ -25,14 +27,11 @@ rule train:
 rule extract_checkpoint:
     input:
         data=places.data,
-        source=lambda wildcards: places.checkpoint_source(wildcards.run, wildcards.iteration),
+        source=lambda wildcards: places.checkpoint_source(
+            wildcards.run, wildcards.iteration
+        ),
     output:
         places.checkpoint("{run}", "{iteration}"),
-    params:
-        model=resolved(experiment.model),
-        loss=experiment.loss,
-        training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
-        code=module_hash("quadscape.checkpoint"),
     log:
         "logs/{}/extract_checkpoint/{{run}}/{{iteration}}.log".format(experiment.name),
     conda:
@@ -40,5 +39,10 @@ rule extract_checkpoint:
     resources:
         mem_mb=problem.memory_mb("checkpoint"),
         runtime=problem.runtime_minutes("checkpoint"),
+    params:
+        model=resolved(experiment.model),
+        loss=experiment.loss,
+        training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
+        code=module_hash("quadscape.checkpoint"),
     script:
         "../workflow_scripts/extract_checkpoint.py"

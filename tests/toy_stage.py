@@ -1,5 +1,6 @@
 """A toy long stage, run in processes that can be killed, stopped and raced, to test the protocol of stages."""
 
+import contextlib
 import fcntl
 import multiprocessing
 import os
@@ -259,8 +260,10 @@ class Worker:
         os.kill(self.process.pid, number)
 
     def kill(self) -> None:
-        if self.process.is_alive():
-            self.signal(signal.SIGKILL)
+        # It may end between the question and the kill.
+        with contextlib.suppress(ProcessLookupError):
+            if self.process.is_alive():
+                self.signal(signal.SIGKILL)
         self.process.join()
 
     @classmethod
