@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from quadscape.config import Experiment, Model, Run, resolved
 from quadscape.data import DataSet, data_info
 from quadscape.errors import ConfigError, ModelError, StoreError
-from quadscape.models import batch_norms, build_model, check_model, is_smooth
+from quadscape.models import batch_norms, build_model, check_model, factory_code, is_smooth
 from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.parameters import ParameterLayout, assign_vector, current_vector
 from quadscape.store import ArraySpec, open_store, read_store, write_store
@@ -91,10 +91,10 @@ class Checkpoint:
         channels, height, width = attributes["shape"]
         classes = tuple(attributes["classes"])
         layout = ParameterLayout.of(build_model(config, (channels, height, width), len(classes)))
-        if layout.to_json() != attributes["layout"]:
+        if layout.to_json() != attributes["layout"] or factory_code(config) != attributes["model_code"]:
             raise ModelError(
                 f"model.factory '{config.factory}' now builds another network than the one of the checkpoint {path}; "
-                "restore the factory, or remove that directory and what was computed from it."
+                "restore the factory, or run the workflow again."
             )
         return cls(
             theta=arrays["theta"],
@@ -331,13 +331,19 @@ def extract_checkpoint(
     info = data_info(data)
     model = build_model(experiment.model, info.shape, len(info.classes)).to(torch.float64)
     layout = ParameterLayout.of(model)
+    code = factory_code(experiment.model)
     training: dict[str, Any] | None = None
     rate: float | None = None
     if section.path is not None:
         _load_foreign(model, Path(section.path.replace(_PLACEHOLDER, str(iteration))))
     elif trajectory is not None:
         opened = Trajectory.open(trajectory)
-        expected = {"model": resolved(experiment.model), "loss": experiment.loss, "data": info.digest}
+        expected = {
+            "model": resolved(experiment.model),
+            "model_code": code,
+            "loss": experiment.loss,
+            "data": info.digest,
+        }
         _check_same(opened, trajectory, expected)
         assign_vector(model, torch.from_numpy(opened.theta(iteration)))
         training = opened.stage.manifest["parameters"]["training"]
@@ -355,6 +361,7 @@ def extract_checkpoint(
         "run": run,
         "iteration": iteration,
         "model": resolved(experiment.model),
+        "model_code": code,
         "shape": list(info.shape),
         "classes": list(info.classes),
         "loss": experiment.loss,

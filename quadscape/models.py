@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
+from quadscape.codehash import source_hash
 from quadscape.config import CNN, MLP, Custom, Linear, Model, Normalized, ResNet9
 from quadscape.errors import ModelError
 from quadscape.parameters import ParameterLayout, current_vector
@@ -324,6 +325,23 @@ def initial_vector(config: Model, shape: Shape, classes: int, seed: int) -> torc
     """
     with torch.device("cpu"):
         return current_vector(_build(config, shape, classes, seed)).to(torch.float64)
+
+
+def factory_code(config: Model) -> str | None:
+    """Hash of the source of a user's factory, so that editing the network is a change of the experiment.
+
+    Args:
+        config: The `model` section.
+
+    Returns:
+        Hash of the factory's module that comments and docstrings do not change; None for built-in networks, whose code
+        the stage versions cover, and for modules that have no Python source.
+    """
+    if not isinstance(config, Custom):
+        return None
+    _import_factory(config.factory)
+    path = Path(sys.modules[config.factory.partition(":")[0]].__file__ or "")
+    return source_hash(path.read_text(encoding="utf-8")) if path.suffix == ".py" else None
 
 
 def count_parameters(config: Model, shape: Shape, classes: int) -> int:

@@ -26,7 +26,7 @@ from quadscape.config import LearningRate as Schedule
 from quadscape.data import SPLITS, DataSet, data_info
 from quadscape.errors import ConfigError, StageError
 from quadscape.losses import example_losses
-from quadscape.models import build_model, check_model, derive_seed, initial_vector
+from quadscape.models import build_model, check_model, derive_seed, factory_code, initial_vector
 from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.parameters import ParameterLayout
 from quadscape.stage import Arrays, Estimate, FinishedStage, StageStore, open_stage
@@ -253,6 +253,7 @@ class TrainingTask:
             "training": training,
             "seed": self.seed,
             "model": resolved(self.model),
+            "model_code": factory_code(self.model),
             "loss": self.loss,
             "data": self._info.digest,
             "parameters": self._layout.size,

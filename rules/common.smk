@@ -5,6 +5,7 @@ from quadscape.codehash import module_hash
 from quadscape.config import parse_experiment, resolved
 from quadscape.errors import QuadscapeError
 from quadscape.figures import FIGURES
+from quadscape.models import factory_code
 from quadscape.versions import STAGE_VERSIONS, STYLE_VERSION
 from quadscape.workflow import Places, Problem
 

@@ -19,6 +19,7 @@ rule train:
         training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
         seed=lambda wildcards: experiment.run_seed(experiment.run(wildcards.run)),
         model=resolved(experiment.model),
+        model_code=factory_code(experiment.model),
         loss=experiment.loss,
     script:
         "../workflow_scripts/train.py"
@@ -41,6 +42,7 @@ rule extract_checkpoint:
         runtime=problem.runtime_minutes("checkpoint"),
     params:
         model=resolved(experiment.model),
+        model_code=factory_code(experiment.model),
         loss=experiment.loss,
         training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
         code=module_hash("quadscape.checkpoint"),

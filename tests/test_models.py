@@ -10,7 +10,15 @@ from torch.nn.functional import avg_pool2d, conv2d, gelu, group_norm
 
 from quadscape.config import CNN, MLP, Custom, Linear, ResNet9
 from quadscape.errors import ModelError
-from quadscape.models import batch_norms, build_model, check_model, count_parameters, initial_vector, is_smooth
+from quadscape.models import (
+    batch_norms,
+    build_model,
+    check_model,
+    count_parameters,
+    factory_code,
+    initial_vector,
+    is_smooth,
+)
 from quadscape.parameters import ParameterLayout
 
 
@@ -294,3 +302,17 @@ def test_kinks_are_found(layer, smooth):
     images = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 1, 4, 4))).float()
     model(images)
     assert is_smooth(model, images) is smooth
+
+
+def test_editing_a_factory_changes_its_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "edited_networks.py"
+    source = "import torch\n\n\ndef network(shape, classes):\n    return torch.nn.Flatten()\n"
+    path.write_text(source)
+    config = Custom(factory="edited_networks:network")
+    before = factory_code(config)
+    path.write_text("# A remark.\n" + source)
+    assert factory_code(config) == before
+    path.write_text(source.replace("Flatten()", "Flatten(1)"))
+    assert factory_code(config) != before
+    assert factory_code(Linear(factory="linear")) is None

@@ -239,14 +239,7 @@ def test_measure_on_a_separable_loss() -> None:
     validation = SeparableObjective(vectors, functions, theta + 0.05 * vectors[:, 0])
     head = {"run": "a", "iteration": 0, "P": size, "N": 16, "weight_decay": 0.01, "zero_threshold": 1e-9}
     basis = PlainBasis(eigenvalues, vectors.astype(np.float32))
-    tables = line_search.measure(
-        training,
-        validation,
-        PlainBasis(eigenvalues, vectors.astype(np.float32)),
-        theta,
-        LineSearch(directions=6, loss_rise=1.0),
-        head,
-    )
+    tables = line_search.measure(training, validation, basis, theta, LineSearch(directions=6, loss_rise=1.0), head)
     fits, lines = tables["line_fit"], tables["line_search"]
     assert fits["index"].tolist() == list(range(6))
     assert fits["form"].tolist() == ["quadratic", "cubic", "quadratic", "quadratic", "quartic", "quartic"]
