@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quadscape.config import Experiment, Run, check_problem
 from quadscape.data import DataDescription, describe
-from quadscape.errors import DataError
+from quadscape.errors import ConfigError, DataError
 from quadscape.figures import FIGURES
 from quadscape.models import count_parameters
 
@@ -90,6 +90,23 @@ class Places:
         return [self.figure(name, kind) for name in drawable for kind in ("svg", "png")]
 
 
+def _check_sources(experiment: Experiment) -> None:
+    """Checks that parameters trained elsewhere are there, where their checkpoints are not made yet.
+
+    Raises:
+        ConfigError: A file is missing.
+    """
+    places = Places(experiment)
+    for index, run in enumerate(experiment.runs):
+        for iteration in run.checkpoints if run.path is not None else ():
+            source = Path(places.checkpoint_source(run.name, iteration))
+            if not source.is_file() and not Path(places.checkpoint(run.name, iteration)).exists():
+                raise ConfigError(
+                    f"runs[{index}].path is '{run.path}', but there is no file '{source}'; valid is a file written by "
+                    "torch.save(model.state_dict(), …)."
+                )
+
+
 @dataclass(frozen=True)
 class Problem:
     """Sizes that memory and time follow from.
@@ -125,6 +142,7 @@ class Problem:
             if not prepared.exists():
                 raise
             data = DataDescription.of_store(prepared)
+        _check_sources(experiment)
         parameters = count_parameters(experiment.model, data.shape, len(data.classes))
         check_problem(experiment, parameters, data.training)
         return cls(experiment, data, parameters)

@@ -232,6 +232,7 @@ def test_a_removed_stage_directory_heals(checkout: Checkout) -> None:
         ({"data": {"source": "image_folder", "path": "no/such/folder"}}, ["no/such/folder"]),
         ({"model": {"factory": "nowhere.at_all:function"}}, ["nowhere"]),
         ({"probes": {"line_search": {"directions": 100000}}}, ["directions", "100000"]),
+        ({"runs": [{"name": "b", "path": "none.pt", "checkpoints": [3]}]}, ["runs[0].path", "none.pt"]),
     ],
 )
 def test_mistakes_stop_the_workflow_before_any_job(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
