@@ -1,8 +1,10 @@
 """The workflow as users run it: what is computed, what is recomputed, and what is refused before any job."""
 
 import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -47,19 +49,28 @@ class Checkout:
     def configure(self, **changes: Any) -> None:
         (self.path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **changes}))
 
-    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "snakemake", *arguments, "--cores", "2", "--configfile", "tiny.yaml"]
-        command += ["--rerun-triggers", "mtime", "params", "input"]
-        environment = {**os.environ, "PYTHONPATH": str(self.path), "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.run(
-            command, cwd=self.path, env=environment, capture_output=True, text=True, check=False, timeout=600
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "snakemake", *arguments, "--profile", "profiles/local", "--cores", "2"]
+        return subprocess.Popen(
+            [*command, "--configfile", "tiny.yaml"],
+            cwd=self.path,
+            env={**os.environ, "PYTHONPATH": str(self.path), "PYTHONDONTWRITEBYTECODE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
+
+    def snakemake(self, *arguments: str) -> tuple[int, str]:
+        """Exit code and output."""
+        child = self.start(*arguments)
+        output, _ = child.communicate(timeout=600)
+        return child.returncode, output
 
     def plan(self, *targets: str) -> Counter[str]:
         """Rules that a dry run lists, with counts."""
-        done = self.snakemake("-n", *targets)
-        assert done.returncode == 0, done.stdout + done.stderr
-        self.listing = done.stdout + done.stderr
+        code, self.listing = self.snakemake("-n", *targets)
+        assert code == 0, self.listing
         listed = Counter(re.findall(r"^ *(?:local)?rule (\w+):", self.listing, flags=re.MULTILINE))
         del listed["all"]
         return listed
@@ -73,8 +84,8 @@ class Checkout:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     checkout = Checkout(tmp_path_factory.mktemp("workflow") / "checkout")
     checkout.configure()
-    done = checkout.snakemake()
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, output = checkout.snakemake()
+    assert code == 0, output
     return checkout
 
 
@@ -85,6 +96,13 @@ def checkout(finished: Checkout, tmp_path: Path) -> Checkout:
     copy = object.__new__(Checkout)
     copy.path = tmp_path / "copy"
     return copy
+
+
+def _content(checkout: Checkout) -> dict[str, bytes]:
+    """What rules declare and tables hold: digests of everything computed, byte for byte."""
+    root = checkout.path / "results/tiny"
+    files = [*root.rglob("manifest.json"), *root.rglob("*.zarr/zarr.json"), *root.rglob("figures/*")]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files if "store.zarr" not in path.parts}
 
 
 PER_CHECKPOINT = {"extract_checkpoint", "compute_hessian", "compute_eigenbasis", "measure_spectrum", "search_lines"}
@@ -107,6 +125,27 @@ def test_everything_is_made_and_then_nothing(finished: Checkout) -> None:
         )
     }
     assert not finished.plan()
+
+
+@pytest.mark.slow
+def test_killed_with_all_its_jobs_the_same_command_goes_on(finished: Checkout, tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "checkout")
+    checkout.configure()
+    chance, kills = random.Random(1), 0
+    while kills < 6:
+        child = checkout.start()
+        try:
+            child.communicate(timeout=chance.uniform(4, 24))
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+            kills += 1
+        else:
+            break
+    assert kills >= 3
+    code, output = checkout.snakemake()
+    assert code == 0, output
+    assert _content(checkout) == _content(finished)
 
 
 @pytest.mark.slow
@@ -200,8 +239,8 @@ def test_a_lost_manifest_is_rewritten_without_recomputing(checkout: Checkout) ->
     before = (stage / "manifest.json").read_bytes()
     (stage / "manifest.json").unlink()
     assert not checkout.plan(), "what is finished does not need it"
-    done = checkout.snakemake(str(stage.relative_to(checkout.path) / "manifest.json"))
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, output = checkout.snakemake(str(stage.relative_to(checkout.path) / "manifest.json"))
+    assert code == 0, output
     assert (stage / "manifest.json").read_bytes() == before
     assert '"event": "unit"' not in (stage / "events.jsonl").read_text().rpartition('"event": "start"')[2]
     assert not checkout.plan()
@@ -214,12 +253,12 @@ def test_a_removed_stage_directory_heals(checkout: Checkout) -> None:
     shutil.rmtree(stage / "store.zarr")
     (checkout.path / "results/tiny/tables/a/40/spectrum.zarr/zarr.json").unlink()
     (checkout.path / "results/tiny/figures/spectrum.svg").unlink()
-    done = checkout.snakemake("results/tiny/figures/spectrum.svg")
-    assert done.returncode != 0
-    assert f"remove the directory {stage.relative_to(checkout.path)}" in done.stdout + done.stderr
+    code, output = checkout.snakemake("results/tiny/figures/spectrum.svg")
+    assert code != 0
+    assert f"remove the directory {stage.relative_to(checkout.path)}" in output
     shutil.rmtree(stage)
-    done = checkout.snakemake("results/tiny/figures/spectrum.svg")
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, output = checkout.snakemake("results/tiny/figures/spectrum.svg")
+    assert code == 0, output
     assert (stage / "manifest.json").read_bytes() == manifest
 
 
@@ -238,10 +277,9 @@ def test_a_removed_stage_directory_heals(checkout: Checkout) -> None:
 def test_mistakes_stop_the_workflow_before_any_job(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
     checkout = Checkout(tmp_path / "checkout")
     checkout.configure(**changes)
-    done = checkout.snakemake()
-    assert done.returncode != 0
-    text = done.stdout + done.stderr
+    code, output = checkout.snakemake()
+    assert code != 0
     for word in words:
-        assert word in text
-    assert "Traceback" not in text
+        assert word in output
+    assert "Traceback" not in output
     assert not (checkout.path / "results").exists()
