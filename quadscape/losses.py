@@ -26,5 +26,6 @@ def example_losses(outputs: torch.Tensor, labels: torch.Tensor, kind: str) -> to
         )
     if kind == "cross_entropy":
         return torch.nn.functional.cross_entropy(outputs, labels, reduction="none")
-    targets = torch.nn.functional.one_hot(labels, outputs.shape[1]).to(outputs.dtype)
+    # Not one_hot, which vmap cannot batch.
+    targets = (labels[:, None] == torch.arange(outputs.shape[1], device=labels.device)).to(outputs.dtype)
     return 0.5 * (outputs - targets).square().sum(dim=1)

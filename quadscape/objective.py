@@ -171,6 +171,9 @@ class Objective:
 
         Returns:
             Shape (n, P), in this objective's dtype, on its device.
+
+        Raises:
+            OutOfMemoryError: The device's memory does not hold one chunk.
         """
         parameters = self.parameters(theta)
         if not isinstance(examples, slice):
@@ -183,9 +186,18 @@ class Objective:
         result = torch.empty(len(images), self.size, dtype=self.dtype, device=self.device)
         for start in range(0, len(images), self.chunk):
             rows = slice(start, start + self.chunk)
-            gradients = vmap(of_one)(images[rows], labels[rows])
+            try:
+                gradients = vmap(of_one)(images[rows], labels[rows])
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                # The network does something that cannot be batched (reads a value, say): one example after another.
+                each = [of_one(image, label) for image, label in zip(images[rows], labels[rows], strict=True)]
+                gradients = {name: torch.stack([one[name] for one in each]) for name in each[0]}
             for block in self.layout.blocks:
-                result[rows, block.start : block.stop] = gradients[block.name].detach().flatten(1)
+                result[rows, block.start : block.stop] = (
+                    gradients[block.name].detach().reshape(-1, block.stop - block.start)
+                )
         return result
 
     def graph_bytes_per_example(self) -> int:

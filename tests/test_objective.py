@@ -5,6 +5,7 @@ from problems import SMALL, dense_hessian, problem, relative_error
 
 from quadscape.errors import DataError
 from quadscape.objective import Objective, data_chunk
+from quadscape.parameters import ParameterLayout, current_vector
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +35,10 @@ def test_gradient_is_the_slope_of_the_loss():
     assert float(objective.gradient(theta) @ v) == pytest.approx(slope, rel=1e-7)
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
 @pytest.mark.parametrize("name", ["mlp", "cnn-group", "cnn-batch"])
-def test_example_gradients_average_to_the_gradient(name):
-    objective, theta = problem(*SMALL[name])
+def test_example_gradients_average_to_the_gradient(name, loss):
+    objective, theta = problem(*SMALL[name], loss=loss)
     gradients = objective.example_gradients(theta, slice(None))
     assert gradients.shape == (objective.count, objective.size)
     assert relative_error(gradients.mean(dim=0), objective.gradient(theta)) < 1e-12
@@ -103,8 +105,6 @@ class _Cube(torch.autograd.Function):
 
 
 def test_product_without_forward_derivatives_falls_back_to_double_backward():
-    from quadscape.parameters import ParameterLayout, current_vector
-
     torch.manual_seed(0)
     model = _WithoutForwardDerivative().double()
     layout, theta = ParameterLayout.of(model), current_vector(model)
@@ -135,3 +135,34 @@ def test_data_chunk_follows_memory():
     assert data_chunk(1 << 20, 100, cpu) == 100
     assert data_chunk(1 << 40, 100, cpu) == 1
     assert data_chunk(1, 10**6, cpu) == 4096
+
+
+class _ReadsAValue(torch.nn.Module):
+    """A network that vmap refuses, though its loss is a plain sum over examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(1.5))
+        self.linear = torch.nn.Linear(4, 3)
+
+    def forward(self, images):
+        assert float(images.abs().max()) >= 0
+        return self.scale * self.linear(images.flatten(1))
+
+
+class _ReadsNone(_ReadsAValue):
+    def forward(self, images):
+        return self.scale * self.linear(images.flatten(1))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+def test_example_gradients_without_vmap_are_the_same(loss):
+    torch.manual_seed(3)
+    images, labels = torch.randn(5, 1, 2, 2, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0])
+    reads, plain = _ReadsAValue().double(), _ReadsNone().double()
+    theta = torch.randn(16, dtype=torch.float64)
+    found, expected = (
+        Objective(model, ParameterLayout.of(model), images, labels, loss, 2).example_gradients(theta, slice(None))
+        for model in (reads, plain)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
