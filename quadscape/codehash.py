@@ -57,7 +57,7 @@ _IGNORED = {"kind", "type_comment", "type_ignores", "ctx"}
 
 
 def _has_no_effect(statement: object) -> bool:
-    """Whether a statement is a docstring (of whatever it stands below) or a placeholder."""
+    """Whether a statement is a docstring (of whatever it stands below), `pass` or `...`."""
     return isinstance(statement, ast.Pass) or (
         isinstance(statement, ast.Expr)
         and isinstance(statement.value, ast.Constant)

@@ -9,7 +9,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -452,7 +452,7 @@ def _key(location: tuple[int | str, ...]) -> str:
     return text or "the experiment file"
 
 
-def _section_at(location: tuple[int | str, ...], raw: Mapping[str, Any]) -> type[Section]:
+def _section_at(location: tuple[int | str, ...]) -> type[Section]:
     """The section class in which the last key of a location was looked for."""
     if not location[:-1]:
         return Experiment
@@ -480,7 +480,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _sentence(error: ValidationError, raw: Mapping[str, Any]) -> str:
+def _sentence(error: ValidationError) -> str:
     """The first problem as one sentence: key, value, what is valid."""
     problems = error.errors()
     inherited = {(e["loc"][1:], e["type"]) for e in problems if e["loc"][:1] == ("training",)}
@@ -489,7 +489,7 @@ def _sentence(error: ValidationError, raw: Mapping[str, Any]) -> str:
     where, kind, context = _key(first["loc"]), first["type"], first.get("ctx", {})
     value = first.get("input")
     if kind == "extra_forbidden":
-        known = sorted(_section_at(first["loc"], raw).model_fields)
+        known = sorted(_section_at(first["loc"]).model_fields)
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f" (did you mean '{close[0]}'?)" if close else ""
         sentence = f"{where} is not a known key{hint}; known here are {_listed(known)}"
@@ -546,7 +546,7 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
         # Through JSON, so that strict types take a YAML list for a tuple but never "3" for 3.
         return Experiment.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise ConfigError(_sentence(error, raw)) from None
+        raise ConfigError(_sentence(error)) from None
 
 
 def load_experiment(path: str | Path) -> Experiment:
@@ -607,25 +607,6 @@ def check_problem(experiment: Experiment, parameters: int, training_images: int)
                 f"runs[{index}].batch_size is {run.batch_size}, but there are only {training_images} training images; "
                 f"valid are 1 to {training_images}."
             )
-
-
-def iter_keys(section: type[Section], prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """All keys of a section with default and description, depth first, for the generated reference.
-
-    Args:
-        section: A section class.
-        prefix: Path of the section, ending in a dot.
-
-    Yields:
-        Dotted key, default, description.
-    """
-    for key, field in section.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        description = " ".join((field.description or "").split())
-        if isinstance(default, Section) and not isinstance(default, (ResNet9, Schedule)):
-            yield from iter_keys(type(default), f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", default, description
 
 
 def finite(value: float) -> float | None:

@@ -81,3 +81,15 @@ def write_checkpoint(
     )
     extract_checkpoint(experiment, "foreign", 0, None, data, folder / "checkpoint.zarr")
     return folder / "checkpoint.zarr", data
+
+
+class DiesAtEveryThirdUnit:
+    """Put before a task's class: every third call of `compute` ends like a kill between two units."""
+
+    calls = 0
+
+    def compute(self, unit, plan, store):
+        type(self).calls += 1
+        if type(self).calls % 3 == 0:
+            raise KeyboardInterrupt
+        return super().compute(unit, plan, store)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from problems import write_checkpoint
+from problems import DiesAtEveryThirdUnit, write_checkpoint
 
 from quadscape.config import CNN, MLP, Curvature, Custom
 from quadscape.curvature import eigenbasis as module
@@ -155,16 +155,10 @@ def test_reading_in_pieces(finished):
     assert basis.select(np.array([], dtype=int)).shape == (basis.size, 0)
 
 
-class Interrupted(EigenbasisTask):
-    """Dies at every third unit."""
+class Interrupted(DiesAtEveryThirdUnit, EigenbasisTask):
+    """Counts its own calls."""
 
     calls = 0
-
-    def compute(self, unit, plan, store):
-        Interrupted.calls += 1
-        if Interrupted.calls % 3 == 0:
-            raise KeyboardInterrupt
-        return super().compute(unit, plan, store)
 
 
 def test_an_interrupted_chain_resumes_bit_for_bit(network, finished, tmp_path):

@@ -4,7 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from problems import RESNET9, SMALL, dense_hessian, problem, relative_error, write_checkpoint
+from problems import RESNET9, SMALL, DiesAtEveryThirdUnit, dense_hessian, problem, relative_error, write_checkpoint
 
 from quadscape.config import CNN, MLP, Curvature, Linear
 from quadscape.curvature.hessian import HessianEngine, HessianMatrix, HessianTask, column_block
@@ -283,16 +283,9 @@ def test_a_second_run_recomputes_nothing_and_repeats_the_manifest(finished, monk
 def test_an_interrupted_stage_resumes_bit_for_bit(finished, tmp_path):
     directory, _, _ = finished
     folder = directory.parent
-    task = HessianTask(folder / "checkpoint.zarr", folder / "data.zarr", Curvature(dtype="float64"), "cpu")
 
-    class Interrupted(HessianTask):
+    class Interrupted(DiesAtEveryThirdUnit, HessianTask):
         calls = 0
-
-        def compute(self, unit, plan, store):
-            Interrupted.calls += 1
-            if Interrupted.calls % 3 == 0:
-                raise KeyboardInterrupt
-            return super().compute(unit, plan, store)
 
     task = Interrupted(folder / "checkpoint.zarr", folder / "data.zarr", Curvature(dtype="float64"), "cpu")
     for _ in range(20):
