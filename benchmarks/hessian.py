@@ -14,7 +14,7 @@ import torch
 
 from quadscape.checkpoint import freeze_batch_norms
 from quadscape.config import ResNet9
-from quadscape.curvature.hessian import HessianEngine
+from quadscape.curvature.engine import HessianEngine
 from quadscape.models import build_model, initial_vector
 from quadscape.numerics import apply_numerics, current_threads
 from quadscape.objective import Objective

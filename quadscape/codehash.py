@@ -30,6 +30,8 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     ),
     "hessian": (
         "quadscape.curvature.hessian",
+        "quadscape.curvature.engine",
+        "quadscape.curvature.strips",
         "quadscape.objective",
         "quadscape.checkpoint",
         "quadscape.losses",

@@ -319,10 +319,16 @@ class Run(Training):
 
 
 class Curvature(Section):
-    """The exact Hessian and its eigenbasis."""
+    """The exact Hessian, its eigenbasis and its parts."""
 
     dtype: FloatType = "float32"
     """Precision in which curvature is computed and stored; sums over data chunks are float64 always."""
+    shards: Count = 1
+    """Jobs over which the columns of one Hessian are spread, of about equal cost. The result is the same; on a cluster
+    each is a job of its own, with its own GPU, unless there is only one."""
+    gauss_newton: bool = False
+    """Whether to compute also the Gauss–Newton part G of every Hessian, with spectra of G and of R = H − G and the
+    figure that shows which of the two makes the outliers and the negative eigenvalues."""
 
 
 class LineSearch(Section):

@@ -36,8 +36,18 @@ class Places:
         """Root metadata of a checkpoint's store."""
         return f"{self.root}/runs/{run}/checkpoints/{iteration}/checkpoint.zarr/zarr.json"
 
+    def hessian_shard(self, run: str, iteration: int | str, shard: int | str) -> str:
+        """Manifest of one shard of a checkpoint's Hessian, counted from 1."""
+        count = self._experiment.curvature.shards
+        return f"{self.root}/runs/{run}/checkpoints/{iteration}/hessian_shards/{shard}-of-{count}/manifest.json"
+
+    def hessian_shards(self, run: str, iteration: int | str) -> list[str]:
+        """Manifests of all shards of a checkpoint's Hessian."""
+        numbers = range(1, self._experiment.curvature.shards + 1)
+        return [self.hessian_shard(run, iteration, number) for number in numbers]
+
     def hessian(self, run: str, iteration: int | str) -> str:
-        """Manifest of a checkpoint's Hessian."""
+        """Manifest of a checkpoint's Hessian, which lists its shards."""
         return f"{self.root}/runs/{run}/checkpoints/{iteration}/hessian/manifest.json"
 
     def eigenbasis(self, run: str, iteration: int | str) -> str:
@@ -165,7 +175,8 @@ class Problem:
             "data": 2 * images,
             "training": images + 512 * columns,
             "checkpoint": 2 * images + 2000,
-            "hessian": images + 4000 + 1000,
+            "hessian_shard": images + 4000 + 1600,
+            "hessian": images + 4000 + 1600,
             "eigenbasis": images + 5 * itemsize * self.parameters**2 / 1e6,
             "line_search": images + 3000 + 2 * 48 * columns,
             # An outer tile of up to 8 GiB (a basis is read once per outer tile), an inner one, and streamed sums.
@@ -193,7 +204,9 @@ class Problem:
             "training": 0.0 if run is None else run.iterations * (0.03 + 2e-5 * run.batch_size) / 60,
             "checkpoint": count / 5e3,
             # One double-backward product per column at 6e6 example-columns a minute (14 h at P=104,234, N=50,000).
-            "hessian": size * count / 6e6,
+            "hessian_shard": size * count / 6e6 / self.experiment.curvature.shards,
+            # Products with sign vectors, and one pass over the matrix.
+            "hessian": count / 2e3 + size**2 / 1e9,
             "eigenbasis": 600 * (size / 104234) ** 3,
             "line_search": search.directions * search.points * 2 * count * 2e-5 / 60,
             "gradients": count * size**2 / 1e12,

@@ -32,4 +32,5 @@ wildcard_constraints:
     iteration=r"\d+",
     first=r"\d+",
     second=r"\d+",
+    shard=r"\d+",
     figure="|".join(FIGURES),

@@ -1,8 +1,35 @@
-# Hessian and eigenbasis of one checkpoint are one job on a cluster (one group, so one GPU is held once).
+# Hessian and eigenbasis of one checkpoint are one job on a cluster (one group, so one GPU is held once). With several
+# shards each of them is a job with a GPU of its own, and the gather goes with the eigenbasis.
+rule compute_hessian_shard:
+    input:
+        data=places.data,
+        checkpoint=places.checkpoint("{run}", "{iteration}"),
+    output:
+        places.hessian_shard("{run}", "{iteration}", "{shard}"),
+    log:
+        "logs/{}/compute_hessian_shard/{{run}}/{{iteration}}/{{shard}}-of-{}.log".format(
+            experiment.name, experiment.curvature.shards
+        ),
+    group:
+        "curvature" if experiment.curvature.shards == 1 else None
+    conda:
+        "../envs/quadscape.yaml"
+    threads: 2
+    resources:
+        mem_mb=problem.memory_mb("hessian_shard"),
+        runtime=problem.runtime_minutes("hessian_shard"),
+    params:
+        version=STAGE_VERSIONS["hessian"],
+        dtype=experiment.curvature.dtype,
+    script:
+        "../workflow_scripts/compute_hessian_shard.py"
+
+
 rule compute_hessian:
     input:
         data=places.data,
         checkpoint=places.checkpoint("{run}", "{iteration}"),
+        shards=places.hessian_shards("{run}", "{iteration}"),
     output:
         places.hessian("{run}", "{iteration}"),
     log:
@@ -18,6 +45,7 @@ rule compute_hessian:
     params:
         version=STAGE_VERSIONS["hessian"],
         dtype=experiment.curvature.dtype,
+        shards=experiment.curvature.shards,
     script:
         "../workflow_scripts/compute_hessian.py"
 
@@ -27,6 +55,8 @@ rule compute_eigenbasis:
         data=places.data,
         checkpoint=places.checkpoint("{run}", "{iteration}"),
         hessian=places.hessian("{run}", "{iteration}"),
+        # Not named to the script, which finds them; but if one was removed, it must be there again.
+        shards=places.hessian_shards("{run}", "{iteration}"),
     output:
         places.eigenbasis("{run}", "{iteration}"),
     log:

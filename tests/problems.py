@@ -1,15 +1,18 @@
 """Small networks and data that several test modules share."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from cases import write_random_data
 
 from quadscape.checkpoint import extract_checkpoint, freeze_batch_norms
-from quadscape.config import CNN, MLP, Linear, Model, ResNet9, parse_experiment, resolved
+from quadscape.config import CNN, MLP, Curvature, Linear, Model, ResNet9, parse_experiment, resolved
+from quadscape.curvature.hessian import HessianShardTask, HessianTask, shard_directory
 from quadscape.models import build_model, initial_vector
 from quadscape.objective import Objective
 from quadscape.parameters import ParameterLayout, assign_vector
+from quadscape.stage import run_stage
 
 SMALL = {
     "linear": (Linear(factory="linear"), (1, 4, 4)),
@@ -81,6 +84,14 @@ def write_checkpoint(
     )
     extract_checkpoint(experiment, "foreign", 0, None, data, folder / "checkpoint.zarr")
     return folder / "checkpoint.zarr", data
+
+
+def run_hessian(directory: Path, checkpoint: Path, data: Path, config: Curvature) -> dict[str, Any]:
+    """All shards of a Hessian, then the stage that gathers them; returns its manifest."""
+    for number in range(1, config.shards + 1):
+        task = HessianShardTask(checkpoint, data, config, "cpu", number)
+        run_stage(task, shard_directory(directory, number, config.shards), log=lambda line: None)
+    return run_stage(HessianTask(directory, checkpoint, data, config, "cpu"), directory, log=lambda line: None)
 
 
 class DiesAtEveryThirdUnit:

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from problems import DiesAtEveryThirdUnit, write_checkpoint
+from problems import DiesAtEveryThirdUnit, run_hessian, write_checkpoint
 
 from quadscape.config import CNN, MLP, Curvature, Custom
 from quadscape.curvature import eigenbasis as module
 from quadscape.curvature.eigenbasis import Eigenbasis, EigenbasisTask, decompose, fix_signs
-from quadscape.curvature.hessian import HessianMatrix, HessianTask
+from quadscape.curvature.hessian import HessianMatrix
 from quadscape.errors import StageError, VerificationError
 from quadscape.stage import run_stage
 
@@ -102,7 +102,7 @@ def tasks(folder, dtype="float32"):
     hessian = folder / f"hessian-{dtype}"
     config = Curvature(dtype=dtype)
     if not (hessian / "manifest.json").exists():
-        run_stage(HessianTask(*paths, config, "cpu"), hessian, log=quiet)
+        run_hessian(hessian, *paths, config)
     return lambda kind=EigenbasisTask: kind(hessian, *paths, config, "cpu")
 
 

@@ -1,17 +1,32 @@
-import json
+import shutil
+import time
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from problems import RESNET9, SMALL, DiesAtEveryThirdUnit, dense_hessian, problem, relative_error, write_checkpoint
+from problems import (
+    RESNET9,
+    SMALL,
+    DiesAtEveryThirdUnit,
+    dense_hessian,
+    problem,
+    relative_error,
+    run_hessian,
+    write_checkpoint,
+)
 
 from quadscape.config import CNN, MLP, Curvature, Linear
-from quadscape.curvature.hessian import HessianEngine, HessianMatrix, HessianTask, column_block
+from quadscape.curvature import strips
+from quadscape.curvature.engine import HessianEngine
+from quadscape.curvature.hessian import HessianMatrix, HessianShardTask, HessianTask, shard_directory
+from quadscape.curvature.strips import column_block, cut_strips, share_of_strips
 from quadscape.curvature.verification import sign_probes
-from quadscape.errors import StoreError, VerificationError
+from quadscape.errors import StageError, StoreError, VerificationError
 from quadscape.objective import CheckpointObjectives, Objective
 from quadscape.stage import open_stage, run_stage
+from quadscape.verify import verify_results
 
 LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -184,6 +199,10 @@ def test_parameters_that_the_loss_does_not_use_have_zero_columns():
     assert relative_error(whole(objective, theta, 2), dense_hessian(objective, theta)) < 1e-13
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Cutting
+
+
 def test_column_block_is_bounded():
     assert column_block(1) == 1
     assert column_block(10) == 8
@@ -191,17 +210,54 @@ def test_column_block_is_bounded():
     assert column_block(2_570) == 64
     assert column_block(26_490) == 256
     assert column_block(104_234) == 256
-    assert all(8 * p * column_block(p) <= 256 << 20 for p in (10**3, 10**5, 10**6, 10**7))
+    assert all(8 * p * column_block(p) <= 512 << 20 for p in (10**3, 10**5, 10**6, 10**7))
+
+
+def layered(start, stop):
+    """Columns of three layers, the first of which is ten times as dear; every strip pays for a pass over the data."""
+    return 50.0 + sum(100.0 if column < 300 else 10.0 for column in range(start, stop))
+
+
+@pytest.mark.parametrize("budget", [1.0, 200.0, 1000.0, 1e9])
+def test_strips_are_whole_files_within_the_budget(budget):
+    block, bounds = cut_strips(1000, layered, budget)
+    assert (bounds[0], bounds[-1]) == (0, 1000)
+    widths = np.diff(bounds)
+    assert (widths > 0).all()
+    assert not any(bound % block for bound in bounds[:-1])
+    assert widths.max() <= 16
+    assert block == 1 or all(layered(a, b) <= budget for a, b in pairwise(bounds))
+    if budget == 1000.0:
+        assert (widths[0], widths[-2]) == (8, 16), "dear columns make narrow strips, cheap ones wide strips"
+
+
+def test_strips_fit_into_memory(monkeypatch):
+    monkeypatch.setattr(strips, "STRIP_BYTES", 8 * 1000 * 5)
+    block, bounds = cut_strips(1000, lambda a, b: 0.0, 1.0)
+    assert block == 4
+    assert all(8 * (1000 - a) * (b - a) <= 8 * 1000 * 5 for a, b in pairwise(bounds))
+    assert np.diff(bounds).max() == 16, "there is room for wider strips further down"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 71])
+def test_shards_share_the_strips_by_cost(count):
+    _, bounds = cut_strips(1000, layered, 1000.0)
+    shares = [share_of_strips(bounds, layered, number, count) for number in range(1, count + 1)]
+    joined = [bounds[0], *(bound for share in shares for bound in share[1:])]
+    assert joined == bounds
+    assert all(len(share) >= 2 for share in shares)
+    costs = [sum(layered(a, b) for a, b in pairwise(s)) for s in shares]
+    strip = max(layered(a, b) for a, b in pairwise(bounds))
+    assert max(costs) <= sum(costs) / count + 2 * strip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The stage
+# The stages
 
 
-def hessian_stage(folder, config, shape, dtype="float64"):
+def hessian_stage(folder, config, shape, dtype="float64", shards=1):
     checkpoint, data = write_checkpoint(folder, config, shape)
-    task = HessianTask(checkpoint, data, Curvature(dtype=dtype), "cpu")
-    manifest = run_stage(task, folder / "hessian", log=lambda line: None)
+    manifest = run_hessian(folder / "hessian", checkpoint, data, Curvature(dtype=dtype, shards=shards))
     exact = CheckpointObjectives(checkpoint, data, "train")
     return manifest, exact.get(torch.float64, "cpu"), torch.from_numpy(exact.theta)
 
@@ -214,6 +270,10 @@ def finished(tmp_path_factory):
     return folder / "hessian", manifest, dense_hessian(objective, theta).numpy()
 
 
+def paths(directory):
+    return directory.parent / "checkpoint.zarr", directory.parent / "data.zarr"
+
+
 def test_stored_matrix_equals_the_reference(finished):
     directory, manifest, reference = finished
     matrix = HessianMatrix(directory / "manifest.json")
@@ -222,20 +282,21 @@ def test_stored_matrix_equals_the_reference(finished):
     assert np.array_equal(dense, dense.T)
     assert np.linalg.norm(dense - reference) <= 1e-13 * np.linalg.norm(reference)
     assert matrix.dense("float32").dtype == np.float32
-    plan = manifest["plan"]
-    assert {"threads", "device", "chunk", "block", "probe_block"} <= set(plan)
+    plan = open_stage(shard_directory(directory, 1, 1)).manifest["plan"]
+    assert set(plan) == {"threads", "device", "chunk", "engine", "block", "strips", "memory_bytes"}
     assert matrix.size % plan["block"]  # the last strip is ragged
-    assert not any(key.startswith("second") for key in json.dumps(plan).split('"'))
     checks = manifest["results"]["verification"]["checks"]
     assert all(entry["value"] <= entry["threshold"] for entry in checks.values())
+    # The matrix is in the shards and nowhere else.
+    assert sum(path.stat().st_size for path in (directory / "store.zarr").rglob("*") if path.is_file()) < 60_000
 
 
-def test_entries_above_a_block_are_nan_in_the_store(finished):
-    directory, manifest, _ = finished
-    stored = open_stage(directory, "hessian").read("matrix")
-    block = manifest["plan"]["block"]
+def test_entries_above_a_strip_are_nan_in_the_store(finished):
+    shard = open_stage(shard_directory(finished[0], 1, 1), "hessian_shard")
+    stored = shard.read("matrix")
+    bounds = np.array(shard.manifest["plan"]["strips"])
     row, column = np.indices(stored.shape)
-    assert np.array_equal(np.isnan(stored), row < column // block * block)
+    assert np.array_equal(np.isnan(stored), row < bounds[np.searchsorted(bounds, column, side="right") - 1])
 
 
 @pytest.mark.parametrize("span", [(0, 1), (0, 99), (3, 40), (16, 32), (17, 18), (30, 99), (98, 99)])
@@ -245,6 +306,7 @@ def test_columns_are_mirrored(finished, span):
     dense = matrix.dense()
     assert matrix.size == 99
     assert np.array_equal(matrix.columns(*span), dense[:, slice(*span)])
+    assert np.array_equal(matrix.columns(*span, lower=True), dense[span[0] :, slice(*span)])
 
 
 def test_products_are_those_of_the_reference(finished):
@@ -256,7 +318,7 @@ def test_products_are_those_of_the_reference(finished):
 @pytest.mark.parametrize("normalization", ["group", "none"])
 def test_float32_stage_passes_its_checks(tmp_path, normalization):
     config = CNN(factory="cnn", channels=(4, 4), normalization=normalization)
-    manifest, objective, theta = hessian_stage(tmp_path, config, (1, 8, 8), "float32")
+    manifest, objective, theta = hessian_stage(tmp_path, config, (1, 8, 8), "float32", shards=2)
     dense = HessianMatrix(tmp_path / "hessian").dense("float64")
     reference = dense_hessian(objective, theta).numpy()
     error = np.linalg.norm(dense - reference)
@@ -269,33 +331,123 @@ def test_float32_stage_passes_its_checks(tmp_path, normalization):
     assert numbers["frobenius"] == pytest.approx(np.linalg.norm(dense), rel=1e-5)
 
 
-def test_a_second_run_recomputes_nothing_and_repeats_the_manifest(finished, monkeypatch):
+def test_two_first_starts_make_the_same_plan_on_a_machine_of_any_speed(finished, monkeypatch):
+    directory, manifest, _ = finished
+    shard = open_stage(shard_directory(directory, 1, 1)).manifest["plan"]
+    clock = iter(float(2**n) for n in range(100))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    config = Curvature(dtype="float64")
+    assert HessianShardTask(*paths(directory), config, "cpu").plan() == shard
+    assert HessianTask(directory, *paths(directory), config, "cpu").plan() == manifest["plan"]
+
+
+def test_a_second_run_recomputes_nothing_and_repeats_the_manifests(finished, monkeypatch):
     directory, _, _ = finished
-    before = (directory / "manifest.json").read_bytes()
-    (directory / "manifest.json").unlink()
+    manifests = [directory / "manifest.json", shard_directory(directory, 1, 1) / "manifest.json"]
+    before = [path.read_bytes() for path in manifests]
+    for path in manifests:
+        path.unlink()
     monkeypatch.setattr(HessianTask, "compute", None)
-    folder = directory.parent
-    task = HessianTask(folder / "checkpoint.zarr", folder / "data.zarr", Curvature(dtype="float64"), "cpu")
-    run_stage(task, directory, log=lambda line: None)
-    assert (directory / "manifest.json").read_bytes() == before
+    monkeypatch.setattr(HessianShardTask, "compute", None)
+    run_hessian(directory, *paths(directory), Curvature(dtype="float64"))
+    assert [path.read_bytes() for path in manifests] == before
 
 
-def test_an_interrupted_stage_resumes_bit_for_bit(finished, tmp_path):
-    directory, _, _ = finished
-    folder = directory.parent
+class InterruptedShard(DiesAtEveryThirdUnit, HessianShardTask):
+    """Counts its own calls."""
 
-    class Interrupted(DiesAtEveryThirdUnit, HessianTask):
-        calls = 0
+    calls = 0
 
-    task = Interrupted(folder / "checkpoint.zarr", folder / "data.zarr", Curvature(dtype="float64"), "cpu")
+
+class InterruptedGather(DiesAtEveryThirdUnit, HessianTask):
+    """Counts its own calls."""
+
+    calls = 0
+
+
+def until_finished(make, directory):
     for _ in range(20):
         try:
-            run_stage(task, tmp_path / "hessian", log=lambda line: None)
-            break
+            return run_stage(make(), directory, log=lambda line: None)
         except KeyboardInterrupt:
             pass
-    assert Interrupted.calls > 6
-    assert (tmp_path / "hessian" / "manifest.json").read_bytes() == (directory / "manifest.json").read_bytes()
+    raise AssertionError("it never finished")
+
+
+def test_interrupted_stages_resume_bit_for_bit(finished, tmp_path):
+    directory, _, _ = finished
+    config = Curvature(dtype="float64")
+    copy = tmp_path / "hessian"
+    shard = shard_directory(copy, 1, 1)
+    until_finished(lambda: InterruptedShard(*paths(directory), config, "cpu"), shard)
+    until_finished(lambda: InterruptedGather(copy, *paths(directory), config, "cpu"), copy)
+    assert InterruptedShard.calls > 6
+    assert InterruptedGather.calls > 4
+    assert (copy / "manifest.json").read_bytes() == (directory / "manifest.json").read_bytes()
+    whole = shard_directory(directory, 1, 1)
+    assert (shard / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_the_matrix_is_the_same_for_every_number_of_shards(finished, tmp_path, count):
+    directory, manifest, _ = finished
+    config = Curvature(dtype="float64", shards=count)
+    found = run_hessian(tmp_path / "hessian", *paths(directory), config)
+    one, many = HessianMatrix(directory), HessianMatrix(tmp_path / "hessian")
+    assert np.array_equal(one.dense(), many.dense())
+    assert np.array_equal(one.columns(5, 97), many.columns(5, 97))
+    assert found["results"] == manifest["results"]
+    assert one.digest == many.digest, "an eigenbasis of the one is an eigenbasis of the other"
+
+
+def test_more_shards_than_strips_are_refused(finished, tmp_path):
+    task = HessianShardTask(*paths(finished[0]), Curvature(dtype="float64", shards=8), "cpu")
+    with pytest.raises(StageError, match=r"curvature\.shards is 8, .* valid are 1 to 7\."):
+        run_stage(task, tmp_path / "shard", log=lambda line: None)
+
+
+@pytest.fixture
+def three_shards(finished, tmp_path):
+    run_hessian(tmp_path / "hessian", *paths(finished[0]), Curvature(dtype="float64", shards=3))
+    return tmp_path / "hessian"
+
+
+def test_a_damaged_shard_is_named(three_shards):
+    assert not any(problem for _, problem in verify_results(three_shards.parent))
+    shard = shard_directory(three_shards, 2, 3)
+    victim = next(p for p in sorted((shard / "store.zarr/matrix/c").rglob("*")) if p.is_file())
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 3] ^= 1
+    victim.write_bytes(content)
+    problems = {path: problem for path, problem in verify_results(three_shards.parent) if problem}
+    assert set(problems) == {shard}
+    with pytest.raises(StoreError, match=f"{shard} is damaged"):
+        HessianMatrix(three_shards).dense()
+    victim.unlink()
+    with pytest.raises(StoreError, match=f"{shard} .*missing"):
+        HessianMatrix(three_shards)
+
+
+def test_a_removed_shard_heals_and_the_manifest_stays(finished, three_shards):
+    before, dense = (three_shards / "manifest.json").read_bytes(), HessianMatrix(three_shards).dense()
+    shutil.rmtree(shard_directory(three_shards, 3, 3))
+    with pytest.raises(StoreError, match=r"hessian_shards/3-of-3: it has no manifest"):
+        HessianMatrix(three_shards)
+    run_hessian(three_shards, *paths(finished[0]), Curvature(dtype="float64", shards=3))
+    assert (three_shards / "manifest.json").read_bytes() == before
+    assert np.array_equal(HessianMatrix(three_shards).dense(), dense)
+
+
+def test_a_shard_of_another_cut_is_not_joined(finished, three_shards, monkeypatch):
+    monkeypatch.setitem(strips.UNIT_FLOPS, "cpu", 1.0)
+    shard, config = shard_directory(three_shards, 2, 3), Curvature(dtype="float64", shards=3)
+    shutil.rmtree(shard)
+    run_stage(HessianShardTask(*paths(finished[0]), config, "cpu", 2), shard, log=lambda line: None)
+    with pytest.raises(StoreError, match=r"2-of-3 is not the shard that .*hessian was gathered from; remove"):
+        HessianMatrix(three_shards)
+    task = HessianTask(three_shards, *paths(finished[0]), config, "cpu")
+    with pytest.raises(StoreError, match="the shards were cut in different ways"):
+        run_stage(task, three_shards, log=lambda line: None)
 
 
 def test_one_strip_is_in_memory_while_the_matrix_is_read(tmp_path):
@@ -312,15 +464,15 @@ def test_one_strip_is_in_memory_while_the_matrix_is_read(tmp_path):
 
 def test_non_finite_columns_are_named(tmp_path):
     checkpoint, data = write_checkpoint(tmp_path, MLP(factory="mlp", hidden=(4,)), (1, 4, 4))
-    task = HessianTask(checkpoint, data, Curvature(dtype="float64"), "cpu")
+    task = HessianShardTask(checkpoint, data, Curvature(dtype="float64"), "cpu")
     task._objectives.checkpoint.theta[:] = 1e200
     with pytest.raises(VerificationError, match=r"Column \d+ of the Hessian is not finite"):
-        run_stage(task, tmp_path / "hessian", log=lambda line: None)
+        run_stage(task, tmp_path / "shard", log=lambda line: None)
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path):
     checkpoint, _ = write_checkpoint(tmp_path / "a", Linear(factory="linear"), (1, 4, 4))
     _, other = write_checkpoint(tmp_path / "b", Linear(factory="linear"), (1, 4, 4), counts=(24, 6, 6))
-    task = HessianTask(checkpoint, other, Curvature(dtype="float64"), "cpu")
+    task = HessianShardTask(checkpoint, other, Curvature(dtype="float64"), "cpu")
     with pytest.raises(StoreError, match="another data set"):
-        run_stage(task, tmp_path / "hessian", log=lambda line: None)
+        run_stage(task, tmp_path / "shard", log=lambda line: None)

@@ -5,5 +5,8 @@ from quadscape.jobs import start_job
 from quadscape.stage import run_stage
 
 experiment, log = start_job(snakemake)
-task = HessianTask(snakemake.input.checkpoint, snakemake.input.data, experiment.curvature, experiment.device)
-run_stage(task, Path(snakemake.output[0]).parent, log=log)
+directory = Path(snakemake.output[0]).parent
+task = HessianTask(
+    directory, snakemake.input.checkpoint, snakemake.input.data, experiment.curvature, experiment.device
+)
+run_stage(task, directory, log=log)

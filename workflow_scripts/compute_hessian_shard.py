@@ -1,0 +1,15 @@
+from pathlib import Path
+
+from quadscape.curvature.hessian import HessianShardTask
+from quadscape.jobs import start_job
+from quadscape.stage import run_stage
+
+experiment, log = start_job(snakemake)
+task = HessianShardTask(
+    snakemake.input.checkpoint,
+    snakemake.input.data,
+    experiment.curvature,
+    experiment.device,
+    int(snakemake.wildcards.shard),
+)
+run_stage(task, Path(snakemake.output[0]).parent, log=log)
