@@ -40,6 +40,17 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "quadscape.data",
         "quadscape.numerics",
     ),
+    "gauss_newton": (
+        "quadscape.curvature.gauss_newton",
+        "quadscape.curvature.strips",
+        "quadscape.objective",
+        "quadscape.checkpoint",
+        "quadscape.losses",
+        "quadscape.models",
+        "quadscape.parameters",
+        "quadscape.data",
+        "quadscape.numerics",
+    ),
     "eigenbasis": (
         "quadscape.curvature.eigenbasis",
         "quadscape.curvature.verification",

@@ -50,6 +50,10 @@ class Places:
         """Manifest of a checkpoint's Hessian, which lists its shards."""
         return f"{self.root}/runs/{run}/checkpoints/{iteration}/hessian/manifest.json"
 
+    def gauss_newton(self, run: str, iteration: int | str) -> str:
+        """Manifest of a checkpoint's Gauss–Newton matrix."""
+        return f"{self.root}/runs/{run}/checkpoints/{iteration}/gauss_newton/manifest.json"
+
     def eigenbasis(self, run: str, iteration: int | str) -> str:
         """Manifest of a checkpoint's eigenbasis."""
         return f"{self.root}/runs/{run}/checkpoints/{iteration}/eigenbasis/manifest.json"
@@ -96,7 +100,8 @@ class Places:
 
     def figures(self) -> list[str]:
         """Files of all figures for which there is anything to show (overlaps need two checkpoints of a run)."""
-        drawable = [name for name, spec in FIGURES.items() if self._keys(spec.scope)]
+        switched_off = set() if self._experiment.curvature.gauss_newton else {"curvature_parts"}
+        drawable = [name for name, spec in FIGURES.items() if self._keys(spec.scope) and name not in switched_off]
         return [self.figure(name, kind) for name in drawable for kind in ("svg", "png")]
 
 
@@ -177,6 +182,9 @@ class Problem:
             "checkpoint": 2 * images + 2000,
             "hessian_shard": images + 4000 + 1600,
             "hessian": images + 4000 + 1600,
+            # Columns in float64 (an eighth of a GPU's memory at most, or 1 GiB) and twice as stored, and Jacobians.
+            "gauss_newton": images + 4000 + min(22000, columns * self.parameters),
+            "parts": 4000 + 2200 * columns + 2 * itemsize * self.parameters**2 / 1e6,
             "eigenbasis": images + 5 * itemsize * self.parameters**2 / 1e6,
             "line_search": images + 3000 + 2 * 48 * columns,
             # An outer tile of up to 8 GiB (a basis is read once per outer tile), an inner one, and streamed sums.
@@ -207,6 +215,9 @@ class Problem:
             "hessian_shard": size * count / 6e6 / self.experiment.curvature.shards,
             # Products with sign vectors, and one pass over the matrix.
             "hessian": count / 2e3 + size**2 / 1e9,
+            # N·C·P² operations at 1e12 a second, and products with sign vectors.
+            "gauss_newton": count / 2e3 + count * len(self.data.classes) * size**2 / 6e13,
+            "parts": 600 * (size / 104234) ** 3,
             "eigenbasis": 600 * (size / 104234) ** 3,
             "line_search": search.directions * search.points * 2 * count * 2e-5 / 60,
             "gradients": count * size**2 / 1e12,

@@ -74,3 +74,25 @@ rule compute_eigenbasis:
         dtype=experiment.curvature.dtype,
     script:
         "../workflow_scripts/compute_eigenbasis.py"
+
+
+# Asked for with curvature.gauss_newton; needs no Hessian, so it runs beside it.
+rule compute_gauss_newton:
+    input:
+        data=places.data,
+        checkpoint=places.checkpoint("{run}", "{iteration}"),
+    output:
+        places.gauss_newton("{run}", "{iteration}"),
+    log:
+        "logs/{}/compute_gauss_newton/{{run}}/{{iteration}}.log".format(experiment.name),
+    conda:
+        "../envs/quadscape.yaml"
+    threads: 2
+    resources:
+        mem_mb=problem.memory_mb("gauss_newton"),
+        runtime=problem.runtime_minutes("gauss_newton"),
+    params:
+        version=STAGE_VERSIONS["gauss_newton"],
+        dtype=experiment.curvature.dtype,
+    script:
+        "../workflow_scripts/compute_gauss_newton.py"

@@ -39,6 +39,33 @@ rule measure_spectrum:
         "../workflow_scripts/measure_spectrum.py"
 
 
+# Spectra of the two parts of the Hessian, asked for with curvature.gauss_newton.
+rule measure_parts:
+    input:
+        data=places.data,
+        checkpoint=places.checkpoint("{run}", "{iteration}"),
+        hessian=places.hessian("{run}", "{iteration}"),
+        shards=places.hessian_shards("{run}", "{iteration}"),
+        gauss_newton=places.gauss_newton("{run}", "{iteration}"),
+        eigenbasis=places.eigenbasis("{run}", "{iteration}"),
+    output:
+        parts_spectrum=places.table("parts_spectrum", "{run}", "{iteration}"),
+        parts_ritz=places.table("parts_ritz", "{run}", "{iteration}"),
+    log:
+        "logs/{}/measure_parts/{{run}}/{{iteration}}.log".format(experiment.name),
+    conda:
+        "../envs/quadscape.yaml"
+    threads: 2
+    resources:
+        mem_mb=problem.memory_mb("parts"),
+        runtime=problem.runtime_minutes("parts"),
+    params:
+        code=probe_hash("parts"),
+        spectrum=module_hash("quadscape.probes.spectrum"),
+    script:
+        "../workflow_scripts/measure_parts.py"
+
+
 rule search_lines:
     input:
         data=places.data,

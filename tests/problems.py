@@ -48,6 +48,23 @@ def problem(
     return Objective(model, ParameterLayout.of(model), images.to(dtype), labels, loss, chunk), theta
 
 
+def scalar_problem() -> tuple[Objective, torch.Tensor]:
+    """Least squares with one parameter: scores are θ times the only pixel, and its negative."""
+
+    class Scale(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.scale * x.flatten(1)
+            return torch.cat([x, -x], dim=1)
+
+    model = Scale()
+    images, labels = torch.linspace(-1, 1, 5, dtype=torch.float64).reshape(5, 1, 1, 1), torch.tensor([0, 1, 0, 1, 1])
+    return Objective(model, ParameterLayout.of(model), images, labels, "squared_error", 2), torch.tensor([0.3]).double()
+
+
 def dense_hessian(objective: Objective, theta: torch.Tensor) -> torch.Tensor:
     """The Hessian by torch.func.hessian of the flat mean loss over all examples at once: an independent reference."""
 

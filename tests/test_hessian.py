@@ -14,6 +14,7 @@ from problems import (
     problem,
     relative_error,
     run_hessian,
+    scalar_problem,
     write_checkpoint,
 )
 
@@ -160,23 +161,6 @@ def test_one_example_and_one_parameter():
     objective, theta = scalar_problem()
     expected = (objective.images.square().sum() * 2 / objective.count).reshape(1, 1)
     assert relative_error(HessianEngine(objective, theta).columns(0, 1), expected) < 1e-14
-
-
-def scalar_problem():
-    class Scale(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
-
-        def forward(self, x):
-            x = self.scale * x.flatten(1)
-            return torch.cat([x, -x], dim=1)
-
-    from quadscape.parameters import ParameterLayout
-
-    model = Scale()
-    images, labels = torch.linspace(-1, 1, 5, dtype=torch.float64).reshape(5, 1, 1, 1), torch.tensor([0, 1, 0, 1, 1])
-    return Objective(model, ParameterLayout.of(model), images, labels, "squared_error", 2), torch.tensor([0.3]).double()
 
 
 def test_parameters_that_the_loss_does_not_use_have_zero_columns():

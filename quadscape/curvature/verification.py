@@ -143,8 +143,11 @@ def verify_hessian(
     products: np.ndarray,
     float32_products: np.ndarray,
     dtype: str,
+    subject: str = "The Hessian",
 ) -> dict[str, Any]:
-    """Compares a stored Hessian with independent products; a check that fails is a `VerificationError`.
+    """Compares a stored Hessian, or Gauss–Newton matrix, with independent products.
+
+    A check that fails is a `VerificationError`.
 
     Args:
         strips: Column strips of the lower block triangle, in order: first column c, and the block of rows c … P − 1
@@ -155,13 +158,14 @@ def verify_hessian(
         products: H·z in float64, shape (P, m).
         float32_products: The same in float32, independent of the strips; they measure how much this network rounds.
         dtype: Of the strips.
+        subject: What the matrix is, for the message.
 
     Returns:
         trace, frobenius, asymmetry, error_frobenius (‖ΔH‖_F), error_norm (upper estimate of ‖ΔH‖₂), relative_error,
         amplification, trace_estimate with trace_standard_error, and every check with its threshold.
     """
     size, count = probes.shape
-    checks = Checks("The Hessian")
+    checks = Checks(subject)
     z = torch.tensor(probes, dtype=torch.float64)
     stored = torch.zeros_like(z)
     trace, square, diagonal_square, asymmetry = 0.0, 0.0, 0.0, 0.0

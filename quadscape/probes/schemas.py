@@ -1,6 +1,6 @@
 """Every table of the probes, by its name."""
 
-from quadscape.probes import curves, gradients, line_search, overlap, spectrum
+from quadscape.probes import curves, gradients, line_search, overlap, parts, spectrum
 from quadscape.tables import TableSchema
 
 SCHEMAS: dict[str, TableSchema] = {
@@ -10,6 +10,8 @@ SCHEMAS: dict[str, TableSchema] = {
         curves.EVALUATIONS,
         curves.NORMS,
         spectrum.SCHEMA,
+        parts.SPECTRA,
+        parts.RITZ,
         line_search.LINES,
         line_search.FITS,
         gradients.DIRECTIONS,

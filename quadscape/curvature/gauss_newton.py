@@ -1,0 +1,433 @@
+"""The two parts of the Hessian: the Gauss–Newton matrix G = (1/N) Σₙ JₙᵀHₙJₙ, and the remainder R = H − G.
+
+Jₙ holds the derivatives of the C outputs of example n, Hₙ = FₙFₙᵀ is the Hessian of its loss in them. G is therefore
+AᵀA/N with the rows AₙFₙᵀJₙ of all examples: per-example Jacobians, then pure matrix products (SYRK). R carries the
+curvature of the network itself, weighted with the errors of its outputs.
+
+Counted: the products take N·C·P² operations for the lower triangle (5e15 at P = 104,234, N = 50,000, C = 10), all
+Jacobians N times one forward and C backward passes (1e14 for ResNet9 at w = 2). A P×C·N matrix A fits nowhere, so the
+Jacobians are computed anew for every run of columns that is accumulated at once. These runs are as wide as memory
+allows; within a minute's work only as long as the Jacobians take no more than a fifth of it. Accumulated in float64:
+1 GiB on a CPU, an eighth of a GPU's memory (five runs at that size on 80 GB, so a tenth more work than needed).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import torch
+from threadpoolctl import threadpool_limits
+from torch.func import functional_call, vjp, vmap
+
+from quadscape.config import Curvature
+from quadscape.curvature.hessian import HessianMatrix, resident_bytes
+from quadscape.curvature.strips import (
+    UNIT_FLOPS,
+    StripMatrix,
+    check_finite,
+    column_block,
+    flops_per_example,
+    matrix_spec,
+    probe_block,
+    product_specs,
+)
+from quadscape.curvature.verification import (
+    PROBE_SEED,
+    PROBES,
+    Checks,
+    sign_probes,
+    solver_growth,
+    verify_hessian,
+)
+from quadscape.errors import VerificationError
+from quadscape.numerics import apply_numerics, current_threads, resolve_device
+from quadscape.objective import CheckpointObjectives, Objective, Parameters, Vector
+from quadscape.stage import Arrays, Estimate, StageStore, open_stage
+from quadscape.store import ArraySpec
+from quadscape.versions import STAGE_VERSIONS
+
+_ACCUMULATED_BYTES = {"cpu": 1 << 30}
+_ROW_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
+_CUDA_FRACTION = 1 / 8
+_JACOBIAN_SHARE = 4
+"""The products of a run of columns may take so many times as long as its Jacobians, whatever they take."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows and columns
+
+
+def output_factor(outputs: torch.Tensor, loss: str) -> torch.Tensor:
+    """A square root F of every example's Hessian of the loss in its outputs: H = FFᵀ.
+
+    Args:
+        outputs: Class scores, shape (n, C).
+        loss: Loss of one example, as in `quadscape.losses`.
+
+    Returns:
+        Float64, shape (n, C, C).
+    """
+    count, classes = outputs.shape
+    identity = torch.eye(classes, dtype=torch.float64, device=outputs.device).expand(count, classes, classes)
+    if loss == "squared_error":
+        return identity
+    # diag(p) − ppᵀ = diag(s)(I − ssᵀ)diag(s) with s = √p, and I − ssᵀ is a projection, so equal to its square.
+    root = torch.softmax(outputs.double(), dim=1).sqrt()
+    return root[:, :, None] * (identity - root[:, :, None] * root[:, None, :])
+
+
+class GaussNewtonEngine:
+    """Columns of G by per-example Jacobians.
+
+    Attributes:
+        objective: L, in the precision of the computation.
+        theta: Where, shape (P,), float64.
+        examples: Examples whose Jacobians are in memory at once.
+    """
+
+    def __init__(self, objective: Objective, theta: Vector, examples: int) -> None:
+        self.objective = objective
+        self.theta = theta
+        self.examples = examples
+
+    def rows(self, parameters: Parameters, images: torch.Tensor) -> torch.Tensor:
+        """FₙᵀJₙ of some examples.
+
+        Args:
+            parameters: Tensors by name.
+            images: Shape (n, channels, height, width).
+
+        Returns:
+            Shape (n·C, P), in the objective's dtype, on its device.
+
+        Raises:
+            OutOfMemoryError: The device's memory does not hold them.
+        """
+        objective = self.objective
+
+        def scores(p: Parameters, image: torch.Tensor) -> torch.Tensor:
+            return functional_call(objective.model, p, (image[None],))[0]
+
+        with torch.no_grad():
+            outputs = functional_call(objective.model, parameters, (images,))
+        factors = output_factor(outputs, objective.loss_kind).to(objective.dtype).transpose(1, 2)
+
+        def of_one(image: torch.Tensor, factor: torch.Tensor) -> Parameters:
+            back = vjp(lambda p: scores(p, image), parameters)[1]
+            return vmap(lambda cotangent: back(cotangent)[0])(factor)
+
+        def of_one_unbatched(image: torch.Tensor, factor: torch.Tensor) -> Parameters:
+            back = vjp(lambda p: scores(p, image), parameters)[1]
+            each = [back(cotangent)[0] for cotangent in factor]
+            return {name: torch.stack([one[name] for one in each]) for name in each[0]}
+
+        try:
+            jacobian = vmap(of_one)(images, factors)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            # The network does something that cannot be batched (reads a value, say): one example after another.
+            each = [of_one_unbatched(image, factor) for image, factor in zip(images, factors, strict=True)]
+            jacobian = {name: torch.stack([one[name] for one in each]) for name in each[0]}
+        result = torch.empty(factors.shape[0] * factors.shape[1], objective.size, dtype=objective.dtype)
+        result = result.to(objective.device)
+        for block in objective.layout.blocks:
+            result[:, block.start : block.stop] = jacobian[block.name].detach().reshape(len(result), -1)
+        return result
+
+    def columns(self, start: int, stop: int, block: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """A run of columns, a block at a time; only the lower triangle is computed.
+
+        Args:
+            start: First column.
+            stop: One after the last.
+            block: Columns of one block.
+
+        Yields:
+            First column c, and rows c … P − 1 of columns c … c + K − 1: float64, on the CPU. Sums within a chunk of
+            examples are in the objective's dtype, sums over chunks in float64.
+        """
+        objective = self.objective
+        parameters = objective.parameters(self.theta)
+        starts = range(start, stop, block)
+        totals = [
+            torch.zeros(objective.size - c, min(stop, c + block) - c, dtype=torch.float64, device=objective.device)
+            for c in starts
+        ]
+        for images in objective.images.split(self.examples):
+            rows = self.rows(parameters, images)
+            for c, total in zip(starts, totals, strict=True):
+                total += rows[:, c:].T @ rows[:, c : c + total.shape[1]]
+        for c, total in zip(starts, totals, strict=True):
+            yield c, (total / objective.count).cpu()
+
+
+def _cut_runs(size: int, block: int, most_bytes: int, most_entries: float) -> list[int]:
+    """Bounds of runs of whole blocks whose lower parts fit into memory and into the work of one unit."""
+    bounds, entries = [0], 0
+    for start in range(0, size, block):
+        more = (size - start) * min(block, size - start)
+        if entries and (8 * (entries + more) > most_bytes or entries + more > most_entries):
+            bounds.append(start)
+            entries = 0
+        entries += more
+    return [*bounds, size]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stage
+
+
+class GaussNewtonTask:
+    """The `gauss_newton` stage of one checkpoint.
+
+    Attributes:
+        name: Name of the stage.
+        version: To be increased when its mathematics changes.
+    """
+
+    name = "gauss_newton"
+    version = STAGE_VERSIONS["gauss_newton"]
+
+    def __init__(self, checkpoint_path: str | Path, data_path: str | Path, config: Curvature, device: str) -> None:
+        self._config = config
+        self._device = device
+        self._objectives = CheckpointObjectives(checkpoint_path, data_path, "train")
+
+    def _objective(self, dtype: str, plan: dict[str, Any]) -> Objective:
+        return self._objectives.get(getattr(torch, dtype), plan["device"], plan["chunk"][dtype])
+
+    def parameters(self) -> dict[str, Any]:
+        """What determines the result."""
+        return {**self._objectives.parameters(), "dtype": self._config.dtype, "probes": PROBES, "seed": PROBE_SEED}
+
+    def plan(self) -> dict[str, Any]:
+        """Threads, device, data chunks by dtype, examples of one Jacobian, and the bounds of the runs of columns."""
+        threads, device = current_threads(), resolve_device(self._device)
+        apply_numerics(threads)
+        plan: dict[str, Any] = {"threads": threads, "device": device.type, "chunk": {"float32": None, "float64": None}}
+        objectives = {name: self._objective(name, plan) for name in plan["chunk"]}
+        objective, theta = objectives[self._config.dtype], self._objectives.theta
+        size, budget = objective.size, UNIT_FLOPS[device.type]
+        with torch.no_grad():
+            example = functional_call(objective.model, objective.parameters(theta), (objective.images[:1],))
+        classes = example.shape[1]
+        forward, backward = flops_per_example(objective, theta)
+        jacobians = objective.count * (forward + classes * backward)
+        most_entries = max(budget, _JACOBIAN_SHARE * jacobians) / (2.0 * objective.count * classes)
+        row = classes * size * objective.dtype.itemsize
+        # The backward passes of all classes are in memory at once, too.
+        fitting = min(_ROW_BYTES[device.type] // row, objective.chunk // classes)
+        block, accumulated = column_block(size), _accumulated_bytes(device)
+        runs = _cut_runs(size, block, accumulated, most_entries)
+        widest = objectives["float64"]
+        return {
+            **plan,
+            "chunk": {name: objective.chunk for name, objective in objectives.items()},
+            "classes": classes,
+            "examples": max(1, min(objective.count, fitting)),
+            "block": block,
+            "runs": runs,
+            "probe_block": probe_block(widest, theta, budget),
+            "graph_bytes": widest.chunk * widest.graph_bytes_per_example(),
+        }
+
+    def arrays(self, plan: dict[str, Any]) -> list[ArraySpec]:
+        """The matrix, and the products that it is verified with."""
+        size = self._objectives.size
+        return [
+            matrix_spec(size, plan["block"], self._config.dtype, "Gauss–Newton matrix of the loss"),
+            *product_specs(size, PROBES, plan["probe_block"], "Gauss–Newton matrix"),
+        ]
+
+    def units(self, plan: dict[str, Any]) -> int:
+        """Runs of columns, then blocks of probes."""
+        return len(plan["runs"]) - 1 + -(-PROBES // plan["probe_block"])
+
+    def estimate(self, plan: dict[str, Any]) -> Estimate:
+        """Half the matrix on disk; in memory a run of columns in float64 and as stored, on a CPU the Jacobians too."""
+        size, itemsize = self._objectives.size, np.dtype(self._config.dtype).itemsize
+        runs = np.array(plan["runs"])
+        run = int(((8 * (size - runs[:-1]) + 2 * itemsize * size) * np.diff(runs)).max())
+        rows = 0 if plan["device"] == "cuda" else 3 * plan["examples"] * plan["classes"] * size * itemsize
+        graph = 0 if plan["device"] == "cuda" else 2 * plan["graph_bytes"]
+        disk = size * (size + plan["block"]) // 2 * itemsize + 2 * size * PROBES * 8
+        return Estimate(resident_bytes(plan["device"], self._objectives) + run + rows + graph, disk)
+
+    def start(self, plan: dict[str, Any]) -> None:
+        """Sets threads and determinism."""
+        apply_numerics(plan["threads"])
+
+    def compute(self, unit: int, plan: dict[str, Any], store: StageStore) -> Arrays:
+        """One run of columns, or the products with one block of probes."""
+        size, theta, runs = self._objectives.size, self._objectives.theta, len(plan["runs"]) - 1
+        if unit < runs:
+            start, stop = plan["runs"][unit : unit + 2]
+            engine = GaussNewtonEngine(self._objective(self._config.dtype, plan), theta, plan["examples"])
+            values = np.full((size, stop - start), np.nan, dtype=self._config.dtype)
+            for first, strip in engine.columns(start, stop, plan["block"]):
+                check_finite(strip.numpy(), first, "the Gauss–Newton matrix")
+                values[first:, first - start : first - start + strip.shape[1]] = strip.numpy()
+            return {"matrix": ((slice(0, size), slice(start, stop)), values)}
+        first = (unit - runs) * plan["probe_block"]
+        block = slice(first, min(PROBES, first + plan["probe_block"]))
+        probes = sign_probes(size, PROBES, PROBE_SEED)[:, block]
+        found: dict[str, tuple[tuple[slice | int, ...], np.ndarray]] = {}
+        for name, dtype in (("products", "float64"), ("float32_products", "float32")):
+            objective = self._objective(dtype, plan)
+            columns = [objective.gauss_newton_product(theta, probe).numpy() for probe in probes.T]
+            found[name] = ((slice(0, size), block), np.stack(columns, axis=1))
+        return found
+
+    def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
+        """Size, trace, norm and errors of the matrix, under `verification`."""
+        size = self._objectives.size
+        verification = verify_hessian(
+            StripMatrix([(store, _strip_bounds(size, plan))]).stored_strips(),
+            self._objectives.checkpoint.layout,
+            sign_probes(size, PROBES, PROBE_SEED),
+            store.read("products"),
+            store.read("float32_products"),
+            self._config.dtype,
+            "The Gauss–Newton matrix",
+        )
+        return {"size": size, "examples": self._objectives.examples, "verification": verification}
+
+
+def _accumulated_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory * _CUDA_FRACTION)
+    return _ACCUMULATED_BYTES[device.type]
+
+
+def _strip_bounds(size: int, plan: dict[str, Any]) -> list[int]:
+    """Every file is a strip: within a run, too, nothing above the blocks on the diagonal is computed."""
+    return [*range(0, size, plan["block"]), size]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Readers
+
+
+class GaussNewtonMatrix(StripMatrix):
+    """A finished Gauss–Newton matrix G.
+
+    Attributes:
+        verification: Errors, norms and checks of the matrix.
+        digest: Digest of its content.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        stage = open_stage(path, GaussNewtonTask.name)
+        results = stage.manifest["results"]
+        super().__init__([(stage, _strip_bounds(results["size"], stage.manifest["plan"]))])
+        self.verification: dict[str, Any] = results["verification"]
+        self.digest = stage.digest
+
+
+class RemainderMatrix:
+    """R = H − G, read from the two; it is nowhere on disk.
+
+    Attributes:
+        size: P.
+    """
+
+    def __init__(self, hessian: HessianMatrix, gauss_newton: GaussNewtonMatrix) -> None:
+        self._hessian, self._gauss_newton = hessian, gauss_newton
+        self.size = hessian.size
+
+    def strips(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Column strips of the lower block triangle.
+
+        Yields:
+            First column c, and rows c … P − 1 of columns c … c + K − 1 with a symmetric square on the diagonal.
+        """
+        for start, strip in self._hessian.strips():
+            yield start, strip - self._gauss_newton.columns(start, start + strip.shape[1], lower=True)
+
+    def columns(self, start: int, stop: int) -> np.ndarray:
+        """Whole columns.
+
+        Args:
+            start: First column.
+            stop: One after the last.
+
+        Returns:
+            Shape (P, stop − start), in the stored dtype.
+        """
+        return self._hessian.columns(start, stop) - self._gauss_newton.columns(start, stop)
+
+    def dense(self, dtype: str | None = None) -> np.ndarray:
+        """The whole symmetric matrix.
+
+        Args:
+            dtype: NumPy dtype name; None: the stored one.
+
+        Returns:
+            Shape (P, P), C-contiguous; beside it only one strip is ever in memory.
+        """
+        result = self._hessian.dense(dtype)
+        for start, strip in self._gauss_newton.strips():
+            width = strip.shape[1]
+            result[start:, start : start + width] -= strip
+            result[start : start + width, start + width :] -= strip[width:].T
+        return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Spectra
+
+
+def eigenvalues(matrix: np.ndarray, device: torch.device, threads: int, subject: str) -> np.ndarray:
+    """All eigenvalues of a dense symmetric matrix, without vectors, checked against its trace and norm.
+
+    Args:
+        matrix: Shape (P, P), C-contiguous; its memory may be overwritten.
+        device: `cpu` (LAPACK) or `cuda`.
+        threads: Threads of LAPACK; results depend on their number.
+        subject: What the matrix is, for messages.
+
+    Returns:
+        In descending order, float64, shape (P,).
+
+    Raises:
+        VerificationError: The matrix has entries that are not finite, or sum or norm of the eigenvalues are wrong.
+    """
+    size, eps = len(matrix), float(np.finfo(matrix.dtype).eps)
+    trace = float(np.trace(matrix, dtype=np.float64))
+    frobenius = float(np.sqrt(np.einsum("ij,ij->", matrix, matrix, dtype=np.float64)))
+    if not np.isfinite(frobenius):
+        raise VerificationError(f"{subject} has entries that are not finite, so it has no eigenvalues.")
+    if device.type == "cuda":
+        values = torch.linalg.eigvalsh(torch.from_numpy(matrix).to(device)).cpu().numpy()
+    else:
+        with threadpool_limits(threads, user_api="blas"):
+            # The transpose is the same symmetric matrix, in the column order in which LAPACK can work in place.
+            values = scipy.linalg.eigh(matrix.T, driver="evd", eigvals_only=True, overwrite_a=True, check_finite=False)
+    values = values[::-1].astype(np.float64)
+    checks = Checks(f"The spectrum of {subject}")
+    backward = solver_growth(size) * eps * frobenius
+    checks.require("difference of the eigenvalues' sum from the trace", abs(values.sum() - trace), size**0.5 * backward)
+    checks.require(
+        "difference of the eigenvalues' norm from that of the matrix",
+        abs(float(np.linalg.norm(values)) - frobenius),
+        backward,
+    )
+    checks.finish()
+    return values
+
+
+def eigenvalue_error(values: np.ndarray, dtype: np.dtype, matrix_error: float) -> float:
+    """Bound on the error of every eigenvalue: the solver's, plus the error of the matrix itself (Weyl).
+
+    Args:
+        values: The eigenvalues.
+        dtype: In which they were computed.
+        matrix_error: ‖ΔA‖₂, estimated.
+
+    Returns:
+        The numerical zero of this spectrum.
+    """
+    return solver_growth(len(values)) * float(np.finfo(dtype).eps) * float(np.abs(values).max()) + matrix_error

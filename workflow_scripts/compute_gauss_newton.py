@@ -1,0 +1,9 @@
+from pathlib import Path
+
+from quadscape.curvature.gauss_newton import GaussNewtonTask
+from quadscape.jobs import start_job
+from quadscape.stage import run_stage
+
+experiment, log = start_job(snakemake)
+task = GaussNewtonTask(snakemake.input.checkpoint, snakemake.input.data, experiment.curvature, experiment.device)
+run_stage(task, Path(snakemake.output[0]).parent, log=log)
