@@ -594,13 +594,18 @@ def check_problem(experiment: Experiment, parameters: int, training_images: int)
         training_images: N, the number of training images.
 
     Raises:
-        ConfigError: More directions or bands than parameters, or a batch larger than the training set.
+        ConfigError: More directions, shards or bands than parameters, or a batch larger than the training set.
     """
     search = experiment.probes.line_search
     if search.directions > parameters:
         raise ConfigError(
             f"probes.line_search.directions is {search.directions}, but the network has only {parameters} parameters "
             f"and so as many eigenvectors; valid are 1 to {parameters}."
+        )
+    if experiment.curvature.shards > parameters:
+        raise ConfigError(
+            f"curvature.shards is {experiment.curvature.shards}, but the Hessian has only {parameters} columns; valid "
+            f"are 1 to the number of its column strips, which is at most {parameters}."
         )
     if experiment.probes.overlap.bands > parameters:
         raise ConfigError(

@@ -6,8 +6,9 @@ import numpy as np
 from probe_cases import GivenGradients, PlainBasis, random_orthogonal
 
 from quadscape.config import LineSearch
-from quadscape.probes import curves, gradients, line_search, overlap, spectrum
+from quadscape.probes import curves, gradients, line_search, overlap, parts, spectrum
 from quadscape.probes.interfaces import as_array
+from quadscape.probes.ranks import log_indices
 from quadscape.tables import Table
 
 COUNT = 200
@@ -90,7 +91,27 @@ def checkpoint_tables(
     tables = line_search.measure(training, validation, basis, theta, LineSearch(directions=directions), head)
     tables |= gradients.measure(GivenGradients(coefficients @ vectors.T), basis, theta, head)
     tables["spectrum"] = spectrum.measure(eigenvalues, zero, head)
+    tables |= part_tables(eigenvalues, vectors, zero, head)
     return tables
+
+
+def part_tables(eigenvalues: np.ndarray, vectors: np.ndarray, zero: float, head: dict) -> dict[str, Table]:
+    """Of a Hessian whose Gauss–Newton part has the large eigenvalues, and half of the dimensions."""
+    size = len(eigenvalues)
+    hessian = (vectors * eigenvalues) @ vectors.T
+    kept = np.where(np.arange(size) < size // 2, np.maximum(eigenvalues, 0), 0)
+    bent = turned(vectors, 0.02, 5)
+    gauss_newton = (bent * kept) @ bent.T
+    remainder = hessian - gauss_newton
+    values = {"H": eigenvalues} | {
+        part: np.linalg.eigvalsh(matrix)[::-1] for part, matrix in (("G", gauss_newton), ("R", remainder))
+    }
+    indices = log_indices(eigenvalues, parts.ROWS_PER_SIGN)
+    along = [np.einsum("pk,pk->k", vectors, matrix @ vectors)[indices] for matrix in (gauss_newton, remainder)]
+    return {
+        "parts_spectrum": parts.spectra(values, dict.fromkeys("HGR", zero), head),
+        "parts_ritz": parts.along_eigenvectors(eigenvalues, indices, *along, zero, head),
+    }
 
 
 def pair_tables(size: int, run: str, first: int, second: int, angle: float, **options) -> dict[str, Table]:

@@ -1,4 +1,4 @@
-"""The three long stages under SIGKILL at random moments: the same call ends with the arrays of an undisturbed run."""
+"""The long stages under SIGKILL at random moments: the same call ends with the arrays of an undisturbed run."""
 
 import multiprocessing
 import os
@@ -16,8 +16,10 @@ import zarr
 
 from quadscape.checkpoint import extract_checkpoint
 from quadscape.config import Experiment, parse_experiment
+from quadscape.curvature import gauss_newton
 from quadscape.curvature.eigenbasis import EigenbasisTask
-from quadscape.curvature.hessian import HessianTask
+from quadscape.curvature.gauss_newton import GaussNewtonTask
+from quadscape.curvature.hessian import HessianShardTask, HessianTask
 from quadscape.data import prepare
 from quadscape.numerics import apply_numerics
 from quadscape.stage import Task, open_stage, read_events, run_stage
@@ -45,8 +47,13 @@ def _task(stage: str, root: str) -> Task:
     data, checkpoint = home / "data.zarr", home / "checkpoint.zarr"
     if stage == "training":
         return TrainingTask(run, 0, experiment.model, experiment.loss, data, "cpu")
+    if stage == "hessian_shard":
+        return HessianShardTask(checkpoint, data, experiment.curvature, "cpu")
     if stage == "hessian":
-        return HessianTask(checkpoint, data, experiment.curvature, "cpu")
+        return HessianTask(home / "hessian", checkpoint, data, experiment.curvature, "cpu")
+    if stage == "gauss_newton":
+        gauss_newton._ACCUMULATED_BYTES["cpu"] = 1 << 19  # several runs of columns
+        return GaussNewtonTask(checkpoint, data, experiment.curvature, "cpu")
     return EigenbasisTask(home / "hessian/manifest.json", checkpoint, data, experiment.curvature, "cpu")
 
 
@@ -89,7 +96,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root / "data.zarr",
         root / "checkpoint.zarr",
     )
+    _finish("hessian_shard", root, root / "hessian_shards/1-of-1")
+    (root / "hessian_shard").symlink_to(root / "hessian_shards/1-of-1")
     _finish("hessian", root, root / "hessian")
+    _finish("gauss_newton", root, root / "gauss_newton")
     _finish("eigenbasis", root, root / "eigenbasis")
     return root
 
@@ -102,7 +112,7 @@ def _decoded(directory: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["training", "hessian", "eigenbasis"])
+@pytest.mark.parametrize("stage", ["training", "hessian_shard", "gauss_newton", "eigenbasis"])
 def test_killed_at_random_moments(home: Path, tmp_path: Path, stage: str) -> None:
     units = open_stage(home / stage, stage).manifest["units"]
     assert units >= 4, "too few units for kills between them"
@@ -136,7 +146,7 @@ def test_killed_at_random_moments(home: Path, tmp_path: Path, stage: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["training", "hessian", "eigenbasis"])
+@pytest.mark.parametrize("stage", ["training", "hessian_shard", "gauss_newton", "eigenbasis"])
 def test_damaged_chunks_are_found_and_computed_again(home: Path, tmp_path: Path, stage: str) -> None:
     expected = _decoded(home / stage)
     directory = tmp_path / stage

@@ -49,10 +49,10 @@ class Checkout:
     def configure(self, **changes: Any) -> None:
         (self.path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **changes}))
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "snakemake", *arguments, "--profile", "profiles/local", "--cores", "2"]
+    def start(self, *arguments: str, profile: str = "profiles/local") -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "snakemake", *arguments, "--profile", profile, "--configfile", "tiny.yaml"]
         return subprocess.Popen(
-            [*command, "--configfile", "tiny.yaml"],
+            [*command, *(["--cores", "2"] if profile == "profiles/local" else [])],
             cwd=self.path,
             env={**os.environ, "PYTHONPATH": str(self.path), "PYTHONDONTWRITEBYTECODE": "1"},
             stdout=subprocess.PIPE,
@@ -61,9 +61,9 @@ class Checkout:
             start_new_session=True,
         )
 
-    def snakemake(self, *arguments: str) -> tuple[int, str]:
+    def snakemake(self, *arguments: str, profile: str = "profiles/local") -> tuple[int, str]:
         """Exit code and output."""
-        child = self.start(*arguments)
+        child = self.start(*arguments, profile=profile)
         output, _ = child.communicate(timeout=600)
         return child.returncode, output
 
@@ -105,8 +105,8 @@ def _content(checkout: Checkout) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files if "store.zarr" not in path.parts}
 
 
-PER_CHECKPOINT = {"extract_checkpoint", "compute_hessian", "compute_eigenbasis", "measure_spectrum", "search_lines"}
-PER_CHECKPOINT |= {"project_gradients"}
+PER_CHECKPOINT = {"extract_checkpoint", "compute_hessian_shard", "compute_hessian", "compute_eigenbasis"}
+PER_CHECKPOINT |= {"measure_spectrum", "search_lines", "project_gradients"}
 
 
 @pytest.mark.slow
@@ -157,6 +157,7 @@ def test_one_figure_lists_only_what_it_needs(tmp_path: Path) -> None:
         prepare_data=1,
         train=1,
         extract_checkpoint=2,
+        compute_hessian_shard=2,
         compute_hessian=2,
         compute_eigenbasis=2,
         measure_spectrum=2,
@@ -224,13 +225,64 @@ def test_a_changed_probe_is_measured_again(checkout: Checkout) -> None:
 def test_a_new_hessian_version_recomputes_what_follows(checkout: Checkout) -> None:
     path = checkout.path / "quadscape/versions.py"
     text = path.read_text()
-    assert '"hessian": 1' in text
-    path.write_text(text.replace('"hessian": 1', '"hessian": 2'))
+    assert '"hessian": 2' in text
+    path.write_text(text.replace('"hessian": 2', '"hessian": 3'))
     planned = checkout.plan()
     assert "train" not in planned
     assert "extract_checkpoint" not in planned
-    assert planned["compute_hessian"] == planned["compute_eigenbasis"] == 2
+    assert planned["compute_hessian_shard"] == planned["compute_hessian"] == planned["compute_eigenbasis"] == 2
     assert checkout.figures() >= {"spectrum", "eigenvector_overlap"}
+
+
+@pytest.mark.slow
+def test_another_number_of_shards_computes_the_same(checkout: Checkout) -> None:
+    results = checkout.path / "results/tiny/runs/a/checkpoints/40"
+    bases = {path: path.read_bytes() for path in results.glob("eigenbasis/manifest.json")}
+    checkout.configure(curvature={"shards": 3})
+    planned = checkout.plan()
+    assert planned["compute_hessian_shard"] == 6
+    assert planned["compute_hessian"] == planned["compute_eigenbasis"] == 2
+    assert not {"train", "extract_checkpoint"} & set(planned)
+    code, output = checkout.snakemake(*(str(path.relative_to(checkout.path)) for path in bases))
+    assert code == 0, output
+    assert {path.name for path in (results / "hessian_shards").iterdir()} == {"1-of-1", "1-of-3", "2-of-3", "3-of-3"}
+    assert {path: path.read_bytes() for path in bases} == bases
+    assert '"event": "unit"' not in (results / "eigenbasis/events.jsonl").read_text().rpartition('"event": "start"')[2]
+    status = subprocess.run(
+        [sys.executable, "-m", "quadscape.cli", "status", "results"],
+        cwd=checkout.path,
+        env={**os.environ, "PYTHONPATH": str(checkout.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(re.findall(r"checkpoints/40/hessian_shards/\d-of-3 +complete", status.stdout)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 3])
+def test_shards_are_jobs_of_their_own_when_there_are_several(tmp_path: Path, shards: int) -> None:
+    checkout = Checkout(tmp_path / "checkout")
+    checkout.configure(curvature={"shards": shards})
+    target = "results/tiny/runs/a/checkpoints/40/eigenbasis/manifest.json"
+    code, listing = checkout.snakemake("-n", target, profile="profiles/slurm")
+    assert code == 0, listing
+    # Snakemake indents the jobs of a group.
+    grouped = Counter(re.findall(r"^ +rule (\w+):", listing, flags=re.MULTILINE))
+    alone = Counter(re.findall(r"^rule (\w+):", listing, flags=re.MULTILINE))
+    assert grouped == Counter(["compute_hessian", "compute_eigenbasis"] + ["compute_hessian_shard"] * (shards == 1))
+    assert alone["compute_hessian_shard"] == (0 if shards == 1 else shards)
+
+
+@pytest.mark.slow
+def test_the_parts_of_the_hessian_are_made_when_asked_for(checkout: Checkout) -> None:
+    checkout.configure(curvature={"gauss_newton": True})
+    assert checkout.plan() == Counter(compute_gauss_newton=2, measure_parts=2, draw_figure=1)
+    assert checkout.figures() == {"curvature_parts"}
+    code, output = checkout.snakemake()
+    assert code == 0, output
+    assert (checkout.path / "results/tiny/figures/curvature_parts.png").stat().st_size > 10_000
+    assert not checkout.plan()
 
 
 @pytest.mark.slow
@@ -271,6 +323,7 @@ def test_a_removed_stage_directory_heals(checkout: Checkout) -> None:
         ({"data": {"source": "image_folder", "path": "no/such/folder"}}, ["no/such/folder"]),
         ({"model": {"factory": "nowhere.at_all:function"}}, ["nowhere"]),
         ({"probes": {"line_search": {"directions": 100000}}}, ["directions", "100000"]),
+        ({"curvature": {"shards": 1000}}, ["curvature.shards", "1000"]),
         ({"runs": [{"name": "b", "path": "none.pt", "checkpoints": [3]}]}, ["runs[0].path", "none.pt"]),
     ],
 )

@@ -1,6 +1,7 @@
 """All figures, by name and in the order of the report."""
 
 from quadscape.figures import (
+    curvature_parts,
     eigenvector_overlap,
     gradient_cosine,
     learning_curves,
@@ -12,6 +13,14 @@ from quadscape.figures.specification import FigureSpec
 
 FIGURES: dict[str, FigureSpec] = {
     module.SPEC.name: module.SPEC
-    for module in (learning_curves, spectrum, line_searches, quadratic_radius, gradient_cosine, eigenvector_overlap)
+    for module in (
+        learning_curves,
+        spectrum,
+        curvature_parts,
+        line_searches,
+        quadratic_radius,
+        gradient_cosine,
+        eigenvector_overlap,
+    )
 }
 """Every figure by its name."""

@@ -1,4 +1,4 @@
-"""Which part of the Hessian makes its eigenvalues: spectra of H, G and R = H − G, and G and R along H's eigenvectors."""
+"""Which part of the Hessian makes its eigenvalues: spectra of H, G and R = H − G; G and R along H's eigenvectors."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -56,12 +56,12 @@ def ritz_values(matrix: Stripped, vectors: np.ndarray) -> np.ndarray:
     Returns:
         Float64, shape (k,).
     """
-    total = np.zeros(vectors.shape[1])
-    for start, strip in matrix.strips():
-        stop = start + strip.shape[1]
+    q, total = vectors.astype(np.float64), np.zeros(vectors.shape[1])
+    for start, stored in matrix.strips():
+        strip, stop = stored.astype(np.float64), start + stored.shape[1]
         # What lies below the square on the diagonal counts twice.
-        moved = strip.T @ np.concatenate([vectors[start:stop], 2 * vectors[stop:]])
-        total += np.einsum("ck,ck->k", vectors[start:stop], moved, dtype=np.float64)
+        moved = strip[: stop - start].T @ q[start:stop] + 2 * (strip[stop - start :].T @ q[stop:])
+        total += np.einsum("ck,ck->k", q[start:stop], moved)
     return total
 
 
