@@ -4,11 +4,12 @@ Jₙ holds the derivatives of the C outputs of example n, Hₙ = FₙFₙᵀ is 
 AᵀA/N with the rows AₙFₙᵀJₙ of all examples: per-example Jacobians, then pure matrix products (SYRK). R carries the
 curvature of the network itself, weighted with the errors of its outputs.
 
-Counted: the products take N·C·P² operations for the lower triangle (5e15 at P = 104,234, N = 50,000, C = 10), all
-Jacobians N times one forward and C backward passes (1e14 for ResNet9 at w = 2). A P×C·N matrix A fits nowhere, so the
-Jacobians are computed anew for every run of columns that is accumulated at once. These runs are as wide as memory
-allows; within a minute's work only as long as the Jacobians take no more than a fifth of it. Accumulated in float64:
-1 GiB on a CPU, an eighth of a GPU's memory (five runs at that size on 80 GB, so a tenth more work than needed).
+Counted at P = 104,234 (ResNet9, w = 2), N = 50,000 and C = 10: the products take N·C·P² = 5.4e15 operations for the
+lower triangle, all Jacobians (N times one forward and C backward passes) 1.3e13. The matrix A of N·C rows fits nowhere,
+so the Jacobians are computed anew for every run of columns that is accumulated at once. They run slower than products
+(5 against 34 GFLOP/s on one core at w = 1), so runs are as wide as memory allows, and are cut to a minute's work only
+as long as the products of a run count 32 times the operations of its Jacobians: a fifth of the time. Accumulated are,
+in float64, 1 GiB on a CPU and an eighth of a GPU's memory: five runs at that size on 80 GB.
 """
 
 from collections.abc import Iterator
@@ -51,8 +52,8 @@ from quadscape.versions import STAGE_VERSIONS
 _ACCUMULATED_BYTES = {"cpu": 1 << 30}
 _ROW_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 _CUDA_FRACTION = 1 / 8
-_JACOBIAN_SHARE = 4
-"""The products of a run of columns may take so many times as long as its Jacobians, whatever they take."""
+_JACOBIAN_SHARE = 32
+"""The products of a run of columns may count so many times the operations of its Jacobians, however long that takes."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
