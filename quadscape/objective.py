@@ -175,8 +175,7 @@ class Objective:
             def network(p: Parameters) -> torch.Tensor:
                 return functional_call(self.model, p, (images,))
 
-            pull_back: Callable[..., tuple[Any, ...]]
-            outputs, pull_back = vjp(network, primal)
+            outputs, pull_back = vjp(network, primal)[:2]
             if forward:
                 along = jvp(network, (primal,), (tangents,))[1]
             else:

@@ -381,6 +381,7 @@ def test_the_matrix_is_the_same_for_every_number_of_shards(finished, tmp_path, c
     assert np.array_equal(one.dense(), many.dense())
     assert np.array_equal(one.columns(5, 97), many.columns(5, 97))
     assert found["results"] == manifest["results"]
+    assert set(found["parameters"]["shards"]) == {f"{number}-of-{count}" for number in range(1, count + 1)}
     assert one.digest == many.digest, "an eigenbasis of the one is an eigenbasis of the other"
 
 

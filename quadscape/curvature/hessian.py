@@ -238,7 +238,7 @@ class HessianTask:
         return {
             **self._objectives.parameters(),
             "dtype": self._config.dtype,
-            "shards": [shard.digest for shard in self._shards],
+            "shards": {shard.directory.name: shard.digest for shard in self._shards},
             "probes": PROBES,
             "seed": PROBE_SEED,
         }
@@ -339,8 +339,8 @@ class HessianMatrix(StripMatrix):
         self._stage = open_stage(path, HessianTask.name)
         listed = self._stage.manifest["parameters"]["shards"]
         shards = _open_shards(self._stage.directory, len(listed))
-        for shard, digest in zip(shards, listed, strict=True):
-            if shard.digest != digest:
+        for shard in shards:
+            if shard.digest != listed[shard.directory.name]:
                 raise StoreError(
                     f"{shard.directory} is not the shard that {self._stage.directory} was gathered from; remove the "
                     f"directory {self._stage.directory} and run the workflow again."

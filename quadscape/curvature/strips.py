@@ -247,7 +247,10 @@ class StripMatrix:
             self._strips += [(a, b, store) for a, b in pairwise(bounds)]
             expected = bounds[-1]
         if expected != self.size:
-            raise StoreError(f"{parts[-1][0].directory} ends at column {expected} of {self.size}.")
+            raise StoreError(
+                f"{parts[-1][0].directory} ends at column {expected} of {self.size}: the shards were cut in different "
+                "ways; remove their directories and run the workflow again."
+            )
 
     def stored_strips(self) -> Iterator[tuple[int, np.ndarray]]:
         """Strips as they were computed.
