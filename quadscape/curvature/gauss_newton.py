@@ -13,6 +13,7 @@ in float64, 1 GiB on a CPU and an eighth of a GPU's memory: five runs at that si
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -165,11 +166,16 @@ class GaussNewtonEngine:
             yield c, (total / objective.count).cpu()
 
 
+def _lower_entries(size: int, block: int, start: int, stop: int) -> int:
+    """Entries of some columns on and below the blocks on the diagonal."""
+    return sum((size - c) * min(block, stop - c) for c in range(start, stop, block))
+
+
 def _cut_runs(size: int, block: int, most_bytes: int, most_entries: float) -> list[int]:
     """Bounds of runs of whole blocks whose lower parts fit into memory and into the work of one unit."""
     bounds, entries = [0], 0
     for start in range(0, size, block):
-        more = (size - start) * min(block, size - start)
+        more = _lower_entries(size, block, start, min(size, start + block))
         if entries and (8 * (entries + more) > most_bytes or entries + more > most_entries):
             bounds.append(start)
             entries = 0
@@ -250,8 +256,10 @@ class GaussNewtonTask:
     def estimate(self, plan: dict[str, Any]) -> Estimate:
         """Half the matrix on disk; in memory a run of columns in float64 and as stored, on a CPU the Jacobians too."""
         size, itemsize = self._objectives.size, np.dtype(self._config.dtype).itemsize
-        runs = np.array(plan["runs"])
-        run = int(((8 * (size - runs[:-1]) + 2 * itemsize * size) * np.diff(runs)).max())
+        run = max(
+            8 * _lower_entries(size, plan["block"], start, stop) + 2 * itemsize * size * (stop - start)
+            for start, stop in pairwise(plan["runs"])
+        )
         rows = 0 if plan["device"] == "cuda" else 3 * plan["examples"] * plan["classes"] * size * itemsize
         graph = 0 if plan["device"] == "cuda" else 2 * plan["graph_bytes"]
         disk = size * (size + plan["block"]) // 2 * itemsize + 2 * size * PROBES * 8
