@@ -5,16 +5,17 @@ chunks are float64, and a ragged last chunk counts by its size because sums, not
 
 The Hessian product here is forward over reverse (the derivative of the gradient along v), whereas the Hessian engine
 (`quadscape.curvature.hessian`) differentiates the gradient's graph backwards: neither can hide the other's mistakes.
+The Gauss–Newton product leaves out the network's own second derivative: G = (1/N) Σₙ Jₙᵀ ∇²ℓ(f(xₙ)) Jₙ.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad, jvp, vjp, vmap
 
 from quadscape.checkpoint import Checkpoint
 from quadscape.data import DataSet, Split, data_info
@@ -144,7 +145,7 @@ class Objective:
         Returns:
             Float64, shape (P,), on the CPU.
         """
-        parameters, tangents = self.parameters(theta), self.parameters(vector)
+        tangents = self.parameters(vector)
 
         def forward_over_reverse(primal: Parameters, images: torch.Tensor, labels: torch.Tensor) -> Parameters:
             return jvp(lambda p: grad(self.chunk_loss)(p, images, labels), (primal,), (tangents,))[1]
@@ -156,11 +157,36 @@ class Objective:
 
             return grad(slope)(primal)
 
-        try:
-            return self._mean(parameters, forward_over_reverse)
-        except NotImplementedError:
-            # Torch has no forward derivative of some operations (fused attention); the product is the same.
-            return self._mean(parameters, reverse_over_reverse)
+        return self._mean_of_either(self.parameters(theta), forward_over_reverse, reverse_over_reverse)
+
+    def gauss_newton_product(self, theta: Vector, vector: Vector) -> torch.Tensor:
+        """G·v, the generalised Gauss–Newton matrix: v through the network, the loss's own Hessian, and back.
+
+        Args:
+            theta: Shape (P,), float64.
+            vector: v, shape (P,).
+
+        Returns:
+            Float64, shape (P,), on the CPU.
+        """
+        tangents = self.parameters(vector)
+
+        def product(primal: Parameters, images: torch.Tensor, labels: torch.Tensor, forward: bool) -> Parameters:
+            def network(p: Parameters) -> torch.Tensor:
+                return functional_call(self.model, p, (images,))
+
+            outputs, pull_back = vjp(network, primal)
+            if forward:
+                along = jvp(network, (primal,), (tangents,))[1]
+            else:
+                # u ↦ Jᵀu is linear, and Jv is its transpose applied to v.
+                along = vjp(lambda u: pull_back(u)[0], torch.zeros_like(outputs))[1](tangents)[0]
+            slope = grad(lambda o: example_losses(o, labels, self.loss_kind).sum())
+            return pull_back(jvp(slope, (outputs,), (along,))[1])[0]
+
+        return self._mean_of_either(
+            self.parameters(theta), partial(product, forward=True), partial(product, forward=False)
+        )
 
     def example_gradients(self, theta: Vector, examples: slice | np.ndarray | torch.Tensor) -> torch.Tensor:
         """Gradients of single examples' losses.
@@ -222,6 +248,15 @@ class Objective:
             loss = self.chunk_loss(leaves, images, self.labels[:1].expand(count))
             torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
+
+    def _mean_of_either(
+        self, parameters: Parameters, forward: Callable[..., Parameters], backward: Callable[..., Parameters]
+    ) -> torch.Tensor:
+        """The mean of `forward`, or of the equal `backward` where torch has no forward derivative (fused attention)."""
+        try:
+            return self._mean(parameters, forward)
+        except NotImplementedError:
+            return self._mean(parameters, backward)
 
     def _mean(self, parameters: Parameters, of_chunk: Callable[..., Parameters]) -> torch.Tensor:
         total = torch.zeros(self.size, dtype=torch.float64, device=self.device)

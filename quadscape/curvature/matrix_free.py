@@ -1,0 +1,316 @@
+"""Curvature of networks of any size from products with vectors: eigenpairs at both ends, and the spectral density.
+
+Nothing here forms a P × P matrix: memory is a few vectors per eigenpair or Lanczos step.
+
+*Eigenpairs* come from ARPACK's implicitly restarted Lanczos method, once per end, started from a random vector or, warm,
+from the sum of the eigenvectors of a neighbouring θ. LOBPCG would start from these as a block and converge in fewer
+products where they are very close; but started from an invariant subspace it stays in it, and so misses an eigenvalue
+that has overtaken the others since, which a whole Krylov space with a random part does not; and cold, without a
+preconditioner, it needed several times as many products and stagnated at small tolerances. PRIMME does both well, but is
+distributed as source only.
+
+*The density* is stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017; Ghorbani, Krishnan & Xiao 2019). For a unit
+vector v, m Lanczos steps give nodes θₖ and weights wₖ with Σ wₖ f(θₖ) = vᵀf(A)v for every polynomial f of degree below
+2m; over v uniform on the sphere the expectation of vᵀf(A)v is tr f(A) / P.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from scipy.linalg import eigh_tridiagonal
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.special import ndtr
+from scipy.stats import norm
+
+from quadscape.errors import ModelError, VerificationError
+from quadscape.objective import Objective, Vector
+
+_DENSE_SIZE = 64
+"""Up to this many parameters, as many products as there are parameters are the shorter way."""
+
+_SCALE_STEPS = 5
+"""Lanczos steps that show the size of the largest |λ|, to a factor of about two."""
+
+_RANDOM_PART = 1e-2
+"""Random part of a warm start: it keeps every eigenvector in reach."""
+
+
+class CurvatureOperator(LinearOperator):
+    """Hessian or Gauss–Newton matrix of an objective at θ, as products with float64 vectors.
+
+    Attributes:
+        products: How many products were taken.
+    """
+
+    def __init__(self, objective: Objective, theta: Vector, kind: Literal["hessian", "gauss_newton"] = "hessian"):
+        super().__init__(np.dtype(np.float64), (objective.size, objective.size))
+        method = objective.hessian_product if kind == "hessian" else objective.gauss_newton_product
+        self._product = partial(method, theta)
+        self.products = 0
+
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        self.products += 1
+        return self._product(np.ascontiguousarray(x.ravel())).numpy()
+
+    def _adjoint(self) -> "CurvatureOperator":
+        return self
+
+
+@dataclass(frozen=True)
+class ExtremeEigenpairs:
+    """Eigenpairs at both ends of a spectrum.
+
+    Attributes:
+        eigenvalues: The largest in descending order, then the smallest in descending order, shape (k,).
+        eigenvectors: Orthonormal columns in the same order, shape (P, k).
+        residuals: ‖Aq − λq‖ of each, from products that the solver did not see.
+        products: Products used in all.
+    """
+
+    eigenvalues: np.ndarray
+    eigenvectors: np.ndarray
+    residuals: np.ndarray
+    products: int
+
+
+def extreme_eigenpairs(
+    operator: CurvatureOperator,
+    largest: int,
+    smallest: int,
+    *,
+    start: ExtremeEigenpairs | None = None,
+    tolerance: float = 1e-8,
+    seed: int = 0,
+) -> ExtremeEigenpairs:
+    """The largest and smallest eigenvalues with their eigenvectors.
+
+    Args:
+        operator: A symmetric operator.
+        largest: Number of the algebraically largest.
+        smallest: Number of the algebraically smallest.
+        start: Result at a neighbouring θ with the same numbers; the closer, the fewer products.
+        tolerance: Largest residual, in units of the largest |λ|. A float32 network allows about 1e-5.
+        seed: Seed of the starting vectors.
+
+    Returns:
+        The eigenpairs; the same for the same seed.
+
+    Raises:
+        ModelError: There are not so many eigenvalues, or `start` is of another size.
+        VerificationError: The residuals are larger than the tolerance.
+    """
+    size, before = operator.shape[0], operator.products
+    count = largest + smallest
+    if not 0 < count <= size or min(largest, smallest) < 0:
+        raise ModelError(
+            f"{largest} largest and {smallest} smallest eigenvalues were asked for; valid are 1 to {size} in all."
+        )
+    if start is not None and start.eigenvectors.shape != (size, count):
+        raise ModelError(
+            f"The eigenvectors to start from have shape {start.eigenvectors.shape}; valid is ({size}, {count})."
+        )
+    dense = size <= max(_DENSE_SIZE, 2 * count)
+    if dense:
+        basis, scale = np.eye(size), 0.0
+    else:
+        generator = np.random.default_rng(seed)
+        random = generator.standard_normal(size) / math.sqrt(size)
+        scale = float(np.abs(lanczos_quadrature(operator, random, _SCALE_STEPS)[0]).max())
+        ends = []
+        for sign, columns in ((1, slice(0, largest)), (-1, slice(largest, count))):
+            if columns.start < columns.stop:
+                first = random
+                if start is not None:
+                    first = start.eigenvectors[:, columns].sum(axis=1) + _RANDOM_PART * random
+                ends.append(_one_end(operator, sign, columns.stop - columns.start, first, scale, tolerance, generator))
+        basis = np.linalg.qr(np.concatenate(ends, axis=1))[0]
+    images = operator.matmat(basis)
+    values, rotation = np.linalg.eigh(basis.T @ images)
+    scale = max(scale, float(np.abs(values).max()))
+    order = np.r_[0:largest, len(values) - smallest : len(values)]
+    values, rotation = values[::-1][order], rotation[:, ::-1][:, order]
+    vectors, images = basis @ rotation, images @ rotation
+    residuals = np.linalg.norm(images - vectors * values, axis=0)
+    if residuals.max() > tolerance * scale:
+        raise VerificationError(
+            f"Of {count} eigenpairs the worst has a residual of {residuals.max() / scale:.1e} of the largest |λ|, above "
+            f"the tolerance of {tolerance:.1e}; ask for fewer of them, or for a larger tolerance."
+        )
+    return ExtremeEigenpairs(values, vectors, residuals, operator.products - before)
+
+
+def _one_end(
+    operator: CurvatureOperator,
+    sign: int,
+    count: int,
+    first: np.ndarray,
+    scale: float,
+    tolerance: float,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Eigenvectors of at least the `count` largest eigenvalues of sign · A, as columns."""
+    # ARPACK's criterion is relative to each eigenvalue: the shift, which changes no Krylov space, makes it one that is
+    # relative to the largest |λ|, so that eigenvalues near zero converge too.
+    shift = 2 * scale or 1.0
+
+    def solve(wanted: int, start: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def without_known(x: np.ndarray) -> np.ndarray:
+            return x - known @ (known.T @ x)
+
+        def product(x: np.ndarray) -> np.ndarray:
+            x = without_known(x.ravel())
+            return without_known(sign * operator.matvec(x)) + shift * x
+
+        shifted = LinearOperator(operator.shape, matvec=product, dtype=np.dtype(np.float64))
+        found = eigsh(shifted, k=wanted, which="LA", v0=without_known(start), tol=tolerance / 4, rng=generator)
+        return found[0] - shift, found[1]
+
+    try:
+        values, vectors = solve(count, first, np.empty((len(first), 0)))
+        # A Krylov space holds a single vector of a multiple eigenvalue (networks have many exact zeros); the others are
+        # outside, and are looked for there until there is nothing beyond what was found.
+        while count > 1:
+            value, vector = solve(1, generator.standard_normal(len(first)), np.linalg.qr(vectors)[0])
+            if value[0] <= np.sort(values)[-count] + tolerance * scale:
+                break
+            values, vectors = np.append(values, value), np.concatenate([vectors, vector], axis=1)
+    except ArpackNoConvergence:
+        raise VerificationError(
+            f"The {count} {'largest' if sign > 0 else 'smallest'} eigenvalues did not converge to a tolerance of "
+            f"{tolerance:.1e}; ask for fewer of them, or for a larger tolerance."
+        ) from None
+    return vectors
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Density
+
+
+def lanczos_quadrature(operator: LinearOperator, vector: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss quadrature of the spectral measure of a vector, by Lanczos steps with full reorthogonalisation in float64.
+
+    Args:
+        operator: A symmetric operator.
+        vector: v, of any length other than 0.
+        steps: Largest number of steps; there are fewer where v lies in an invariant subspace of smaller dimension, and
+            then the quadrature is exact for every function.
+
+    Returns:
+        Nodes in ascending order and weights of sum 1, both of one shape (at most steps,).
+    """
+    size = len(vector)
+    steps = min(steps, size)
+    basis = np.empty((steps, size))
+    diagonal, beside, scale = np.zeros(steps), np.zeros(steps), 0.0
+    direction = vector / np.linalg.norm(vector)
+    for step in range(steps):
+        basis[step] = direction
+        image = operator.matvec(direction)
+        scale = max(scale, float(np.linalg.norm(image)))
+        diagonal[step] = direction @ image
+        for _ in range(2):  # twice is enough
+            image = image - (basis[: step + 1] @ image) @ basis[: step + 1]
+        beside[step] = np.linalg.norm(image)
+        if beside[step] <= 10 * np.finfo(float).eps * math.sqrt(size) * scale:
+            break
+        direction = image / beside[step]
+    nodes, vectors = eigh_tridiagonal(diagonal[: step + 1], beside[:step])
+    return nodes, vectors[0] ** 2
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What an eigenvalue is broadened to: a Gaussian in u = asinh(λ / linear).
+
+    Around 0 its width is `width` · `linear`, far from 0 it is the share `width` of |λ|: as fine as Lanczos resolves
+    either, for its absolute resolution is about the same everywhere but at the ends, where it is far better.
+
+    Attributes:
+        width: Standard deviation in u.
+        linear: |λ| up to which u is about linear.
+    """
+
+    width: float
+    linear: float
+
+    def density(self, point: float, nodes: np.ndarray) -> np.ndarray:
+        """Density at a point that each node contributes per unit of λ, of the shape of the nodes."""
+        slope = 1 / (self.width * math.hypot(point, self.linear))
+        return slope * norm.pdf(self._distance(point, nodes))
+
+    def below(self, point: float, nodes: np.ndarray) -> np.ndarray:
+        """Part of each node that lies below a point, of the shape of the nodes."""
+        return ndtr(self._distance(point, nodes))
+
+    def _distance(self, point: float, nodes: np.ndarray) -> np.ndarray:
+        return (np.arcsinh(point / self.linear) - np.arcsinh(nodes / self.linear)) / self.width
+
+
+@dataclass(frozen=True)
+class SpectralDensity:
+    """Quadratures of the spectral measure at random vectors, from which averages over the spectrum are estimated.
+
+    Attributes:
+        size: P.
+        nodes: Shape (vectors, steps); filled up with zeros of weight 0 where Lanczos ended early.
+        weights: Their weights, of sum 1 for each vector.
+        products: Products used.
+    """
+
+    size: int
+    nodes: np.ndarray
+    weights: np.ndarray
+    products: int
+
+    def average(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The mean of a function over the eigenvalues.
+
+        Args:
+            values: The function at the nodes, shape (…, vectors, steps).
+
+        Returns:
+            Estimates of tr f(A) / P, shape (…), and their standard errors over the vectors (NaN for one vector).
+        """
+        each = (values * self.weights).sum(axis=-1)
+        count = each.shape[-1]
+        spread = each.std(axis=-1, ddof=1) if count > 1 else np.full(each.shape[:-1], np.nan)
+        return each.mean(axis=-1), spread / math.sqrt(count)
+
+    def trace(self) -> tuple[float, float]:
+        """tr A and its standard error."""
+        mean, error = self.average(self.nodes)
+        return self.size * float(mean), self.size * float(error)
+
+    def density(self, grid: np.ndarray, kernel: Kernel) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues per unit of λ, as a fraction of all, and its standard error; both of the shape of `grid`."""
+        found = [self.average(kernel.density(point, self.nodes)) for point in grid]
+        return np.array([mean for mean, _ in found]), np.array([error for _, error in found])
+
+    def count_below(self, grid: np.ndarray, kernel: Kernel) -> tuple[np.ndarray, np.ndarray]:
+        """Number of eigenvalues below each point, and its standard error; both of the shape of `grid`."""
+        found = [self.average(kernel.below(point, self.nodes)) for point in grid]
+        return self.size * np.array([mean for mean, _ in found]), self.size * np.array([error for _, error in found])
+
+
+def spectral_density(operator: CurvatureOperator, vectors: int, steps: int, seed: int = 0) -> SpectralDensity:
+    """Stochastic Lanczos quadrature over random start vectors.
+
+    Args:
+        operator: A symmetric operator.
+        vectors: Number of start vectors, uniform on the sphere; the first ones do not depend on how many there are.
+        steps: Lanczos steps, and so products, for each.
+        seed: Seed of the start vectors.
+
+    Returns:
+        The quadratures.
+    """
+    size, before = operator.shape[0], operator.products
+    generator = np.random.default_rng(seed)
+    nodes, weights = np.zeros((2, vectors, min(steps, size)))
+    for row in range(vectors):
+        found = lanczos_quadrature(operator, generator.standard_normal(size), steps)
+        nodes[row, : len(found[0])], weights[row, : len(found[1])] = found
+    return SpectralDensity(size, nodes, weights, operator.products - before)
