@@ -175,7 +175,7 @@ class Objective:
             def network(p: Parameters) -> torch.Tensor:
                 return functional_call(self.model, p, (images,))
 
-            outputs, pull_back = vjp(network, primal)
+            outputs, pull_back = vjp(network, primal)[:2]
             if forward:
                 along = jvp(network, (primal,), (tangents,))[1]
             else:

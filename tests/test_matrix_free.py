@@ -13,7 +13,6 @@ from test_objective import _WithoutForwardDerivative
 from quadscape.curvature.matrix_free import (
     CurvatureOperator,
     Kernel,
-    SpectralDensity,
     extreme_eigenpairs,
     lanczos_quadrature,
     spectral_density,
@@ -225,28 +224,32 @@ def test_the_same_seed_gives_the_same():
     np.testing.assert_array_equal(first.eigenvectors, second.eigenvectors)
 
 
-@pytest.mark.parametrize(("largest", "smallest", "tolerance"), [(10, 10, 1e-8), (10, 10, 1e-4), (3, 0, 1e-10)])
-def test_a_warm_start_takes_fewer_products(largest, smallest, tolerance):
+@pytest.mark.parametrize(
+    ("change", "count", "tolerance", "share"), [(1e-4, 5, 1e-3, 0.6), (1e-5, 10, 1e-4, 0.4), (1e-5, 10, 1e-8, 1)]
+)
+def test_a_warm_start_takes_fewer_products(change, count, tolerance, share):
     eigenvalues = np.concatenate([30 * np.arange(1.0, 301) ** -1.3, -0.8 * np.arange(1.0, 101) ** -1.1])
     matrix, _ = matrix_of(eigenvalues)
-    noise = np.random.default_rng(1).standard_normal(matrix.shape) * 1e-4
-    near = extreme_eigenpairs(Dense(matrix), largest, smallest)
+    noise = np.random.default_rng(1).standard_normal(matrix.shape) * change
+    near = extreme_eigenpairs(Dense(matrix), count, count)
     moved = matrix + noise + noise.T
-    cold = extreme_eigenpairs(Dense(moved), largest, smallest, tolerance=tolerance)
-    warm = extreme_eigenpairs(Dense(moved), largest, smallest, tolerance=tolerance, start=near)
-    check(warm, moved, largest, smallest, tolerance)
-    assert warm.products < 0.8 * cold.products
+    cold = extreme_eigenpairs(Dense(moved), count, count, tolerance=tolerance)
+    warm = extreme_eigenpairs(Dense(moved), count, count, tolerance=tolerance, start=near)
+    check(warm, moved, count, count, tolerance)
+    assert warm.products < share * cold.products
     with pytest.raises(ModelError, match="valid is"):
-        extreme_eigenpairs(Dense(moved), largest + 1, smallest, start=near)
+        extreme_eigenpairs(Dense(moved), count + 1, count, start=near)
 
 
-def test_a_warm_start_finds_an_eigenvalue_that_has_overtaken():
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("overtaken", [10.5, 30.0])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-8])
+def test_a_warm_start_finds_an_eigenvalue_that_has_overtaken(count, overtaken, tolerance):
     eigenvalues = np.geomspace(10, 1e-3, 200)
     matrix, vectors = matrix_of(eigenvalues)
-    near = extreme_eigenpairs(Dense(matrix), 1, 0)
-    for overtaken in (10.5, 30.0):
-        moved = matrix + (overtaken - eigenvalues[150]) * np.outer(vectors[:, 150], vectors[:, 150])
-        check(extreme_eigenpairs(Dense(moved), 1, 0, start=near), moved, 1, 0)
+    near = extreme_eigenpairs(Dense(matrix), count, 0)
+    moved = matrix + (overtaken - eigenvalues[150]) * np.outer(vectors[:, 150], vectors[:, 150])
+    check(extreme_eigenpairs(Dense(moved), count, 0, start=near, tolerance=tolerance), moved, count, 0, tolerance)
 
 
 def test_what_does_not_converge_is_refused():
@@ -261,3 +264,135 @@ def test_what_does_not_converge_is_refused():
         extreme_eigenpairs(Noisy(matrix), 3, 3, tolerance=1e-10)
     with pytest.raises(VerificationError, match=r"larger tolerance\.$"):
         extreme_eigenpairs(Dense(np.diag(np.linspace(0, 1, 800))), 30, 0, tolerance=1e-15)
+
+
+def test_memory_is_a_few_vectors_per_eigenpair():
+    size, count = 20_000, 4
+    diagonal = np.concatenate([np.linspace(1, 9, 8) ** 2, np.linspace(0, 1, size - 16), -np.linspace(1, 9, 8)])
+
+    class Diagonal(Dense):
+        def __init__(self):
+            super().__init__(np.zeros((size, 0)))
+            self.shape = (size, size)
+            self._product = lambda x: torch.from_numpy(diagonal * x)
+
+    tracemalloc.start()
+    try:
+        found = extreme_eigenpairs(Diagonal(), count, count)
+        _, eigenpairs = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        lanczos_quadrature(Diagonal(), np.ones(size), 30)
+        _, quadrature = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_allclose(found.eigenvalues[:count], np.sort(diagonal)[::-1][:count], atol=1e-8 * 81)
+    vector = 8 * size
+    # ARPACK keeps 20 vectors; what is returned are 8.
+    assert eigenpairs < 80 * vector
+    assert quadrature < 45 * vector
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Spectral density
+
+SPECTRUM = np.concatenate([10 * np.arange(1.0, 151) ** -1.2, -2 * np.arange(1.0, 51) ** -1.2])
+
+
+def sphere(size: int, seed: int = 0) -> np.ndarray:
+    v = np.random.default_rng(seed).standard_normal(size)
+    return v / np.linalg.norm(v)
+
+
+def test_quadrature_is_exact_for_moments_below_twice_the_steps():
+    matrix, vectors = matrix_of(SPECTRUM)
+    v, steps = sphere(200), 9
+    nodes, weights = lanczos_quadrature(Dense(matrix), 3 * v, steps)
+    assert len(nodes) == steps
+    parts = (vectors.T @ v) ** 2
+    for power in range(2 * steps):
+        expected = parts @ (SPECTRUM / 10) ** power
+        assert weights @ (nodes / 10) ** power == pytest.approx(expected, rel=1e-11)
+
+
+def test_with_as_many_steps_as_parameters_it_is_the_spectrum():
+    eigenvalues = np.sort(np.linspace(-1, 3, 60) ** 3)
+    matrix, vectors = matrix_of(eigenvalues)
+    v = sphere(60)
+    for steps in (60, 100):
+        nodes, weights = lanczos_quadrature(Dense(matrix), v, steps)
+        np.testing.assert_allclose(nodes, eigenvalues, atol=1e-11)
+        np.testing.assert_allclose(weights, (vectors.T @ v) ** 2, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "nodes"),
+    [([0.0] * 30, [0.0]), ([2.0] * 30, [2.0]), ([5.0] * 3 + [-1.0] * 20 + [0.0] * 7, [-1.0, 0.0, 5.0]), ([4.0], [4.0])],
+)
+def test_lanczos_ends_in_an_invariant_subspace(eigenvalues, nodes):
+    matrix = np.array([[4.0]]) if len(eigenvalues) == 1 else matrix_of(np.array(eigenvalues))[0]
+    found = spectral_density(Dense(matrix), 3, 10)
+    ended = found.weights > 1e-12
+    assert (ended.sum(axis=1) == len(nodes)).all()
+    np.testing.assert_allclose(found.weights.sum(axis=1), 1, rtol=1e-14)
+    for row, kept in zip(found.nodes, ended, strict=True):
+        np.testing.assert_allclose(row[kept], nodes, atol=1e-13)
+    if len(set(eigenvalues)) == 1:
+        assert found.trace() == pytest.approx((sum(eigenvalues), 0.0), abs=1e-12)
+
+
+def exact(kernel: Kernel, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Density and counts of the known spectrum, broadened by the same kernel."""
+    distance = (np.arcsinh(grid[:, None] / kernel.linear) - np.arcsinh(SPECTRUM / kernel.linear)) / kernel.width
+    slope = 1 / np.sqrt(grid**2 + kernel.linear**2) / kernel.width
+    return scipy.stats.norm.pdf(distance).mean(axis=1) * slope, scipy.stats.norm.cdf(distance).sum(axis=1)
+
+
+def test_estimates_are_within_four_standard_errors_and_their_errors_are_honest():
+    matrix, _ = matrix_of(SPECTRUM)
+    kernel, steps, vectors, seeds = Kernel(0.4, 12 / 40), 40, 10, range(40)
+    grid = np.array([-1.5, -0.3, -0.05, 0.0, 0.1, 0.5, 2.0, 4.0])
+    density, below = exact(kernel, grid)
+    scores = []
+    for seed in seeds:
+        found = spectral_density(Dense(matrix), vectors, steps, seed)
+        estimates = [
+            (found.trace(), SPECTRUM.sum()),
+            (found.average(found.nodes**2), np.square(SPECTRUM).mean()),
+            (found.density(grid, kernel), density),
+            (found.count_below(grid, kernel), below),
+        ]
+        scores.append(np.concatenate([np.atleast_1d((e[0] - value) / e[1]) for e, value in estimates]))
+    assert np.abs(scores[0]).max() < 4
+    # Of 40 intervals of 95 % (Student's t with 9 degrees of freedom) at least 33 hold with probability 0.997.
+    held = (np.abs(scores) < scipy.stats.t.ppf(0.975, vectors - 1)).sum(axis=0)
+    assert held.min() >= 33, held
+
+
+def test_the_density_is_that_of_the_counts_and_of_all_eigenvalues():
+    matrix, _ = matrix_of(SPECTRUM)
+    found, kernel = spectral_density(Dense(matrix), 3, 30), Kernel(0.3, 0.4)
+    u = np.linspace(-7, 7, 2001)
+    grid = 0.4 * np.sinh(u)
+    density, counts = found.density(grid, kernel)[0], found.count_below(grid, kernel)[0]
+    np.testing.assert_allclose(np.trapezoid(density * 0.4 * np.cosh(u), u), 1, rtol=1e-10)
+    assert counts[0] == pytest.approx(0, abs=1e-9)
+    assert counts[-1] == pytest.approx(200)
+    np.testing.assert_allclose(np.gradient(counts, grid) / 200, density, atol=1e-3 * density.max())
+
+
+def test_of_one_vector_the_error_is_unknown_and_first_vectors_stay():
+    matrix, _ = matrix_of(SPECTRUM)
+    one, three = (spectral_density(Dense(matrix), vectors, 12, 5) for vectors in (1, 3))
+    np.testing.assert_array_equal(one.nodes[0], three.nodes[0])
+    mean, error = one.trace()
+    assert np.isfinite(mean)
+    assert np.isnan(error)
+
+
+def test_density_of_a_network_follows_its_hessian():
+    objective, theta = problem(*SMALL["linear"], chunk=11)
+    operator = CurvatureOperator(objective, theta)
+    found = spectral_density(operator, 6, 25)
+    assert operator.products == 150
+    mean, error = found.trace()
+    assert abs(mean - float(torch.trace(dense_hessian(objective, theta)))) < 4 * error

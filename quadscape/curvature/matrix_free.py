@@ -2,28 +2,34 @@
 
 Nothing here forms a P × P matrix: memory is a few vectors per eigenpair or Lanczos step.
 
-*Eigenpairs* come from ARPACK's implicitly restarted Lanczos method, once per end, started from a random vector or, warm,
-from the sum of the eigenvectors of a neighbouring θ. LOBPCG would start from these as a block and converge in fewer
-products where they are very close; but started from an invariant subspace it stays in it, and so misses an eigenvalue
-that has overtaken the others since, which a whole Krylov space with a random part does not; and cold, without a
-preconditioner, it needed several times as many products and stagnated at small tolerances. PRIMME does both well, but is
-distributed as source only.
+*Eigenpairs* come from SciPy. A cold start is ARPACK's implicitly restarted Lanczos method, once per end: without a
+preconditioner LOBPCG needed several times as many products and stagnated at small tolerances. A warm start, from the
+eigenvectors at a neighbouring θ, goes to LOBPCG first, for it takes them as a block, where ARPACK takes one vector and
+builds a whole Krylov space before it looks; what LOBPCG leaves unfinished, ARPACK does from the sum of its vectors.
+PRIMME would do both in one, but is distributed as source only.
+
+Neither may miss an eigenvalue, as a Krylov space does that holds one vector of a multiple one (networks have many exact
+zeros), and LOBPCG where another eigenvalue has overtaken those that it was started from: ARPACK therefore looks at what
+is orthogonal to the eigenvectors found, until nothing there is beyond them.
 
 *The density* is stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017; Ghorbani, Krishnan & Xiao 2019). For a unit
 vector v, m Lanczos steps give nodes θₖ and weights wₖ with Σ wₖ f(θₖ) = vᵀf(A)v for every polynomial f of degree below
-2m; over v uniform on the sphere the expectation of vᵀf(A)v is tr f(A) / P.
+2m; over v uniform on the sphere the expectation of vᵀf(A)v is tr f(A) / P. Standard errors over independent v tell how
+far chance may be off; what is left, the error of the quadrature for functions that are no polynomials, falls with m and
+is small for functions that change little between neighbouring nodes, hence the kernel. No package was found that does
+this for a given product without bringing another framework; it is the few lines below.
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import numpy as np
 from scipy.linalg import eigh_tridiagonal
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh, lobpcg
 from scipy.special import ndtr
-from scipy.stats import norm
 
 from quadscape.errors import ModelError, VerificationError
 from quadscape.objective import Objective, Vector
@@ -37,6 +43,12 @@ _SCALE_STEPS = 5
 _RANDOM_PART = 1e-2
 """Random part of a warm start: it keeps every eigenvector in reach."""
 
+_WARM_ITERATIONS = 5
+"""Iterations of LOBPCG, each at most one product per eigenpair: enough from near for a loose tolerance."""
+
+_CHECK_TOLERANCE = 1e-3
+"""Residual, in units of the largest |λ|, with which it is seen whether anything is beyond what was found."""
+
 
 class CurvatureOperator(LinearOperator):
     """Hessian or Gauss–Newton matrix of an objective at θ, as products with float64 vectors.
@@ -45,8 +57,10 @@ class CurvatureOperator(LinearOperator):
         products: How many products were taken.
     """
 
-    def __init__(self, objective: Objective, theta: Vector, kind: Literal["hessian", "gauss_newton"] = "hessian"):
-        super().__init__(np.dtype(np.float64), (objective.size, objective.size))
+    def __init__(
+        self, objective: Objective, theta: Vector, kind: Literal["hessian", "gauss_newton"] = "hessian"
+    ) -> None:
+        super().__init__(np.dtype(np.float64), (objective.size, objective.size))  # type: ignore[call-arg]  # stub lacks it
         method = objective.hessian_product if kind == "hessian" else objective.gauss_newton_product
         self._product = partial(method, theta)
         self.products = 0
@@ -91,7 +105,8 @@ def extreme_eigenpairs(
         operator: A symmetric operator.
         largest: Number of the algebraically largest.
         smallest: Number of the algebraically smallest.
-        start: Result at a neighbouring θ with the same numbers; the closer, the fewer products.
+        start: Result at a neighbouring θ with the same numbers. It saves products where the two are near on the scale
+            of the tolerance: most of them at tolerances of 1e-3 to 1e-5, few at 1e-8.
         tolerance: Largest residual, in units of the largest |λ|. A float32 network allows about 1e-5.
         seed: Seed of the starting vectors.
 
@@ -112,8 +127,7 @@ def extreme_eigenpairs(
         raise ModelError(
             f"The eigenvectors to start from have shape {start.eigenvectors.shape}; valid is ({size}, {count})."
         )
-    dense = size <= max(_DENSE_SIZE, 2 * count)
-    if dense:
+    if size <= max(_DENSE_SIZE, 5 * count):
         basis, scale = np.eye(size), 0.0
     else:
         generator = np.random.default_rng(seed)
@@ -122,10 +136,8 @@ def extreme_eigenpairs(
         ends = []
         for sign, columns in ((1, slice(0, largest)), (-1, slice(largest, count))):
             if columns.start < columns.stop:
-                first = random
-                if start is not None:
-                    first = start.eigenvectors[:, columns].sum(axis=1) + _RANDOM_PART * random
-                ends.append(_one_end(operator, sign, columns.stop - columns.start, first, scale, tolerance, generator))
+                near = np.empty((size, 0)) if start is None else start.eigenvectors[:, columns]
+                ends.append(_one_end(operator, sign, columns.stop - columns.start, near, scale, tolerance, generator))
         basis = np.linalg.qr(np.concatenate(ends, axis=1))[0]
     images = operator.matmat(basis)
     values, rotation = np.linalg.eigh(basis.T @ images)
@@ -146,17 +158,18 @@ def _one_end(
     operator: CurvatureOperator,
     sign: int,
     count: int,
-    first: np.ndarray,
+    near: np.ndarray,
     scale: float,
     tolerance: float,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Eigenvectors of at least the `count` largest eigenvalues of sign · A, as columns."""
+    """Eigenvectors of at least the `count` largest eigenvalues of sign · A, as columns; `near` holds count or none."""
+    size = operator.shape[0]
     # ARPACK's criterion is relative to each eigenvalue: the shift, which changes no Krylov space, makes it one that is
     # relative to the largest |λ|, so that eigenvalues near zero converge too.
     shift = 2 * scale or 1.0
 
-    def solve(wanted: int, start: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def solve(wanted: int, start: np.ndarray, known: np.ndarray, accuracy: float) -> tuple[np.ndarray, np.ndarray]:
         def without_known(x: np.ndarray) -> np.ndarray:
             return x - known @ (known.T @ x)
 
@@ -165,17 +178,37 @@ def _one_end(
             return without_known(sign * operator.matvec(x)) + shift * x
 
         shifted = LinearOperator(operator.shape, matvec=product, dtype=np.dtype(np.float64))
-        found = eigsh(shifted, k=wanted, which="LA", v0=without_known(start), tol=tolerance / 4, rng=generator)
+        found = eigsh(shifted, k=wanted, which="LA", v0=without_known(start), tol=accuracy / 4, rng=generator)
         return found[0] - shift, found[1]
 
+    def refine(block: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns where it is not finished; the residuals say so too
+            values, vectors, history = lobpcg(
+                LinearOperator(operator.shape, matvec=lambda x: sign * operator.matvec(x), dtype=np.dtype(np.float64)),
+                block,
+                tol=tolerance * scale / 2,
+                maxiter=_WARM_ITERATIONS,
+                retResidualNormsHistory=True,
+            )
+        return values, vectors, float(np.max(history[-1]))
+
     try:
-        values, vectors = solve(count, first, np.empty((len(first), 0)))
-        # A Krylov space holds a single vector of a multiple eigenvalue (networks have many exact zeros); the others are
-        # outside, and are looked for there until there is nothing beyond what was found.
+        first, finished = generator.standard_normal(size) / math.sqrt(size), False
+        # A single one is no slower with ARPACK, which needs no second look.
+        if near.shape[1] > 1:
+            values, vectors, residual = refine(near)
+            near, finished = vectors, residual <= tolerance * scale
+        if not finished:
+            if near.shape[1]:
+                first = near.sum(axis=1) + _RANDOM_PART * first
+            values, vectors = solve(count, first, np.empty((size, 0)), tolerance)
         while count > 1:
-            value, vector = solve(1, generator.standard_normal(len(first)), np.linalg.qr(vectors)[0])
-            if value[0] <= np.sort(values)[-count] + tolerance * scale:
+            known, beyond = np.linalg.qr(vectors)[0], np.sort(values)[-count] + tolerance * scale
+            value, vector = solve(1, generator.standard_normal(size), known, max(tolerance, _CHECK_TOLERANCE))
+            if value[0] <= beyond:
                 break
+            value, vector = solve(1, vector[:, 0], known, tolerance)
             values, vectors = np.append(values, value), np.concatenate([vectors, vector], axis=1)
     except ArpackNoConvergence:
         raise VerificationError(
@@ -238,8 +271,8 @@ class Kernel:
 
     def density(self, point: float, nodes: np.ndarray) -> np.ndarray:
         """Density at a point that each node contributes per unit of λ, of the shape of the nodes."""
-        slope = 1 / (self.width * math.hypot(point, self.linear))
-        return slope * norm.pdf(self._distance(point, nodes))
+        height = 1 / (math.sqrt(2 * math.pi) * self.width * math.hypot(point, self.linear))
+        return height * np.exp(-0.5 * self._distance(point, nodes) ** 2)
 
     def below(self, point: float, nodes: np.ndarray) -> np.ndarray:
         """Part of each node that lies below a point, of the shape of the nodes."""
@@ -257,13 +290,11 @@ class SpectralDensity:
         size: P.
         nodes: Shape (vectors, steps); filled up with zeros of weight 0 where Lanczos ended early.
         weights: Their weights, of sum 1 for each vector.
-        products: Products used.
     """
 
     size: int
     nodes: np.ndarray
     weights: np.ndarray
-    products: int
 
     def average(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The mean of a function over the eigenvalues.
@@ -280,7 +311,7 @@ class SpectralDensity:
         return each.mean(axis=-1), spread / math.sqrt(count)
 
     def trace(self) -> tuple[float, float]:
-        """tr A and its standard error."""
+        """The trace of A and its standard error."""
         mean, error = self.average(self.nodes)
         return self.size * float(mean), self.size * float(error)
 
@@ -295,7 +326,7 @@ class SpectralDensity:
         return self.size * np.array([mean for mean, _ in found]), self.size * np.array([error for _, error in found])
 
 
-def spectral_density(operator: CurvatureOperator, vectors: int, steps: int, seed: int = 0) -> SpectralDensity:
+def spectral_density(operator: LinearOperator, vectors: int, steps: int, seed: int = 0) -> SpectralDensity:
     """Stochastic Lanczos quadrature over random start vectors.
 
     Args:
@@ -307,10 +338,10 @@ def spectral_density(operator: CurvatureOperator, vectors: int, steps: int, seed
     Returns:
         The quadratures.
     """
-    size, before = operator.shape[0], operator.products
+    size = operator.shape[0]
     generator = np.random.default_rng(seed)
     nodes, weights = np.zeros((2, vectors, min(steps, size)))
     for row in range(vectors):
         found = lanczos_quadrature(operator, generator.standard_normal(size), steps)
         nodes[row, : len(found[0])], weights[row, : len(found[1])] = found
-    return SpectralDensity(size, nodes, weights, operator.products - before)
+    return SpectralDensity(size, nodes, weights)

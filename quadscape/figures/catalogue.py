@@ -6,12 +6,21 @@ from quadscape.figures import (
     learning_curves,
     line_searches,
     quadratic_radius,
+    spectral_density,
     spectrum,
 )
 from quadscape.figures.specification import FigureSpec
 
 FIGURES: dict[str, FigureSpec] = {
     module.SPEC.name: module.SPEC
-    for module in (learning_curves, spectrum, line_searches, quadratic_radius, gradient_cosine, eigenvector_overlap)
+    for module in (
+        learning_curves,
+        spectrum,
+        spectral_density,
+        line_searches,
+        quadratic_radius,
+        gradient_cosine,
+        eigenvector_overlap,
+    )
 }
 """Every figure by its name."""

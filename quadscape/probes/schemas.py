@@ -1,6 +1,6 @@
 """Every table of the probes, by its name."""
 
-from quadscape.probes import curves, gradients, line_search, overlap, spectrum
+from quadscape.probes import curves, density, gradients, line_search, overlap, spectrum
 from quadscape.tables import TableSchema
 
 SCHEMAS: dict[str, TableSchema] = {
@@ -10,6 +10,7 @@ SCHEMAS: dict[str, TableSchema] = {
         curves.EVALUATIONS,
         curves.NORMS,
         spectrum.SCHEMA,
+        density.SCHEMA,
         line_search.LINES,
         line_search.FITS,
         gradients.DIRECTIONS,
