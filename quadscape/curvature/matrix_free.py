@@ -146,10 +146,10 @@ def extreme_eigenpairs(
     values, rotation = values[::-1][order], rotation[:, ::-1][:, order]
     vectors, images = basis @ rotation, images @ rotation
     residuals = np.linalg.norm(images - vectors * values, axis=0)
-    if residuals.max() > tolerance * scale:
+    worst = float(residuals.max()) / (scale or 1.0)
+    if worst > tolerance:
         raise VerificationError(
-            f"Of {count} eigenpairs the worst has a residual of {residuals.max() / scale:.1e} of the largest |λ|, above "
-            f"the tolerance of {tolerance:.1e}; ask for fewer of them, or for a larger tolerance."
+            f"The worst of {count} eigenpairs has a residual of {worst:.1e} of the largest |λ|, above the tolerance of {tolerance:.1e}; ask for fewer of them, or for a larger tolerance."
         )
     return ExtremeEigenpairs(values, vectors, residuals, operator.products - before)
 

@@ -124,7 +124,8 @@ everywhere, and their histogram (grey). All are shares of all eigenvalues per un
 The horizontal axis is linear around zero, up to the range of the spectrum over the number of Lanczos steps, and
 logarithmic beyond; every eigenvalue is broadened by a Gaussian of the same width everywhere on this axis. What is
 finer than that, as is the peak at zero, cannot be seen in the curves; a single large eigenvalue is a bump with a wide
-interval. The trace in the corner has an interval of the same kind.
+interval. The trace in the corner has an interval of the same kind. With few start vectors, and where few eigenvalues
+make up the sum, such an interval holds somewhat less often than 95 % of the time.
 """,
     tables=("density", "spectrum"),
     scope="checkpoints",
