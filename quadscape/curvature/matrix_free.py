@@ -149,7 +149,8 @@ def extreme_eigenpairs(
     worst = float(residuals.max()) / (scale or 1.0)
     if worst > tolerance:
         raise VerificationError(
-            f"The worst of {count} eigenpairs has a residual of {worst:.1e} of the largest |λ|, above the tolerance of {tolerance:.1e}; ask for fewer of them, or for a larger tolerance."
+            f"The worst of {count} eigenpairs has a residual of {worst:.1e} of the largest |λ|, above the tolerance of "
+            f"{tolerance:.1e}; ask for fewer of them, or for a larger tolerance."
         )
     return ExtremeEigenpairs(values, vectors, residuals, operator.products - before)
 
