@@ -358,15 +358,26 @@ class Overlap(Section):
     """Logarithmic bands of eigenvalue rank, per axis of the heat map."""
 
 
+class Density(Section):
+    """Spectral density of the Hessian by stochastic Lanczos quadrature, without its eigenbasis."""
+
+    vectors: Annotated[int, Field(ge=2)] = 8
+    """Random start vectors; the intervals are over them."""
+    steps: Annotated[int, Field(ge=2)] = 64
+    """Lanczos steps, and so Hessian products, per start vector: the resolution."""
+
+
 class Probes(Section):
-    """What is measured in the eigenbasis."""
+    """What is measured in the eigenbasis, and beside it."""
 
     dtype: FloatType = "float64"
-    """Precision of the network in line searches and gradients."""
+    """Precision of the network in line searches, gradients and the spectral density."""
     line_search: LineSearch = LineSearch()
     """Loss along eigenvectors."""
     overlap: Overlap = Overlap()
     """Eigenvectors of one checkpoint against those of another."""
+    density: Density = Density()
+    """Spectral density without the eigenbasis."""
 
 
 class Experiment(Section):
@@ -467,7 +478,8 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section]:
         return _BUILT_IN.get(str(location[1]), Custom)
     if "learning_rate" in location:
         return _SCHEDULES.get(str(location[list(location).index("learning_rate") + 1]), Steps)
-    nested: dict[str, type[Section]] = {"trajectory": Trajectory, "line_search": LineSearch, "overlap": Overlap}
+    nested: dict[str, type[Section]] = {"trajectory": Trajectory, "line_search": LineSearch}
+    nested |= {"overlap": Overlap, "density": Density}
     parent = location[-2]
     if parent in nested:
         return nested[str(parent)]

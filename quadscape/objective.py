@@ -4,7 +4,7 @@ L(θ) = (1/N) Σₙ ℓ(f(xₙ; θ), yₙ). The examples are taken in chunks of 
 chunks are float64, and a ragged last chunk counts by its size because sums, not means, are added up.
 
 The Hessian product here is forward over reverse (the derivative of the gradient along v), whereas the Hessian engine
-(`quadscape.curvature.engine`) differentiates the gradient's graph backwards: neither can hide the other's mistakes.
+(`quadscape.curvature.engine`) goes node by node through rules of its own: neither can hide the other's mistakes.
 The Gauss–Newton product leaves out the network's own second derivative: G = (1/N) Σₙ Jₙᵀ ∇²ℓ(f(xₙ)) Jₙ.
 """
 

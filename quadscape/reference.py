@@ -14,6 +14,7 @@ from quadscape.config import (
     Curvature,
     Custom,
     Data,
+    Density,
     Experiment,
     Linear,
     LineSearch,
@@ -45,6 +46,7 @@ _SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("probes", Probes),
     ("probes.line_search", LineSearch),
     ("probes.overlap", Overlap),
+    ("probes.density", Density),
 )
 
 _HEAD = """\

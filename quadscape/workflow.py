@@ -189,6 +189,7 @@ class Problem:
             "line_search": images + 3000 + 2 * 48 * columns,
             # An outer tile of up to 8 GiB (a basis is read once per outer tile), an inner one, and streamed sums.
             "gradients": images + 4000 + 1000 * columns + min(8600, columns * max(self.parameters, count)),
+            "density": images + 4000 + (self.experiment.probes.density.steps + 20) * columns,
             "overlap": 4000 + min(8600, columns * self.parameters),
             "tables": 512 * columns,
             "figures": 500.0,
@@ -206,7 +207,7 @@ class Problem:
             Minutes.
         """
         size, count = float(self.parameters), float(self.data.training)
-        search = self.experiment.probes.line_search
+        search, density = self.experiment.probes.line_search, self.experiment.probes.density
         extra = {
             "data": count / 5e3,
             "training": 0.0 if run is None else run.iterations * (0.03 + 2e-5 * run.batch_size) / 60,
@@ -221,6 +222,7 @@ class Problem:
             "eigenbasis": 600 * (size / 104234) ** 3,
             "line_search": search.directions * search.points * 2 * count * 2e-5 / 60,
             "gradients": count * size**2 / 1e12,
+            "density": density.vectors * density.steps * count / 1.5e6,
             "overlap": size**3 / 3e12,
             "tables": 5.0,
             "figures": 0.0,

@@ -18,10 +18,11 @@ except QuadscapeError as error:
 places = Places(experiment)
 
 
-def probe_hash(name):
-    """Hash of a probe's code, and of what all probes share."""
+def probe_hash(name, *others):
+    """Hash of a probe's code, of other modules that it follows from, and of what all probes share."""
     return module_hash(
         f"quadscape.probes.{name}",
+        *others,
         "quadscape.probes.ranks",
         "quadscape.probes.interfaces",
     )

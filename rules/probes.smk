@@ -66,6 +66,28 @@ rule measure_parts:
         "../workflow_scripts/measure_parts.py"
 
 
+rule measure_density:
+    input:
+        data=places.data,
+        checkpoint=places.checkpoint("{run}", "{iteration}"),
+    output:
+        density=places.table("density", "{run}", "{iteration}"),
+    log:
+        "logs/{}/measure_density/{{run}}/{{iteration}}.log".format(experiment.name),
+    conda:
+        "../envs/quadscape.yaml"
+    threads: 2
+    resources:
+        mem_mb=problem.memory_mb("density"),
+        runtime=problem.runtime_minutes("density"),
+    params:
+        options=resolved(experiment.probes.density),
+        dtype=experiment.probes.dtype,
+        code=probe_hash("density", "quadscape.curvature.matrix_free"),
+    script:
+        "../workflow_scripts/measure_density.py"
+
+
 rule search_lines:
     input:
         data=places.data,

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from probe_cases import GivenGradients, PlainBasis, random_orthogonal
+from scipy.sparse.linalg import aslinearoperator
 
-from quadscape.config import LineSearch
-from quadscape.probes import curves, gradients, line_search, overlap, parts, spectrum
+from quadscape.config import Density, LineSearch
+from quadscape.probes import curves, density, gradients, line_search, overlap, parts, spectrum
 from quadscape.probes.interfaces import as_array
 from quadscape.probes.ranks import log_indices
 from quadscape.tables import Table
@@ -92,6 +93,8 @@ def checkpoint_tables(
     tables |= gradients.measure(GivenGradients(coefficients @ vectors.T), basis, theta, head)
     tables["spectrum"] = spectrum.measure(eigenvalues, zero, head)
     tables |= part_tables(eigenvalues, vectors, zero, head)
+    hessian = aslinearoperator((vectors * eigenvalues) @ vectors.T)
+    tables["density"] = density.measure(hessian, Density(vectors=4, steps=20), head)
     return tables
 
 

@@ -29,7 +29,11 @@ TINY: dict[str, Any] = {
         "evaluate_every": 10,
     },
     "runs": [{"name": "a", "checkpoints": [0, 40]}],
-    "probes": {"line_search": {"directions": 6, "points": 21}, "overlap": {"bands": 8}},
+    "probes": {
+        "line_search": {"directions": 6, "points": 21},
+        "overlap": {"bands": 8},
+        "density": {"vectors": 2, "steps": 8},
+    },
 }
 
 
@@ -106,7 +110,7 @@ def _content(checkout: Checkout) -> dict[str, bytes]:
 
 
 PER_CHECKPOINT = {"extract_checkpoint", "compute_hessian_shard", "compute_hessian", "compute_eigenbasis"}
-PER_CHECKPOINT |= {"measure_spectrum", "search_lines", "project_gradients"}
+PER_CHECKPOINT |= {"measure_spectrum", "search_lines", "project_gradients", "measure_density"}
 
 
 @pytest.mark.slow
@@ -118,6 +122,7 @@ def test_everything_is_made_and_then_nothing(finished: Checkout) -> None:
         for name in (
             "learning_curves",
             "spectrum",
+            "spectral_density",
             "line_searches",
             "quadratic_radius",
             "gradient_cosine",
@@ -173,9 +178,10 @@ def test_another_checkpoint_trains_nothing(checkout: Checkout) -> None:
     checkout.configure(runs=[{"name": "a", "checkpoints": [0, 20, 40]}])
     planned = checkout.plan()
     assert planned.pop("measure_overlap") == 2
-    assert planned.pop("draw_figure") == 5
+    assert planned.pop("draw_figure") == 7
     assert checkout.figures() == {
         "spectrum",
+        "spectral_density",
         "line_searches",
         "quadratic_radius",
         "gradient_cosine",

@@ -7,6 +7,7 @@ from quadscape.figures import (
     learning_curves,
     line_searches,
     quadratic_radius,
+    spectral_density,
     spectrum,
 )
 from quadscape.figures.specification import FigureSpec
@@ -17,6 +18,7 @@ FIGURES: dict[str, FigureSpec] = {
         learning_curves,
         spectrum,
         curvature_parts,
+        spectral_density,
         line_searches,
         quadratic_radius,
         gradient_cosine,

@@ -68,8 +68,28 @@ def as_array(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
+def checkpoint_head(checkpoint: CheckpointLike, size: int, count: int) -> dict[str, Any]:
+    """What every table of one checkpoint carries, whether or not there is an eigenbasis.
+
+    Args:
+        checkpoint: The checkpoint.
+        size: P, the number of parameters.
+        count: N, the number of training examples.
+
+    Returns:
+        Attributes run, iteration, P, N and weight_decay.
+    """
+    return {
+        "run": checkpoint.run,
+        "iteration": int(checkpoint.iteration),
+        "P": int(size),
+        "N": int(count),
+        "weight_decay": float(checkpoint.weight_decay),
+    }
+
+
 def checkpoint_attributes(checkpoint: CheckpointLike, basis: BasisLike, count: int) -> dict[str, Any]:
-    """What every table of one checkpoint carries.
+    """What every table from an eigenbasis carries.
 
     Args:
         checkpoint: The checkpoint.
@@ -77,16 +97,10 @@ def checkpoint_attributes(checkpoint: CheckpointLike, basis: BasisLike, count: i
         count: N, the number of training examples.
 
     Returns:
-        Attributes run, iteration, P, N, weight_decay and zero_threshold.
+        The attributes of `checkpoint_head`, and zero_threshold.
     """
-    return {
-        "run": checkpoint.run,
-        "iteration": int(checkpoint.iteration),
-        "P": len(basis.eigenvalues),
-        "N": int(count),
-        "weight_decay": float(checkpoint.weight_decay),
-        "zero_threshold": float(basis.zero_threshold),
-    }
+    head = checkpoint_head(checkpoint, len(basis.eigenvalues), count)
+    return {**head, "zero_threshold": float(basis.zero_threshold)}
 
 
 OUTER_BYTES = 8 * 2**30

@@ -1,6 +1,6 @@
 """Every table of the probes, by its name."""
 
-from quadscape.probes import curves, gradients, line_search, overlap, parts, spectrum
+from quadscape.probes import curves, density, gradients, line_search, overlap, parts, spectrum
 from quadscape.tables import TableSchema
 
 SCHEMAS: dict[str, TableSchema] = {
@@ -12,6 +12,7 @@ SCHEMAS: dict[str, TableSchema] = {
         spectrum.SCHEMA,
         parts.SPECTRA,
         parts.RITZ,
+        density.SCHEMA,
         line_search.LINES,
         line_search.FITS,
         gradients.DIRECTIONS,
