@@ -4,6 +4,7 @@ Every peer computes whole columns: all P rows. A peer that can leave out work th
 are asked for by tensor, and a tensor's gradient depends only on a part of the graph.
 """
 
+import copy
 import shutil
 import warnings
 from abc import ABC, abstractmethod
@@ -78,6 +79,7 @@ class DoubleBackward(Peer):
     """One gradient graph, then one backward pass per column through the flat gradient."""
 
     name = "double_backward"
+    uniform = True
 
     def __init__(self, objective: Objective, theta: torch.Tensor, channels_last: bool) -> None:
         leaves, images = _memory_format(objective, theta, channels_last)
@@ -106,6 +108,7 @@ class DoubleBackwardByTensor(DoubleBackward):
     """The same through the gradient of the column's own tensor: autograd then skips what is known to be zero."""
 
     name = "double_backward_by_tensor"
+    uniform = False
 
     def element(self, tensor: ParameterBlock, offset: int) -> torch.Tensor:
         """The element of the gradient that is differentiated."""
@@ -118,6 +121,7 @@ class BatchedDoubleBackward(DoubleBackward):
     name = "double_backward_vmap"
     blocks = (2, 4, 8, 16, 32)
     formats = (False,)
+    uniform = False
 
     def columns(self, tensor: ParameterBlock, offsets: Sequence[int]) -> torch.Tensor:
         """Whole columns."""
@@ -161,6 +165,18 @@ class ForwardOverReverse(Peer):
         return torch.stack(found, dim=1).detach()
 
 
+class ElementaryGroupNorm(torch.nn.GroupNorm):
+    """The same function of elementary operations: torch's own has no forward derivative of its backward pass."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (n, channels, …) to the same shape."""
+        groups = x.reshape(len(x), self.num_groups, -1)
+        variance, mean = torch.var_mean(groups, dim=2, correction=0, keepdim=True)
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        normalised = ((groups - mean) * torch.rsqrt(variance + self.eps)).reshape(x.shape)
+        return normalised * self.weight.view(shape) + self.bias.view(shape)
+
+
 class Curvlinops(Peer):
     """curvlinops' `HessianLinearOperator` times a block of unit vectors."""
 
@@ -173,13 +189,17 @@ class Curvlinops(Peer):
         from curvlinops import HessianLinearOperator
 
         parameters, images = _memory_format(objective, theta, channels_last)
-        for name, parameter in objective.model.named_parameters():
+        model = copy.deepcopy(objective.model)
+        for name, parameter in model.named_parameters():
             parameter.data = parameters[name]
+        for module in model.modules():
+            if isinstance(module, torch.nn.GroupNorm):
+                module.__class__ = ElementaryGroupNorm
         self._size = objective.size
         self.operator = HessianLinearOperator(
-            objective.model,
+            model,
             torch.nn.CrossEntropyLoss(),
-            list(objective.model.parameters()),
+            list(model.parameters()),
             [(images, objective.labels)],
             check_deterministic=False,
             num_data=objective.count,

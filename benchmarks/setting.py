@@ -108,13 +108,16 @@ def synchronise(device: torch.device | str) -> None:
 
 
 def timed(work: Callable[[], T], device: torch.device | str = "cpu") -> tuple[float, T]:
-    """Seconds that something took, and what it returned."""
-    gc.collect()
-    synchronise(device)
-    began = time.perf_counter()
-    result = work()
-    synchronise(device)
-    return time.perf_counter() - began, result
+    """Seconds that something took, without Python's garbage collector, and what it returned."""
+    gc.disable()
+    try:
+        synchronise(device)
+        began = time.perf_counter()
+        result = work()
+        synchronise(device)
+        return time.perf_counter() - began, result
+    finally:
+        gc.enable()
 
 
 def gemm_rate(device: torch.device | str = "cpu", size: int = 2048) -> float:
