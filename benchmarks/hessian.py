@@ -181,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "peers": {name: measured.mean * 1e3 for name, measured in peers.items()},
         "best_peer": best,
         "ratio": peers[best].mean / ours,
+        "ratios": {name: measured.mean / ours for name, measured in peers.items()},
         "rel_error": error,
         "gemm_share": work / ours / peak,
         "parameters": objective.size,

@@ -97,6 +97,7 @@ def test_hessian(capsys: pytest.CaptureFixture[str]) -> None:
     assert summary.keys() >= required
     assert summary["best_peer"] == min(summary["peers"], key=summary["peers"].get)
     assert summary["ratio"] == pytest.approx(summary["peers"][summary["best_peer"]] / summary["ms_per_column"])
+    assert summary["ratio"] == min(summary["ratios"].values())
     assert summary["peers"].keys() | summary["skipped"].keys() == {
         *(kind.name for kind in peers.PEERS),
         peers.CompiledCurvlinops.name,
