@@ -20,6 +20,10 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 
+$(VENV)/.bench: requirements-bench.txt $(VENV)/.runtime
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.txt
+	@touch $@
+
 install: $(VENV)/.runtime  ## the software and what it needs, in .venv
 install-dev: $(VENV)/.dev  ## the same and the tools for tests and lint
 
@@ -48,8 +52,11 @@ format: install-dev  ## mend what can be mended by a tool
 docs: install  ## the generated parts of the documentation
 	$(BIN)/quadscape reference > docs/configuration.md
 
-bench: install-dev  ## the benchmarks (see docs/performance.md)
-	$(BIN)/python -m benchmarks.hessian
+bench: $(VENV)/.bench  ## the benchmarks and what they compare with (see docs/performance.md)
+	for norm in batch group; do for width in 1 2; do \
+	  $(BIN)/python -m benchmarks.hessian --width $$width --norm $$norm || exit 1; done; done
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.topk
 
 clean:  ## remove everything made here but results
 	rm -rf $(VENV) .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -11,17 +11,19 @@ The Gauss–Newton product leaves out the network's own second derivative: G = (
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.func import functional_call, grad, jvp, vjp, vmap
 
-from quadscape.checkpoint import Checkpoint
-from quadscape.data import DataSet, Split, data_info
 from quadscape.errors import DataError, ModelError, StoreError
 from quadscape.losses import example_losses
 from quadscape.parameters import ParameterLayout
+
+if TYPE_CHECKING:
+    from quadscape.checkpoint import Checkpoint
+    from quadscape.data import DataSet, Split
 
 Vector = torch.Tensor | np.ndarray
 Parameters = dict[str, torch.Tensor]
@@ -284,9 +286,9 @@ def data_chunk(bytes_per_example: int, count: int, device: torch.device) -> int:
 
 
 def objective_for(
-    checkpoint: Checkpoint,
-    data: DataSet,
-    split: Split,
+    checkpoint: "Checkpoint",
+    data: "DataSet",
+    split: "Split",
     dtype: torch.dtype,
     device: torch.device | str,
     chunk: int | None = None,
@@ -325,18 +327,22 @@ def objective_for(
 class CheckpointObjectives:
     """The objectives of one stored checkpoint over one split, loaded when first asked for, in any precision.
 
+    Only this class reads stores: L itself needs torch alone, and so imports nothing more.
+
     Attributes:
         split: The split.
     """
 
-    def __init__(self, checkpoint_path: str | Path, data_path: str | Path, split: Split) -> None:
+    def __init__(self, checkpoint_path: str | Path, data_path: str | Path, split: "Split") -> None:
         self._checkpoint_path, self._data_path = checkpoint_path, data_path
         self.split = split
         self._loaded: dict[torch.dtype, Objective] = {}
 
     @cached_property
-    def checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> "Checkpoint":
         """The checkpoint."""
+        from quadscape.checkpoint import Checkpoint
+
         return Checkpoint.load(self._checkpoint_path)
 
     @property
@@ -352,6 +358,8 @@ class CheckpointObjectives:
     @property
     def examples(self) -> int:
         """N."""
+        from quadscape.data import data_info
+
         return data_info(self._data_path).counts[self.split]
 
     def parameters(self) -> dict[str, Any]:
@@ -360,6 +368,8 @@ class CheckpointObjectives:
         return {"checkpoint": self.checkpoint.digest, "data": self.checkpoint.data_digest, "split": self.split}
 
     def _check_data(self) -> None:
+        from quadscape.data import data_info
+
         if data_info(self._data_path).digest != self.checkpoint.data_digest:
             raise StoreError(
                 f"The checkpoint {self._checkpoint_path} was made with another data set than the one in "
@@ -378,6 +388,8 @@ class CheckpointObjectives:
             The objective; the same one at every call for a precision.
         """
         if dtype not in self._loaded:
+            from quadscape.data import DataSet
+
             data = DataSet.load(self._data_path, device=device, dtype=dtype)
             self._loaded[dtype] = objective_for(self.checkpoint, data, self.split, dtype, device, chunk)
         return self._loaded[dtype]

@@ -1,0 +1,232 @@
+"""The benchmarks on tiny problems: that they run, and that what they report is consistent and of right columns."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from problems import dense_hessian, relative_error
+from torch.utils.flop_counter import FlopCounterMode
+
+import benchmarks.count
+import benchmarks.gpu_hessian
+import benchmarks.hessian
+import benchmarks.scaling
+import benchmarks.topk
+from benchmarks import peers, setting
+from quadscape.config import CNN
+from quadscape.models import build_model, initial_vector
+from quadscape.objective import Objective
+from quadscape.parameters import ParameterLayout, assign_vector
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--pixels", "8"]
+
+
+def small(dtype: torch.dtype, count: int = 6) -> tuple[Objective, torch.Tensor]:
+    config, shape = CNN(factory="cnn", channels=(4, 8), normalization="group"), (3, 8, 8)
+    images, labels = setting.random_data(count, shape)
+    theta = initial_vector(config, shape, 10, 1)
+    model = build_model(config, shape, 10).double()
+    assign_vector(model, theta)
+    model = model.to(dtype)
+    return Objective(model, ParameterLayout.of(model), images.to(dtype), labels, "cross_entropy", count), theta
+
+
+def last_json(capsys: pytest.CaptureFixture[str]) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("block", [1, 16, 100, 5000])
+def test_sampled_strips_stand_for_all_columns(block: int) -> None:
+    layout = small(torch.float32)[0].layout
+    strips = setting.sampled_strips(layout, block)
+    assert sum(strip.weight for strip in strips) == pytest.approx(layout.size)
+    assert all(strip.start % block == 0 and strip.stop == min(strip.start + block, layout.size) for strip in strips)
+    for tensor in layout.blocks:
+        assert any(strip.start < tensor.stop and strip.stop > tensor.start for strip in strips)
+    columns = setting.reference_sample(layout, strips, 60)
+    assert len(columns) >= min(60, sum(strip.stop - strip.start for strip in strips))
+    assert columns == sorted(set(columns))
+    assert {setting.owner(layout, column).name for column in columns} == {tensor.name for tensor in layout.blocks}
+
+
+def test_reference_columns_are_those_of_the_hessian() -> None:
+    objective, theta = small(torch.float64)
+    objective.chunk = 4
+    hessian = dense_hessian(objective, theta)
+    for column, found in zip((0, 40, 700), setting.reference_columns(objective, theta, (0, 40, 700)), strict=True):
+        assert relative_error(found, hessian[column:, column]) < 1e-12
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kind", peers.PEERS)
+def test_peers_compute_whole_columns(kind: type[peers.Peer], channels_last: bool) -> None:
+    if kind is peers.Curvlinops and (reason := peers.package_missing("curvlinops")):
+        pytest.skip(reason)
+    exact, theta = small(torch.float64)
+    hessian = dense_hessian(exact, theta)
+    objective, _ = small(torch.float32)
+    peer = kind(objective, theta, channels_last)
+    for tensor in objective.layout.blocks:
+        offsets = list(range(min(3, tensor.stop - tensor.start)))
+        found = peer.columns(tensor, offsets).double()
+        assert relative_error(found, hessian[:, [tensor.start + offset for offset in offsets]]) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_compiled_peer_computes_the_same() -> None:
+    if reason := peers.package_missing("curvlinops") or peers.compiler_missing():
+        pytest.skip(reason)
+    objective, theta = small(torch.float32, 2)
+    tensor = objective.layout.blocks[0]
+    eager = peers.Curvlinops(objective, theta, False).columns(tensor, [0, 5])
+    compiled = peers.CompiledCurvlinops(objective, theta, False, block=2).columns(tensor, [0, 5])
+    assert relative_error(compiled, eager) < 1e-5
+
+
+def test_hessian(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--images", "3", "--norm", "batch", "--block", "16", "--reference", "50", "--no-compile", *TINY]
+    summary = benchmarks.hessian.main(arguments)
+    assert last_json(capsys) == summary
+    required = {"width", "images", "norm", "ms_per_column", "peers", "best_peer", "ratio", "rel_error", "gemm_share"}
+    assert summary.keys() >= required
+    assert summary["best_peer"] == min(summary["peers"], key=summary["peers"].get)
+    assert summary["ratio"] == pytest.approx(summary["peers"][summary["best_peer"]] / summary["ms_per_column"])
+    assert summary["ratio"] == min(summary["ratios"].values())
+    assert summary["peers"].keys() | summary["skipped"].keys() == {
+        *(kind.name for kind in peers.PEERS),
+        peers.CompiledCurvlinops.name,
+    }
+    assert summary["reference_columns"] >= 50
+    assert 0 < summary["rel_error"] < 1e-4
+    rate = summary["gflop_per_column"] / summary["ms_per_column"] * 1e3
+    assert summary["gemm_share"] == pytest.approx(rate / summary["gemm_gflops"])
+    assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_wrong_columns_of_a_peer_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = peers.ForwardOverReverse.columns
+    monkeypatch.setattr(peers.ForwardOverReverse, "columns", lambda *arguments: 1.01 * right(*arguments))
+    monkeypatch.setattr(benchmarks.hessian, "PEERS", (peers.DoubleBackward, peers.ForwardOverReverse))
+    with pytest.raises(RuntimeError, match="columns of forward_over_reverse are wrong"):
+        benchmarks.hessian.time_peers(*small(torch.float32), compiled=False)
+
+
+def test_scaling(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--widths", "1", "--images", "2", "3", "--blocks", "8", "16", *TINY]
+    summary = benchmarks.scaling.main(arguments)
+    assert last_json(capsys) == summary
+    series = summary["series"]
+    assert [row["images"] for row in series["images"]] == [2, 3]
+    assert [row["block"] for row in series["block"]] == [8, 16]
+    assert all(row["ms_per_column"] > 0 and row["gflops"] > 0 for rows in series.values() for row in rows)
+
+
+def test_topk(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = benchmarks.topk.main(["--images", "3", "--count", "2", *TINY])
+    assert last_json(capsys) == summary
+    assert summary["results"].keys() | summary["skipped"].keys() == {"ours", "hessian_eigenthings"}
+    largest = [row["largest"] for row in summary["results"].values()]
+    assert largest == pytest.approx([largest[0]] * len(largest), rel=1e-4)
+    assert all(row["residual"] <= summary["tolerance"] and row["products"] > 2 for row in summary["results"].values())
+
+
+def test_gpu_hessian_needs_neither_snakemake_nor_zarr() -> None:
+    code = """
+import sys
+for name in ("zarr", "snakemake", "submitit", "sklearn", "torchvision"):
+    sys.modules[name] = None
+from benchmarks.gpu_hessian import main
+main(["--width", "1", "--images", "3", "--pixels", "8", "--block", "16", "--device", "cpu", "--data", "absent"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["data"] == "random"
+    assert summary["groups_assumed"] == []
+    assert summary["rel_error"] < 1e-4
+    assert summary["seconds_measured"] < summary["seconds_extrapolated"]
+    assert summary["ms_per_column"] == pytest.approx(summary["seconds_extrapolated"] / summary["parameters"] * 1e3)
+    assert summary["tflops"] == pytest.approx(summary["flops_extrapolated"] / summary["seconds_extrapolated"] / 1e12)
+
+
+def test_gpu_hessian_says_what_it_had_no_time_for(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--width", "1", "--images", "2", "--block", "16", "--seconds", "0", "--device", "cpu"]
+    summary = benchmarks.gpu_hessian.main([*arguments, "--profile", "--data", "absent", *TINY])
+    printed = capsys.readouterr().out
+    assert json.loads(printed.splitlines()[-1]) == summary
+    assert summary["columns_measured"] == 16
+    assert len(summary["groups_assumed"]) > 10
+    assert "convolution" in printed  # of the profile
+
+
+def test_images_are_read_from_a_file_of_jpegs(tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    files = []
+    for level in generator.integers(40, 200, 5):
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((8, 8, 3), level, np.uint8)).save(buffer, "JPEG", quality=95)
+        files.append((level, np.frombuffer(buffer.getvalue(), np.uint8)))
+    np.savez(
+        tmp_path / "images.npz",
+        jpeg=np.concatenate([file for _, file in files]),
+        offset=np.cumsum([0, *(len(file) for _, file in files)]),
+        label=np.arange(5, dtype=np.uint8),
+        split=np.array([0, 1, 0, 0, 0], np.uint8),
+    )
+    images, labels = benchmarks.gpu_hessian.read_images(tmp_path / "images.npz", 3)
+    assert images.shape == (3, 3, 8, 8)
+    assert labels.tolist() == [0, 2, 3]
+    levels = torch.tensor([float(files[i][0]) for i in (0, 2, 3)])
+    expected = (levels - levels.mean()) / levels.std(correction=0)
+    assert torch.allclose(images.mean(dim=(1, 2, 3)), expected, atol=0.05)
+
+
+def test_count_agrees_with_torch_and_with_the_size() -> None:
+    objective, theta = setting.problem(1, "group", torch.float32, setting.random_data(1))
+    layers = benchmarks.count.layers_of(objective.model, objective.images)
+    assert sum(layer.weights + layer.others for layer in layers) == objective.size == 26_490
+    total = 0
+    for kind, name in (
+        (peers.DoubleBackward, "Hessian, double backward, flat gradient"),
+        (peers.DoubleBackwardByTensor, "Hessian, double backward, tensor's gradient"),
+    ):
+        peer, total = kind(objective, theta, False), 0
+        for layer in layers:
+            tensor = next(block for block in objective.layout.blocks if block.name == f"{layer.name}.weight")
+            with FlopCounterMode(display=False) as counter:
+                peer.columns(tensor, [0])
+            total += (layer.weights + layer.others) * counter.get_total_flops()
+        counted, _ = benchmarks.count.stages(layers, 1, 10)[name]
+        assert 0.95 < total / counted <= 1.0  # torch leaves out the gradient by the images
+    cut, _ = benchmarks.count.stages(layers, 1, 10)["Hessian, layer cut"]
+    # By hand for the last pair, where nearly all columns lie: four products of the last convolution, one of the own.
+    pair = next(layer for layer in layers if layer.name == "residual2.conv1")
+    assert pair.products == 9 * 32 * 32 * 16
+    own = benchmarks.count.layer_cut(layers)[layers.index(pair)][0]
+    linear = layers[-1].products
+    assert own == 9216 * (5 * pair.products + 4 * linear) + 96 * 4 * (pair.products + linear)
+    assert cut < total / 3
+
+
+def test_pins_of_the_benchmarks_are_those_of_the_software() -> None:
+    def pins(name: str) -> dict[str, str]:
+        text = (ROOT / name).read_text()
+        assert "://" not in text
+        return dict(re.findall(r"^([A-Za-z0-9_.-]+)==([\w.]+)", text, flags=re.MULTILINE))
+
+    runtime, bench, direct = pins("requirements.txt"), pins("requirements-bench.txt"), pins("requirements-bench.in")
+    assert {name: bench[name] for name in bench if name in runtime} == {n: v for n, v in runtime.items() if n in bench}
+    assert direct == {name: bench[name] for name in direct}
+    project = (ROOT / "pyproject.toml").read_text()
+    block = project[project.index("bench = [") : project.index("]", project.index("bench = ["))]
+    assert set(re.findall(r'"([A-Za-z0-9-]+)>=', block)) == set(direct)
