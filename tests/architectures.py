@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F  # ruff: ignore[lowercase-imported-as-non-lowercase]
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 Built = tuple[nn.Module, tuple[int, int, int], int]

@@ -50,14 +50,14 @@ def dense_hessian(objective, theta):
     """The whole Hessian by plain double backward.
 
     Two of torch's operations have a wrong or no second derivative, and are written out: `_weight_norm` (silently wrong)
-    and fused attention (none). And not by torch.func.hessian, which is silently wrong by 10 to 40 % for layer and
-    instance normalisation: where the derivative is taken of a vmapped gradient, mean and deviation count as constants.
+    and fused attention (none). And not by torch.func.hessian: its derivative of a vmapped gradient with respect to the
+    scales of layer and instance normalisation silently counts mean and deviation as constants.
     """
 
     def written_out(direction, size, dim):
         return direction * (size / torch.norm_except_dim(direction, 2, dim))
 
-    with sdpa_kernel(SDPBackend.MATH), mock.patch("torch.nn.utils.parametrizations._weight_norm", written_out):
+    with sdpa_kernel(SDPBackend.MATH), mock.patch("torch._weight_norm", written_out):
         return torch.autograd.functional.hessian(lambda vector: mean_loss(objective, vector), theta)
 
 
