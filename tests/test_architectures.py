@@ -66,20 +66,14 @@ def reference(name, loss):
     return dense_hessian(*objective_of(*ARCHITECTURES[name](), torch.float64, loss))
 
 
-def strips(engine, size, block):
-    """All columns: start, stop and the rows from `start` on."""
+def whole(engine, size, block):
+    """All columns, as the lower block triangle; zero above."""
+    result = torch.zeros(size, size, dtype=torch.float64)
     for start in range(0, size, block):
         stop = min(size, start + block)
         columns = engine.columns(start, stop)
         assert columns.shape == (size - start, stop - start)
         assert columns.dtype == torch.float64
-        yield start, stop, columns
-
-
-def whole(engine, size, block):
-    """The lower block triangle, zero above."""
-    result = torch.zeros(size, size, dtype=torch.float64)
-    for start, stop, columns in strips(engine, size, block):
         result[start:, start:stop] = columns
     return result
 
