@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from quadscape.curvature.hessian import HessianEngine
+from quadscape.curvature.engine import HessianEngine
 from quadscape.errors import ModelError
 from quadscape.objective import Objective
 from quadscape.parameters import ParameterLayout, current_vector
