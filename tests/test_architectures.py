@@ -1,0 +1,199 @@
+"""The Hessian engine on networks that it has never seen, against automatic differentiation in float64."""
+
+import re
+from functools import cache
+from unittest import mock
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, REFUSED
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from quadscape.curvature.engine import HessianEngine
+from quadscape.errors import ModelError
+from quadscape.objective import Objective
+from quadscape.parameters import ParameterLayout, current_vector
+
+LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
+LOSSES = ("cross_entropy", "squared_error")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def objective_of(model, shape, classes, dtype, loss, count=11, chunk=4):
+    """An objective over random images, and a float64 θ away from the initial point, where much cancels by symmetry."""
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    theta = current_vector(model).double()
+    theta += 0.05 * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
+    layout = ParameterLayout.of(model)
+    return Objective(model.to(dtype), layout, images.to(dtype), labels, loss, chunk), theta
+
+
+def mean_loss(objective, vector):
+    """The loss over all examples at once as a function of flat parameters."""
+    parameters = objective.layout.unflatten(vector)
+    return objective.chunk_loss(parameters, objective.images, objective.labels) / objective.count
+
+
+def dense_hessian(objective, theta):
+    """The whole Hessian by plain double backward.
+
+    Two of torch's operations have a wrong or no second derivative, and are written out: `_weight_norm` (silently wrong)
+    and fused attention (none). And not by torch.func.hessian: its derivative of a vmapped gradient with respect to the
+    scales of layer and instance normalisation silently counts mean and deviation as constants.
+    """
+
+    def written_out(direction, size, dim):
+        return direction * (size / torch.norm_except_dim(direction, 2, dim))
+
+    with sdpa_kernel(SDPBackend.MATH), mock.patch("torch._weight_norm", written_out):
+        return torch.autograd.functional.hessian(lambda vector: mean_loss(objective, vector), theta)
+
+
+@cache
+def reference(name, loss):
+    return dense_hessian(*objective_of(*ARCHITECTURES[name](), torch.float64, loss))
+
+
+def whole(engine, size, block):
+    """All columns, as the lower block triangle; zero above."""
+    result = torch.zeros(size, size, dtype=torch.float64)
+    for start in range(0, size, block):
+        stop = min(size, start + block)
+        columns = engine.columns(start, stop)
+        assert columns.shape == (size - start, stop - start)
+        assert columns.dtype == torch.float64
+        result[start:, start:stop] = columns
+    return result
+
+
+def block_triangle(matrix, block):
+    """What `whole` finds of a matrix."""
+    strip = torch.arange(len(matrix)) // block
+    return matrix * (strip[:, None] >= strip)
+
+
+def assert_close(found, expected, limit, whole_norm=0.0):
+    """In the Frobenius norm, relatively; or far below the rounding of a whole matrix that it is part of."""
+    error = float(torch.linalg.norm(found - expected))
+    assert error <= max(limit * float(torch.linalg.norm(expected)), 1e-14 * whole_norm)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every architecture
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_reference_is_the_derivative_of_the_gradient(name):
+    objective, theta = objective_of(*ARCHITECTURES[name](), torch.float64, "cross_entropy")
+    direction = torch.randn(theta.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    step = 1e-6 * direction
+    difference = (objective.gradient(theta + step) - objective.gradient(theta - step)) / 2e-6
+    assert_close(reference(name, "cross_entropy") @ direction, difference, 1e-7)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_double_precision(name, loss):
+    objective, theta = objective_of(*ARCHITECTURES[name](), torch.float64, loss)
+    size, exact = objective.size, reference(name, loss)
+    norm = float(torch.linalg.norm(exact))
+    engine = HessianEngine(objective, theta)
+    block = {"cross_entropy": size, "squared_error": 7}[loss]
+    found = whole(engine, size, block)
+    expected = block_triangle(exact, block)
+    assert_close(found, expected, 1e-10)
+    for part in objective.layout.blocks:  # a small layer does not hide behind a large one
+        columns = slice(part.start, part.stop)
+        assert_close(found[:, columns], expected[:, columns], 1e-10, norm)
+        for column in {part.start, part.stop - 1}:
+            single = engine.columns(column, column + 1)
+            assert_close(single, exact[column:, column : column + 1], 1e-10, norm)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_single_precision(name, loss):
+    objective, theta = objective_of(*ARCHITECTURES[name](), torch.float32, loss)
+    size, exact = objective.size, reference(name, loss)
+    block = {"cross_entropy": 64, "squared_error": size}[loss]
+    found = whole(HessianEngine(objective, theta), size, block)
+    assert_close(found.tril(), exact.tril(), 1e-5)
+
+
+@pytest.mark.parametrize(("count", "chunk"), [(9, 4), (5, 1), (6, 6), (1, 1)])
+@pytest.mark.parametrize("name", ["conv1d", "preactivation-resnet", "multihead-attention", "einsum", "recurrent"])
+def test_ragged_batches(name, count, chunk):
+    objective, theta = objective_of(*ARCHITECTURES[name](), torch.float64, "cross_entropy", count, chunk)
+    found = whole(HessianEngine(objective, theta), objective.size, 64)
+    assert_close(found, block_triangle(dense_hessian(objective, theta), 64), 1e-10)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Any convolution
+
+
+@st.composite
+def convolutions(draw, layer):
+    """A convolution and the shape of an input that it leaves something of."""
+    groups = draw(st.integers(1, 3))
+    inputs, outputs = (groups * draw(st.integers(1, 2)) for _ in range(2))
+    kernel, stride, dilation = (tuple(draw(st.integers(1, 3)) for _ in range(2)) for _ in range(3))
+    padding = tuple(draw(st.integers(0, 2)) for _ in range(2))
+    bias = draw(st.booleans())
+    size = tuple(draw(st.integers(1, 6)) for _ in range(2))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(draw(st.integers(0, 9)))
+        convolution = layer(
+            inputs, outputs, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias
+        )
+    for length, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
+        reach = d * (k - 1) + 1
+        left = (length - 1) * s - 2 * p + reach if layer is nn.ConvTranspose2d else length + 2 * p - reach + 1
+        assume(1 <= left <= 12)
+    return convolution, (inputs, *size)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+@given(data=st.data())
+@settings(derandomize=True, database=None, deadline=None, max_examples=25)
+def test_random_convolutions(layer, data):
+    convolution, shape = data.draw(convolutions(layer))
+    activation = data.draw(st.sampled_from([nn.Tanh(), nn.GELU(), nn.Softplus(), nn.SiLU(), nn.Sigmoid()]))
+    dtype, loss = data.draw(st.sampled_from(list(LIMIT))), data.draw(st.sampled_from(LOSSES))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        features = convolution(torch.zeros(1, *shape)).numel()
+        model = nn.Sequential(convolution, activation, nn.Flatten(), nn.Linear(features, 2))
+    exact = dense_hessian(*objective_of(model, shape, 2, torch.float64, loss, count=5, chunk=2))
+    objective, theta = objective_of(model, shape, 2, dtype, loss, count=5, chunk=2)
+    found = whole(HessianEngine(objective, theta), objective.size, 64)
+    assert_close(found.tril(), exact.tril(), LIMIT[dtype])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses(name):
+    build, names = REFUSED[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = build()
+    objective, theta = objective_of(model, (1, 4, 4), 3, torch.float64, "cross_entropy")
+    with pytest.raises(ModelError, match=names) as caught:
+        HessianEngine(objective, theta)
+    assert re.fullmatch(r"[^\n]*[^.\n]\.", str(caught.value))  # one sentence on one line ...
+    assert not re.search(r"[.!?]\s+[A-Z]", str(caught.value))  # ... and not two
