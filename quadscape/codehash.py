@@ -31,6 +31,8 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "hessian": (
         "quadscape.curvature.hessian",
         "quadscape.curvature.engine",
+        "quadscape.curvature.graph",
+        "quadscape.curvature.rules",
         "quadscape.curvature.strips",
         "quadscape.objective",
         "quadscape.checkpoint",

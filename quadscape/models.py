@@ -379,7 +379,7 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def check_model(model: nn.Module, images: torch.Tensor, classes: int) -> None:
-    """Checks that a network's loss is a plain sum over examples, in float64 on a few images.
+    """Checks that a network's loss is a function of its parameters and a plain sum over examples.
 
     Args:
         model: The network, of any dtype, on the device of `images`; left as it was.
@@ -387,9 +387,8 @@ def check_model(model: nn.Module, images: torch.Tensor, classes: int) -> None:
         classes: Number of classes.
 
     Raises:
-        ModelError: It fails, its outputs have another shape or are not finite, one example's output depends on the
-            others in evaluation mode, a BatchNorm keeps no statistics, or training changes a buffer that is not
-            BatchNorm's.
+        ModelError: See `check_sum_over_examples`; or a BatchNorm keeps no statistics, or training changes a buffer that
+            is not BatchNorm's.
     """
     for name, module in batch_norms(model).items():
         if not getattr(module, "track_running_stats", True) or module.running_mean is None:
@@ -397,12 +396,28 @@ def check_model(model: nn.Module, images: torch.Tensor, classes: int) -> None:
                 f"Layer '{name}' is a BatchNorm without tracked statistics, which cannot be frozen; build it with "
                 "track_running_stats=True."
             )
+    check_sum_over_examples(model, images, classes)
     was_training = model.training
-    state = {
-        name: tensor.detach().to(torch.float64, copy=True) if tensor.is_floating_point() else tensor.clone()
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-    }
-    x = images.to(torch.float64)
+    try:
+        _check_buffers(model, _double_state(model), images.to(torch.float64))
+    finally:
+        model.train(was_training)
+
+
+def check_sum_over_examples(model: nn.Module, images: torch.Tensor, classes: int) -> None:
+    """Checks that a network in evaluation mode maps each example alone, in float64 on a few images.
+
+    Args:
+        model: The network, of any dtype, on the device of `images`; left as it was.
+        images: Two or more images, shape (n, channels, height, width).
+        classes: Number of classes.
+
+    Raises:
+        ModelError: It fails, its outputs have another shape, are not finite or are random, or one example's output
+            depends on the others.
+    """
+    was_training = model.training
+    state, x = _double_state(model), images.to(torch.float64)
     try:
         model.eval()
         outputs = _call(model, state, x)
@@ -416,19 +431,26 @@ def check_model(model: nn.Module, images: torch.Tensor, classes: int) -> None:
         if not torch.equal(outputs, _call(model, state, x)):
             raise ModelError(
                 "The network returns different outputs for the same images, even in evaluation mode, so its loss is "
-                "not a function of its parameters; switch randomness off with self.training."
+                "random and not a function of its parameters; switch randomness off with self.training."
             )
         parts = torch.cat([_call(model, state, part) for part in (x[:1], x[1:])])
         difference = float((outputs - parts).abs().max() / outputs.abs().max().clamp_min(1e-300))
         if difference > 1e-8:
             raise ModelError(
                 "The network's output for one example depends on the other examples of the batch (relative change "
-                f"{difference:.1e} when the batch is divided), so its loss is not a sum over examples; use "
-                "normalisation within each example."
+                f"{difference:.1e} when the batch is divided), as with a batch norm in training mode, so its loss is "
+                "not a sum over examples; use normalisation within each example."
             )
-        _check_buffers(model, state, x)
     finally:
         model.train(was_training)
+
+
+def _double_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of parameters and buffers, in float64 where they are real."""
+    return {
+        name: tensor.detach().to(torch.float64, copy=True) if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
 
 
 def _call(model: nn.Module, state: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch.func import functional_call, grad, jvp, vjp, vmap
+from torch.overrides import TorchFunctionMode
 
 from quadscape.errors import DataError, ModelError, StoreError
 from quadscape.losses import example_losses
@@ -31,6 +32,21 @@ Parameters = dict[str, torch.Tensor]
 _CPU_GRAPH_BYTES = 512 << 20
 _CUDA_GRAPH_FRACTION = 0.25
 _LARGEST_CHUNK = 4096
+
+
+def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """`torch._weight_norm`, written out: the original's second derivative is wrong (torch 2.15, silently)."""
+    axes = None if dim == -1 else [axis for axis in range(v.ndim) if axis != dim]
+    return v * (g / torch.linalg.vector_norm(v, 2, axes, keepdim=axes is not None))
+
+
+class _Differentiable(TorchFunctionMode):
+    """Replaces operations whose second derivative is wrong."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (weight_norm if func is torch._weight_norm else func)(*args, **(kwargs or {}))
 
 
 class Objective:
@@ -110,14 +126,19 @@ class Objective:
         Returns:
             Scalar.
         """
-        outputs = functional_call(self.model, parameters, (images,))
+        outputs = self.network(parameters, images)
         return example_losses(outputs, labels, self.loss_kind).sum()
+
+    def network(self, parameters: Parameters, images: torch.Tensor) -> torch.Tensor:
+        """Class scores of some images, differentiable in the parameters."""
+        with _Differentiable():
+            return functional_call(self.model, parameters, (images,))
 
     def outputs(self, theta: Vector) -> torch.Tensor:
         """Class scores of all examples, shape (N, classes), on this objective's device."""
         parameters = self.parameters(theta)
         with torch.no_grad():
-            return torch.cat([functional_call(self.model, parameters, (images,)) for images, _ in self.chunks()])
+            return torch.cat([self.network(parameters, images) for images, _ in self.chunks()])
 
     def example_losses(self, theta: Vector) -> torch.Tensor:
         """Loss of every example, float64, shape (N,), on the CPU."""
@@ -125,7 +146,7 @@ class Objective:
         found = []
         with torch.no_grad():
             for images, labels in self.chunks():
-                outputs = functional_call(self.model, parameters, (images,))
+                outputs = self.network(parameters, images)
                 found.append(example_losses(outputs, labels, self.loss_kind).double())
         return torch.cat(found).cpu()
 
@@ -175,7 +196,7 @@ class Objective:
 
         def product(primal: Parameters, images: torch.Tensor, labels: torch.Tensor, forward: bool) -> Parameters:
             def network(p: Parameters) -> torch.Tensor:
-                return functional_call(self.model, p, (images,))
+                return self.network(p, images)
 
             outputs, pull_back = vjp(network, primal)[:2]
             if forward:

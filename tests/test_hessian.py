@@ -41,9 +41,10 @@ def whole(objective, theta, block=64):
     """The dense Hessian from the engine's lower triangle, mirrored."""
     size = objective.size
     result = torch.zeros(size, size, dtype=torch.float64)
+    engine = HessianEngine(objective, theta)
     for start in range(0, size, block):
         stop = min(size, start + block)
-        columns = HessianEngine(objective, theta).columns(start, stop)
+        columns = engine.columns(start, stop)
         assert columns.shape == (size - start, stop - start)
         assert columns.dtype == torch.float64
         result[start:, start:stop] = columns
@@ -107,13 +108,14 @@ def test_resnet9_columns_of_all_layers(name):
         if block.stop - block.start > 2 * width:
             columns.append((block.stop - 2, block.stop))
     assert sum(stop - start for start, stop in columns) >= 200
+    engines = [HessianEngine(objective, theta) for objective in (exact, single)]
     errors, norm = dict.fromkeys(LIMIT, 0.0), 0.0
     for start, stop in columns:
         expected = _columns_by_jvp(exact, theta, start, stop)[start:]
         norm += float(expected.square().sum())
-        for objective in (exact, single):
-            found = HessianEngine(objective, theta).columns(start, stop)
-            errors[objective.dtype] += float((found - expected).square().sum())
+        for engine in engines:
+            found = engine.columns(start, stop)
+            errors[engine.objective.dtype] += float((found - expected).square().sum())
     for dtype, error in errors.items():
         assert (error / norm) ** 0.5 <= LIMIT[dtype]
 
@@ -140,11 +142,12 @@ def _columns_by_jvp(objective, theta, start, stop):
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])
 def test_results_do_not_depend_on_the_column_block(block):
     objective, theta = problem(*SMALL["cnn-group"], dtype=torch.float32)
-    reference = torch.tril(HessianEngine(objective, theta).columns(0, objective.size))
+    engine = HessianEngine(objective, theta)
+    reference = torch.tril(engine.columns(0, objective.size))
     found = torch.zeros_like(reference)
     for start in range(0, objective.size, block):
         stop = min(objective.size, start + block)
-        found[start:, start:stop] = HessianEngine(objective, theta).columns(start, stop)
+        found[start:, start:stop] = engine.columns(start, stop)
     assert relative_error(torch.tril(found), reference) < 1e-6
 
 

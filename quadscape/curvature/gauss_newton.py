@@ -21,7 +21,7 @@ import numpy as np
 import scipy.linalg
 import torch
 from threadpoolctl import threadpool_limits
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 
 from quadscape.config import Curvature
 from quadscape.curvature.hessian import HessianMatrix, resident_bytes
@@ -110,10 +110,10 @@ class GaussNewtonEngine:
         objective = self.objective
 
         def scores(p: Parameters, image: torch.Tensor) -> torch.Tensor:
-            return functional_call(objective.model, p, (image[None],))[0]
+            return objective.network(p, image[None])[0]
 
         with torch.no_grad():
-            outputs = functional_call(objective.model, parameters, (images,))
+            outputs = objective.network(parameters, images)
         factors = output_factor(outputs, objective.loss_kind).to(objective.dtype).transpose(1, 2)
 
         def of_one(image: torch.Tensor, factor: torch.Tensor) -> Parameters:
@@ -219,7 +219,7 @@ class GaussNewtonTask:
         objective, theta = objectives[self._config.dtype], self._objectives.theta
         size, budget = objective.size, UNIT_FLOPS[device.type]
         with torch.no_grad():
-            example = functional_call(objective.model, objective.parameters(theta), (objective.images[:1],))
+            example = objective.network(objective.parameters(theta), objective.images[:1])
         classes = example.shape[1]
         forward, backward = flops_per_example(objective, theta)
         jacobians = objective.count * (forward + classes * backward)

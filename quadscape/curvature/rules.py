@@ -1,0 +1,1018 @@
+"""How each operation carries tangents forward and tangents of adjoints backward.
+
+Let y = f(x₁ … x_m) be one node, ḡ_v = ∂ℓ/∂v the adjoint of a value v, and a dot the derivative along a direction. A
+rule computes, for S directions at once,
+
+    tangent            ẏ = Σ J_i ẋ_i
+    adjoint tangent    ḡ̇_i = J_iᵀ ḡ̇_y + Σ_j ∂²⟨ḡ_y, f⟩/∂x_i∂x_j · ẋ_j
+
+which is forward over reverse differentiation of that node alone (Pearlmutter 1994, node by node). Tangents carry the S
+directions in front: shape (S, *shape of the value). What does not depend on the directions is computed once per data
+chunk, in `prepare`, and shared by all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.func import jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from quadscape.curvature.graph import Graph, Input, Node
+
+Tensor = torch.Tensor
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """Directions of one value; zero outside a range of channels, which are axis 1 of the value.
+
+    Attributes:
+        data: Shape (S, n, channels of the range, …), or (S, *shape) where the range is None.
+        first: First channel of the range; None: all of the value.
+    """
+
+    data: Tensor
+    first: int | None = None
+
+    @property
+    def channels(self) -> slice:
+        """The range as an index of axis 1 of the value."""
+        return slice(None) if self.first is None else slice(self.first, self.first + self.data.shape[2])
+
+    def dense(self, shape: torch.Size) -> Tensor:
+        """All of it, for a value of that shape."""
+        if self.first is None:
+            return self.data
+        full = self.data.new_zeros(len(self.data), *shape)
+        full[:, :, self.channels] = self.data
+        return full
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Turns directions of a layer's output into columns of its weight, example by example.
+
+    Attributes:
+        matrix: U, shape (n, K, S): the tangent of column k on example n is Σ_s U[n, k, s] · direction s.
+    """
+
+    matrix: Tensor
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Columns of a tangent of shape (S, n, …): shape (n, K, …)."""
+        flat = torch.bmm(self.matrix, tensor.flatten(2).transpose(0, 1))
+        return flat.unflatten(2, tensor.shape[2:]) if tensor.ndim > 2 else flat[..., 0]
+
+
+def _contracted(rows: Tensor, expansion: Expansion | None) -> Tensor:
+    """Sum over examples of rows (S, n, c) by example, as columns (K, c)."""
+    if expansion is None:
+        return rows.sum(dim=1)
+    return torch.einsum("snc,nks->kc", rows, expansion.matrix)
+
+
+class Rule:
+    """Any operation without state: the formulas above through torch.func, for this node alone.
+
+    Attributes:
+        node: The operation.
+        active: Positions of the inputs that depend on parameters.
+        values: Values of the inputs.
+        adjoint: ḡ of the output.
+        linear: Whether the output is jointly linear in its active inputs.
+    """
+
+    def __init__(self, node: Node, graph: Graph) -> None:
+        self.node = node
+        self.active = [i for i, name in enumerate(node.inputs) if name in graph.active]
+
+    def prepare(self, values: Sequence[Tensor], output: Tensor, adjoint: Tensor) -> None:
+        """Takes the values of one data chunk.
+
+        Args:
+            values: Values of the inputs.
+            output: Value of the node.
+            adjoint: ḡ of the node.
+        """
+        # functorch writes tangents in the layout of their primals, which must not be expanded ones.
+        self.values = [value.contiguous() if 0 in value.stride() else value for value in values]
+        self.adjoint = adjoint
+        with torch.enable_grad():
+            leaves = [self.values[i].detach().requires_grad_() for i in self.active]
+            result = self._of_active(self.values)(*leaves)
+            pulled = torch.autograd.grad(result, leaves, adjoint, create_graph=True, allow_unused=True)
+        self.linear = not any(g is not None and g.requires_grad for g in pulled)
+
+    def _of_active(self, tensors: Sequence[Tensor]) -> Callable[..., Tensor]:
+        """The operation as a function of its active inputs."""
+
+        def function(*changed: Tensor) -> Tensor:
+            arguments = list(tensors)
+            for position, value in zip(self.active, changed, strict=True):
+                arguments[position] = value
+            return self.node.function(*arguments)
+
+        return function
+
+    def _directions(self, tangents: Sequence[Tangent | None]) -> list[Tensor]:
+        """Dense tangents of the active inputs; zeros where there is none."""
+        count = next(len(t.data) for t in tangents if t is not None)
+        found = []
+        for position in self.active:
+            moving, shape = tangents[position], self.values[position].shape
+            if moving is None:
+                found.append(self.values[position].new_zeros(count, *shape))
+            else:
+                found.append(moving.dense(shape).contiguous())
+        return found
+
+    def tangent(self, tangents: Sequence[Tangent | None]) -> Tangent:
+        """ẏ.
+
+        Args:
+            tangents: Of each input, None for zero; at least one is not.
+
+        Returns:
+            The output's.
+        """
+        function, primals = self._of_active(self.values), tuple(self.values[i] for i in self.active)
+        directions = tuple(self._directions(tangents))
+        return Tangent(_each(lambda *d: _jvp(function, primals, d), directions))
+
+    def adjoint_tangent(
+        self, tangents: Sequence[Tangent | None], adjoint: Tensor | None, wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """ḡ̇ of each input that is wanted.
+
+        Args:
+            tangents: Of each input, None for zero.
+            adjoint: ḡ̇ of the output, shape (S, *shape); None for zero.
+            wanted: By input.
+
+        Returns:
+            By input, shape (S, *shape); None where it is zero or not wanted.
+        """
+        primals = tuple(self.values[i] for i in self.active)
+        function = self._of_active(self.values)
+        found: list[Tensor | None] = [None] * len(self.values)
+        moving = [] if self.linear else [t for t in tangents if t is not None]
+        if moving:
+            directions = tuple(self._directions(tangents))
+            if adjoint is None:
+                adjoint = self.adjoint.new_zeros(len(moving[0].data), *self.adjoint.shape)
+            adjoint = adjoint.contiguous()  # functorch writes into it
+            parts = _each(lambda g, *d: _vjp_jvp(function, primals, self.adjoint, d, g), (adjoint, *directions))
+        elif adjoint is not None:
+            pull = vjp(function, *primals)[1]
+            parts = _each(pull, (adjoint.contiguous(),))
+        else:
+            return found
+        for position, part in zip(self.active, parts, strict=True):
+            if wanted[position]:
+                found[position] = part
+        return found
+
+    def rows(
+        self,
+        tangents: Sequence[Tangent | None],
+        adjoint: Tensor | None,
+        wanted: Sequence[bool],
+        expansion: Expansion | None,
+        first: int,
+    ) -> list[Tensor | None]:
+        """Directions of the gradients in the parameters among the inputs, summed over examples.
+
+        Args:
+            tangents: Of each input, None for zero.
+            adjoint: ḡ̇ of the output; None for zero.
+            wanted: By input: the parameters.
+            expansion: What turns the S directions into K columns; None where they are the columns.
+            first: Rows of a layer's weight below this output are not needed and may be left zero.
+
+        Returns:
+            By input, shape (K, *shape); None where it is zero or not wanted.
+        """
+        if expansion is not None:
+            tangents = [None if t is None else Tangent(expansion(t.data).transpose(0, 1), t.first) for t in tangents]
+            adjoint = None if adjoint is None else expansion(adjoint).transpose(0, 1)
+        return self.adjoint_tangent(tangents, adjoint, wanted)
+
+
+def _each(function: Callable[..., Any], directions: tuple[Tensor, ...]) -> Any:
+    """A function of every direction, batched where torch can batch it."""
+    with sdpa_kernel(SDPBackend.MATH):
+        try:
+            return vmap(function)(*directions)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            results = [function(*each) for each in zip(*directions, strict=True)]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results)
+    return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+
+
+def _jvp(function: Callable[..., Tensor], primals: tuple[Tensor, ...], directions: tuple[Tensor, ...]) -> Tensor:
+    try:
+        return jvp(function, primals, directions)[1]
+    except NotImplementedError:
+        # No forward derivative: J v is the derivative of Jᵀ u, which is linear in u, along v.
+        output, pull = vjp(function, *primals)[:2]
+        return vjp(lambda u: pull(u), torch.zeros_like(output))[1](directions)[0]
+
+
+def _vjp_jvp(
+    function: Callable[..., Tensor],
+    primals: tuple[Tensor, ...],
+    adjoint: Tensor,
+    directions: tuple[Tensor, ...],
+    adjoint_direction: Tensor,
+) -> tuple[Tensor, ...]:
+    def pull(*arguments: Tensor) -> tuple[Tensor, ...]:
+        return vjp(function, *arguments[1:])[1](arguments[0])
+
+    try:
+        return jvp(pull, (adjoint, *primals), (adjoint_direction, *directions))[1]
+    except NotImplementedError:
+        # The second derivative of ⟨ḡ, f⟩ is symmetric: backwards twice gives the same product.
+        def slope(*arguments: Tensor) -> tuple[Tensor, ...]:
+            return vjp(lambda *x: pull(adjoint, *x), *arguments)[1](directions)
+
+        first, second = vjp(function, *primals)[1](adjoint_direction), slope(*primals)
+        return tuple(a + b for a, b in zip(first, second, strict=True))
+
+
+class Pointwise(Rule):
+    """y = f(x) element by element: both derivatives are numbers per element."""
+
+    def prepare(self, values: Sequence[Tensor], output: Tensor, adjoint: Tensor) -> None:
+        """Evaluates f′ and ḡ·f″."""
+        super().prepare(values, output, adjoint)
+        (position,) = self.active
+        with torch.enable_grad():
+            x = values[position].detach().requires_grad_()
+            y = self._of_active(self.values)(x)
+            (slope,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
+            self.second = None
+            if slope.requires_grad:
+                (second,) = torch.autograd.grad(slope, x, torch.ones_like(slope), allow_unused=True)
+                self.second = None if second is None else second * adjoint
+        self.slope = slope.detach()
+
+    def tangent(self, tangents: Sequence[Tangent | None]) -> Tangent:
+        """f′·ẋ."""
+        moving = tangents[self.active[0]]
+        assert moving is not None
+        return Tangent(
+            moving.data * self.slope[:, moving.channels] if moving.first is not None else moving.data * self.slope,
+            moving.first,
+        )
+
+    def adjoint_tangent(
+        self, tangents: Sequence[Tangent | None], adjoint: Tensor | None, wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """f′·ḡ̇ + ḡ·f″·ẋ."""
+        (position,) = self.active
+        found: list[Tensor | None] = [None] * len(self.values)
+        moving = tangents[position] if self.second is not None else None
+        if not wanted[position] or (adjoint is None and moving is None):
+            return found
+        if adjoint is None:
+            assert moving is not None
+            result = moving.data.new_zeros(len(moving.data), *self.slope.shape)
+        else:
+            result = adjoint * self.slope
+        if moving is not None:
+            assert self.second is not None
+            if moving.first is None:
+                result.addcmul_(moving.data, self.second)
+            else:
+                result[:, :, moving.channels].addcmul_(moving.data, self.second[:, moving.channels])
+        found[position] = result
+        return found
+
+
+class Sum(Rule):
+    """y = a ± αb, of one shape."""
+
+    def _factors(self) -> list[float]:
+        alpha = self.node.arguments[1].get("alpha", 1)
+        return [1.0, -alpha if self.node.target in _DIFFERENCES else alpha]
+
+    def tangent(self, tangents: Sequence[Tangent | None]) -> Tangent:
+        """ȧ ± αḃ."""
+        terms = [
+            (t if factor == 1 else Tangent(t.data * factor, t.first))
+            for t, factor in zip(tangents, self._factors(), strict=True)
+            if t is not None
+        ]
+        if len(terms) == 1:
+            return terms[0]
+        a, b = terms
+        if a.first is not None and b.first is None:
+            a, b = b, a
+        if a.first is None or (a.first == b.first and a.data.shape == b.data.shape):
+            if b.first == a.first:
+                return Tangent(a.data + b.data, a.first)
+            result = a.data.clone()
+            result[:, :, b.channels] += b.data
+            return Tangent(result)
+        result = a.dense(self.values[0].shape)
+        result[:, :, b.channels] += b.data
+        return Tangent(result)
+
+    def adjoint_tangent(
+        self, tangents: Sequence[Tangent | None], adjoint: Tensor | None, wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """ḡ̇ and ±αḡ̇."""
+        if adjoint is None:
+            return [None, None]
+        return [
+            None if not want else adjoint if factor == 1 else adjoint * factor
+            for want, factor in zip(wanted, self._factors(), strict=True)
+        ]
+
+
+class SpatialMean(Rule):
+    """y = mean of x over some of the axes behind the channels."""
+
+    def tangent(self, tangents: Sequence[Tangent | None]) -> Tangent:
+        """The mean of ẋ."""
+        moving = tangents[0]
+        assert moving is not None
+        flat = self.node.function(moving.data.flatten(0, 1))
+        return Tangent(flat.unflatten(0, moving.data.shape[:2]), moving.first)
+
+    def adjoint_tangent(
+        self, tangents: Sequence[Tangent | None], adjoint: Tensor | None, wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """ḡ̇ spread evenly."""
+        found: list[Tensor | None] = [None] * len(self.values)
+        if adjoint is not None and wanted[0]:
+            found[0] = self.spread(adjoint)
+        return found
+
+    def spread(self, adjoint: Tensor) -> Tensor:
+        """The transposed map."""
+        shape, axes = self.values[0].shape, [a % self.values[0].ndim for a in self.node.arguments[0][1]]
+        kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
+        part = (adjoint / math.prod(shape[a] for a in axes)).reshape(len(adjoint), *kept)
+        return part.expand(len(adjoint), *shape)
+
+
+class AveragePooling(SpatialMean):
+    """Average pooling in two dimensions, of any kernel, stride and padding."""
+
+    def spread(self, adjoint: Tensor) -> Tensor:
+        """The transposed map."""
+        x = self.values[0]
+        given = self.node.arguments[0]
+        settings: tuple[Any, ...] = (*given, *(None, None, [], [0, 0], False, True, None)[len(given) :])
+        _, kernel, stride, padding, ceiling, padded, divisor = settings
+        like = torch.empty(  # only its shape, and the order of its axes in memory, are read
+            (len(adjoint) * len(x), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=_format(x)
+        )
+        flat = aten.avg_pool2d_backward(
+            adjoint.flatten(0, 1), like, kernel, stride or kernel, padding, ceiling, padded, divisor
+        )
+        return flat.unflatten(0, adjoint.shape[:2])
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+class Normalisation(Rule):
+    """y = γx̂ + β per channel, with inputs x, γ, β: what frozen BatchNorm and GroupNorm have in common."""
+
+    def adjoint_tangent(
+        self, tangents: Sequence[Tangent | None], adjoint: Tensor | None, wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """See `Rule`."""
+        found: list[Tensor | None] = [None] * len(self.values)
+        if any(wanted[1:3]):
+            found = self.rows(tangents, adjoint, [False, *wanted[1:]], None, 0)
+        if wanted[0]:
+            found[0] = self.input_adjoint_tangent(tangents[0], tangents[1], adjoint)
+        return found
+
+    def rows(
+        self,
+        tangents: Sequence[Tangent | None],
+        adjoint: Tensor | None,
+        wanted: Sequence[bool],
+        expansion: Expansion | None,
+        first: int,
+    ) -> list[Tensor | None]:
+        """Directions of the gradients in γ and β: sums over positions by example, then over examples."""
+        found: list[Tensor | None] = [None] * len(self.values)
+        for position, row in enumerate(self.example_rows(tangents[0], adjoint), start=1):
+            if row is not None and wanted[position]:
+                found[position] = _contracted(row, expansion)
+        return found
+
+    def input_adjoint_tangent(
+        self, moving: Tangent | None, gamma: Tangent | None, adjoint: Tensor | None
+    ) -> Tensor | None:
+        """ḡ̇ of x."""
+        raise NotImplementedError
+
+    def example_rows(self, moving: Tangent | None, adjoint: Tensor | None) -> list[Tensor | None]:
+        """Directions of the gradients in γ and β by example, shape (S, n, channels) each."""
+        raise NotImplementedError
+
+
+class FrozenBatchNorm(Normalisation):
+    """y = γ(x − μ)/σ + β with fixed statistics, per channel."""
+
+    def prepare(self, values: Sequence[Tensor], output: Tensor, adjoint: Tensor) -> None:
+        """Evaluates 1/σ, γ/σ and the normalised input."""
+        super().prepare(values, output, adjoint)
+        x, gamma, _, mean, variance = values
+        eps = self.node.arguments[0][6]
+        shape = (-1, *[1] * (x.ndim - 2))
+        self.inverse = torch.rsqrt(variance + eps).reshape(shape)
+        self.scale = gamma.reshape(shape) * self.inverse
+        self.normalised = (x - mean.reshape(shape)) * self.inverse
+        self.rest = tuple(range(2, x.ndim))
+
+    def tangent(self, tangents: Sequence[Tangent | None]) -> Tangent:
+        """ẋ·γ/σ + γ̇·(x − μ)/σ + β̇."""
+        moving, gamma, beta = tangents[:3]
+        if gamma is None and beta is None:
+            assert moving is not None
+            return Tangent(
+                moving.data * self.scale[moving.channels if moving.first is not None else slice(None)], moving.first
+            )
+        return Tangent(
+            _normalised_tangent(
+                None if moving is None else moving.dense(self.values[0].shape) * self.scale,
+                gamma,
+                beta,
+                self.normalised,
+            )
+        )
+
+    def input_adjoint_tangent(
+        self, moving: Tangent | None, gamma: Tangent | None, adjoint: Tensor | None
+    ) -> Tensor | None:
+        """ḡ̇γ/σ + ḡγ̇/σ."""
+        found = None if adjoint is None else adjoint * self.scale
+        if gamma is not None:
+            turned = _per_channel(gamma.data, self.adjoint.ndim) * (self.adjoint * self.inverse)
+            found = turned if found is None else found + turned
+        return found
+
+    def example_rows(self, moving: Tangent | None, adjoint: Tensor | None) -> list[Tensor | None]:
+        """Σ over positions of ḡ̇x̂ + ḡẋ/σ, and of ḡ̇."""
+        gamma = None if adjoint is None else _inner(adjoint, self.normalised)
+        beta = None if adjoint is None else adjoint.flatten(3).sum(dim=3) if self.rest else adjoint
+        if moving is not None:
+            part = _inner(
+                moving.data,
+                (self.adjoint * self.inverse)[:, moving.channels]
+                if moving.first is not None
+                else self.adjoint * self.inverse,
+            )
+            if gamma is None:
+                gamma = part.new_zeros(len(part), *self.values[0].shape[:2])
+            gamma[:, :, moving.channels] += part
+        return [gamma, beta]
+
+
+class GroupNorm(Normalisation):
+    """y = γx̂ + β with x̂ = (x − m)·r, m the mean and r = 1/√(variance + ε) of a group of channels of one example."""
+
+    def prepare(self, values: Sequence[Tensor], output: Tensor, adjoint: Tensor) -> None:
+        """Evaluates r, x̂, and the means that the second derivative needs."""
+        super().prepare(values, output, adjoint)
+        x, gamma = values[0], values[1]
+        _, groups, _, _, eps, *_ = self.node.arguments[0]
+        self.groups, self.per_group = groups, x.shape[1] // groups
+        flat = x.reshape(len(x), groups, -1)
+        variance, mean = torch.var_mean(flat, dim=2, correction=0, keepdim=True)
+        self.inverse = torch.rsqrt(variance + eps)
+        self.normalised = (flat - mean) * self.inverse
+        self.gamma = gamma.reshape(groups, self.per_group, 1).expand(-1, -1, flat.shape[2] // self.per_group).flatten(1)
+        self.flat_adjoint = adjoint.reshape(flat.shape)
+        self.turned = self.flat_adjoint * self.gamma
+        self.mean_product = (self.turned * self.normalised).mean(dim=2, keepdim=True)
+        centred = self.turned - self.turned.mean(dim=2, keepdim=True)
+        self.input_adjoint = (centred - self.normalised * self.mean_product) * self.inverse
+        self._last: tuple[Tensor, Tensor, Tensor, slice] | None = None
+
+    def _moved(self, moving: Tangent) -> tuple[Tensor, Tensor, slice]:
+        """dx̂ and −dr/r, shapes (S, n, groups of the range, …), and the range of groups."""
+        if self._last is not None and self._last[0] is moving.data:
+            return self._last[1:]
+        data, groups = moving.data, slice(0, self.groups)
+        if moving.first is not None:
+            begin, end = moving.first // self.per_group, -(-(moving.first + data.shape[2]) // self.per_group)
+            groups = slice(begin, end)
+            before, width = moving.first - begin * self.per_group, (end - begin) * self.per_group
+            if data.shape[2] != width:
+                padded = data.new_zeros(*data.shape[:2], width, *data.shape[3:])
+                padded[:, :, before : before + data.shape[2]] = data
+                data = padded
+        flat = data.reshape(*data.shape[:2], groups.stop - groups.start, -1)
+        normalised, inverse = self.normalised[:, groups], self.inverse[:, groups]
+        product = _mean_product(flat, normalised)
+        moved = flat - flat.mean(dim=3, keepdim=True)
+        moved.addcmul_(normalised, product, value=-1.0).mul_(inverse)
+        self._last = (moving.data, moved, product * inverse, groups)
+        return self._last[1:]
+
+    def tangent(self, tangents: Sequence[Tangent | None]) -> Tangent:
+        """γ·dx̂ + γ̇·x̂ + β̇."""
+        moving, gamma, beta = tangents[:3]
+        shape = self.values[0].shape
+        if moving is None:
+            part, first = None, None
+        else:
+            moved, _, groups = self._moved(moving)
+            whole = groups == slice(0, self.groups)
+            first = None if whole else groups.start * self.per_group
+            part = (moved * self.gamma[groups]).reshape(*moved.shape[:2], -1, *shape[2:])
+        if gamma is None and beta is None:
+            assert part is not None
+            return Tangent(part, first)
+        part = None if part is None else Tangent(part, first).dense(shape)
+        return Tangent(_normalised_tangent(part, gamma, beta, self.normalised.reshape(shape)))
+
+    def input_adjoint_tangent(
+        self, moving: Tangent | None, gamma: Tangent | None, adjoint: Tensor | None
+    ) -> Tensor | None:
+        """The derivative of r·(h − mean h − x̂·mean(x̂h)) with h = γḡ."""
+        shape = self.values[0].shape
+        turned = None
+        if adjoint is not None:
+            turned = adjoint.reshape(len(adjoint), *self.normalised.shape) * self.gamma
+        if gamma is not None:
+            part = (_per_channel(gamma.data, len(shape)) * self.adjoint).reshape(-1, *self.normalised.shape)
+            turned = part if turned is None else turned + part
+        if turned is not None:
+            product = _mean_product(turned, self.normalised)
+            turned = turned - turned.mean(dim=3, keepdim=True)
+            turned.addcmul_(self.normalised, product, value=-1.0).mul_(self.inverse)
+        if moving is not None:
+            moved, shrunk, groups = self._moved(moving)
+            if turned is None:
+                turned = moved.new_zeros(len(moved), *self.normalised.shape)
+            part = turned[:, :, groups]
+            inverse = self.inverse[:, groups]
+            product = _mean_product(moved, self.turned[:, groups]) * inverse
+            part.addcmul_(self.normalised[:, groups], product, value=-1.0)
+            part.addcmul_(moved, self.mean_product[:, groups] * inverse, value=-1.0)
+            part.addcmul_(self.input_adjoint[:, groups], shrunk, value=-1.0)
+        return None if turned is None else turned.reshape(len(turned), *shape)
+
+    def example_rows(self, moving: Tangent | None, adjoint: Tensor | None) -> list[Tensor | None]:
+        """Σ over positions of ḡ̇x̂ + ḡ·dx̂, and of ḡ̇."""
+        shape = self.values[0].shape
+        gamma = None if adjoint is None else _inner(adjoint, self.normalised.reshape(shape))
+        beta = None if adjoint is None else adjoint.flatten(3).sum(dim=3) if len(shape) > 2 else adjoint
+        if moving is not None:
+            moved, _, groups = self._moved(moving)
+            channels = slice(groups.start * self.per_group, groups.stop * self.per_group)
+            part = _inner(moved.reshape(*moved.shape[:2], -1, *shape[2:]), self.adjoint[:, channels])
+            if gamma is None:
+                gamma = part.new_zeros(len(part), *shape[:2])
+            gamma[:, :, channels] += part
+        return [gamma, beta]
+
+
+def _mean_product(directions: Tensor, values: Tensor) -> Tensor:
+    """Mean over the last axis of (S, n, G, L) times (n, G, L), shape (S, n, G, 1)."""
+    return torch.einsum("sngl,ngl->sng", directions, values)[..., None] / values.shape[2]
+
+
+def _inner(directions: Tensor, values: Tensor) -> Tensor:
+    """Sum over all axes behind the channels: (S, n, c, …) times (n, c, …) gives (S, n, c)."""
+    product = directions * values
+    return product.flatten(3).sum(dim=3) if product.ndim > 3 else product
+
+
+def _per_channel(directions: Tensor, ndim: int) -> Tensor:
+    """Directions of a vector over channels, shape (S, c), to be broadcast over values (n, c, …)."""
+    return directions.reshape(len(directions), 1, -1, *[1] * (ndim - 2))
+
+
+def _normalised_tangent(part: Tensor | None, gamma: Tangent | None, beta: Tangent | None, normalised: Tensor) -> Tensor:
+    """ẏ = (what moves through x) + γ̇·x̂ + β̇."""
+    if gamma is not None:
+        turned = _per_channel(gamma.data, normalised.ndim) * normalised
+        part = turned if part is None else part + turned
+    if beta is not None:
+        shift = _per_channel(beta.data, normalised.ndim)
+        part = shift.expand(len(shift), *normalised.shape) if part is None else part + shift
+    assert part is not None
+    return part
+
+
+class Affine(Rule):
+    """y = W·U(x) + b: bilinear in weight and input. Subclasses know the layer's products.
+
+    Inputs are x, W and, where there is one, b.
+    """
+
+    def tangent(self, tangents: Sequence[Tangent | None]) -> Tangent:
+        """W·U(ẋ) + Ẇ·U(x) + ḃ."""
+        moving, weight, bias = [*tangents, None][:3]
+        terms = []
+        if moving is not None:
+            terms.append(self.forward(moving))
+        if weight is not None:
+            terms.append(self.forward_weight(weight.data))
+        if bias is not None:
+            terms.append(self.forward_bias(bias.data))
+        return Tangent(sum(terms[1:], terms[0]))
+
+    def adjoint_tangent(
+        self, tangents: Sequence[Tangent | None], adjoint: Tensor | None, wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """See `Rule`; each product has two terms."""
+        weight = tangents[1]
+        found: list[Tensor | None] = [None] * len(self.values)
+        if wanted[0]:
+            if adjoint is not None:
+                found[0] = self.backward(adjoint)
+            if weight is not None:
+                part = self.backward_weight(weight.data)
+                found[0] = part if found[0] is None else found[0] + part
+        if any(wanted[1:]):
+            found[1:] = self.rows(tangents, adjoint, wanted, None, 0)[1:]
+        return found
+
+    def rows(
+        self,
+        tangents: Sequence[Tangent | None],
+        adjoint: Tensor | None,
+        wanted: Sequence[bool],
+        expansion: Expansion | None,
+        first: int,
+    ) -> list[Tensor | None]:
+        """Directions of the gradients in W and b."""
+        moving = tangents[0]
+        found: list[Tensor | None] = [None] * len(self.values)
+
+        def columns(data: Tensor) -> Tensor:  # examples first: then columns and channels are one axis
+            return data.transpose(0, 1) if expansion is None else expansion(data)
+
+        if wanted[1]:
+            parts = []
+            if adjoint is not None:
+                parts.append(self.rows_of_adjoint(columns(self.from_output(adjoint, first)), first))
+            if moving is not None:
+                parts.append(self.rows_of_input(Tangent(columns(moving.data), moving.first), first))
+            found[1] = None if not parts else parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        if len(wanted) > 2 and wanted[2] and adjoint is not None:
+            found[2] = _contracted(self.sum_over_positions(adjoint), expansion)
+        return found
+
+    def from_output(self, adjoint: Tensor, first: int) -> Tensor:
+        """The part of ḡ̇, shape (S, n, …), that belongs to output channels from one on."""
+        raise NotImplementedError
+
+    def rows_of_adjoint(self, adjoint: Tensor, first: int) -> Tensor:
+        """Σ U(x) ⊗ ḡ̇.
+
+        Args:
+            adjoint: ḡ̇ of the outputs from `first` on, examples in front: shape (n, K, …).
+            first: The first output.
+
+        Returns:
+            Shape (K, *shape of W), zero in the rows before `first`.
+        """
+        raise NotImplementedError
+
+    def rows_of_input(self, moving: Tangent, first: int) -> Tensor:
+        """Σ U(ẋ) ⊗ ḡ.
+
+        Args:
+            moving: ẋ, examples in front: shape (n, K, …).
+            first: Rows before this one may be left zero.
+
+        Returns:
+            Shape (K, *shape of W).
+        """
+        raise NotImplementedError
+
+    def sum_over_positions(self, adjoint: Tensor) -> Tensor:
+        """ḡ̇ of the bias by example, shape (S, n, outputs)."""
+        raise NotImplementedError
+
+    def forward(self, moving: Tangent) -> Tensor:
+        """W·U(ẋ)."""
+        raise NotImplementedError
+
+    def forward_weight(self, weight: Tensor) -> Tensor:
+        """Ẇ·U(x)."""
+        raise NotImplementedError
+
+    def forward_bias(self, bias: Tensor) -> Tensor:
+        """ḃ, in the shape of the output."""
+        raise NotImplementedError
+
+    def backward(self, adjoint: Tensor) -> Tensor:
+        """Uᵀ(Wᵀḡ̇)."""
+        raise NotImplementedError
+
+    def backward_weight(self, weight: Tensor) -> Tensor:
+        """Uᵀ(Ẇᵀḡ)."""
+        raise NotImplementedError
+
+    def unfolded(self, output: int, columns: slice) -> Tensor:
+        """What some weights of one output channel are multiplied with.
+
+        Args:
+            output: The channel.
+            columns: The weights, as indices of W[output] in C order.
+
+        Returns:
+            Shape (n, K, *positions of the output).
+        """
+        raise NotImplementedError
+
+    def placed(self, data: Tensor, output: int) -> Tangent:
+        """Directions of one output channel, shape (S, n, *positions), as a tangent of the output."""
+        raise NotImplementedError
+
+    def positions(self, output: torch.Size) -> int:
+        """Positions of one output channel of one example, for an output of that shape."""
+        raise NotImplementedError
+
+    def multiply_adds(self, output: torch.Size, weight: torch.Size) -> int:
+        """Of y = W·U(x), for one example."""
+        return self.positions(output) * weight.numel()
+
+
+class Convolution(Affine):
+    """Convolution in any number of dimensions, with any stride, padding, dilation and groups."""
+
+    def prepare(self, values: Sequence[Tensor], output: Tensor, adjoint: Tensor) -> None:
+        """Reads the settings."""
+        super().prepare(values, output, adjoint)
+        dimensions = values[0].ndim - 2
+        given = self.node.arguments[0]
+        settings = [*given, *(None, None, None, 1, 0, 1, 1)[len(given) :]][3:]
+        lists = ([s] if isinstance(s, int) else list(s) for s in settings[:3])
+        self.settings = [s * dimensions if len(s) == 1 else s for s in lists]
+        self.groups: int = settings[3]
+        self.zeros = [0] * dimensions
+
+    def _forward(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        stride, padding, dilation = self.settings
+        return aten.convolution(x, weight, None, stride, padding, dilation, False, self.zeros, groups)
+
+    def _backward(self, adjoint: Tensor, x: Tensor, weight: Tensor, groups: int, mask: list[bool]) -> Tensor:
+        stride, padding, dilation = self.settings
+        found = aten.convolution_backward(
+            adjoint, x, weight, None, stride, padding, dilation, False, self.zeros, groups, mask
+        )
+        return found[mask.index(True)]
+
+    def forward(self, moving: Tangent) -> Tensor:
+        """W·U(ẋ), all directions as one batch."""
+        x, weight = self.values[:2]
+        data = moving.data
+        if moving.first is not None:
+            if self.groups == 1:
+                weight = weight[:, moving.channels]
+            else:
+                data = moving.dense(x.shape)
+        return self._forward(data.flatten(0, 1), weight, self.groups).unflatten(0, data.shape[:2])
+
+    def forward_weight(self, weight: Tensor) -> Tensor:
+        """Ẇ·U(x): for one group, directions are output channels."""
+        x = self.values[0]
+        if self.groups > 1:
+            return torch.stack([self._forward(x, each, self.groups) for each in weight])
+        output = self._forward(x, weight.flatten(0, 1), 1)
+        return output.unflatten(1, weight.shape[:2]).transpose(0, 1)
+
+    def forward_bias(self, bias: Tensor) -> Tensor:
+        """ḃ, in the shape of the output."""
+        return _per_channel(bias, self.adjoint.ndim).expand(len(bias), *self.adjoint.shape)
+
+    def backward(self, adjoint: Tensor) -> Tensor:
+        """Uᵀ(Wᵀḡ̇), all directions as one batch."""
+        x, weight = self.values[:2]
+        shape = x.new_empty(1).expand(adjoint.shape[0] * adjoint.shape[1], *x.shape[1:])
+        flat = self._backward(adjoint.flatten(0, 1), shape, weight, self.groups, [True, False, False])
+        return flat.unflatten(0, adjoint.shape[:2])
+
+    def backward_weight(self, weight: Tensor) -> Tensor:
+        """Uᵀ(Ẇᵀḡ)."""
+        x = self.values[0]
+        shape = x.new_empty(1).expand(x.shape)
+        parts = [self._backward(self.adjoint, shape, each, self.groups, [True, False, False]) for each in weight]
+        return torch.stack(parts)
+
+    def from_output(self, adjoint: Tensor, first: int) -> Tensor:
+        """Channels from one on; all of them where there are groups."""
+        return adjoint[:, :, first:] if self.groups == 1 else adjoint
+
+    def rows_of_adjoint(self, adjoint: Tensor, first: int) -> Tensor:
+        """For one group, columns and output channels can be the output channels of one product."""
+        x, weight = self.values[:2]
+        if not self._together(adjoint):
+            return _behind(torch.stack([self._weight(each, x, weight) for each in adjoint.unbind(1)]), first)
+        count, channels = adjoint.shape[1:3]
+        shape = weight.new_empty(1).expand(count * channels, *weight.shape[1:])
+        rows = self._backward(adjoint.flatten(1, 2), x.contiguous(), shape, 1, [False, True, False])
+        return _behind(rows.unflatten(0, (count, channels)), first)
+
+    def rows_of_input(self, moving: Tangent, first: int) -> Tensor:
+        """For one group, columns and input channels can be the input channels of one product."""
+        data, weight = moving.data, self.values[1]
+        if self.groups > 1 and moving.first is not None:
+            full = data.new_zeros(*data.shape[:2], *self.values[0].shape[1:])
+            full[:, :, moving.channels] = data
+            moving, data = Tangent(full), full
+        adjoint = self.adjoint if self.groups > 1 else self.adjoint[:, first:]
+        count, channels = data.shape[1:3]
+        if self._together(data):
+            shape = weight.new_empty(1).expand(adjoint.shape[1], count * channels, *weight.shape[2:])
+            rows = self._backward(adjoint.contiguous(), data.flatten(1, 2), shape, 1, [False, True, False])
+            rows = rows.unflatten(1, (count, channels)).transpose(0, 1)
+        else:
+            part = weight if moving.first is None else weight[:, moving.channels]
+            rows = torch.stack([self._weight(adjoint, each, part) for each in data.unbind(1)])
+        if moving.first is None:
+            return _behind(rows, first)
+        full = rows.new_zeros(count, *weight.shape)
+        full[:, full.shape[1] - rows.shape[1] :, moving.channels] = rows
+        return full
+
+    def sum_over_positions(self, adjoint: Tensor) -> Tensor:
+        """Sum over all axes behind the channels."""
+        return adjoint.flatten(3).sum(dim=3)
+
+    def _together(self, directions: Tensor) -> bool:
+        """Whether directions (n, K, …) are best made channels: they lie so in memory, or copying them costs nothing."""
+        return self.groups == 1 and (directions.is_cuda or directions.is_contiguous())
+
+    def _weight(self, adjoint: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        shape = weight.new_empty(1).expand(adjoint.shape[1], *weight.shape[1:])
+        return self._backward(adjoint, x, shape, self.groups, [False, True, False])
+
+    def unfolded(self, output: int, columns: slice) -> Tensor:
+        """What weights of one output channel are multiplied with: a convolution with unit weights."""
+        x, weight = self.values[:2]
+        per_group = weight.shape[1]
+        begin = output // (weight.shape[0] // self.groups) * per_group
+        count = math.prod(weight.shape[1:])
+        units = torch.eye(count, dtype=x.dtype, device=x.device)[columns].reshape(-1, *weight.shape[1:])
+        return self._forward(x[:, begin : begin + per_group], units, 1)
+
+    def placed(self, data: Tensor, output: int) -> Tangent:
+        """Directions of one output channel."""
+        return Tangent(data.unsqueeze(2), output)
+
+    def positions(self, output: torch.Size) -> int:
+        """All axes behind the channels."""
+        return output[2:].numel()
+
+
+class Linear(Affine):
+    """y = x Wᵀ + b over the last axis."""
+
+    def forward(self, moving: Tangent) -> Tensor:
+        """Ẋ Wᵀ."""
+        weight = self.values[1]
+        if moving.first is None:
+            return moving.data @ weight.T
+        if self.values[0].ndim > 2:
+            return moving.dense(self.values[0].shape) @ weight.T
+        return moving.data @ weight[:, moving.channels].T
+
+    def forward_weight(self, weight: Tensor) -> Tensor:
+        """X Ẇᵀ."""
+        x = self.values[0]
+        return torch.einsum("bi,soi->sbo", x.reshape(-1, x.shape[-1]), weight).reshape(
+            len(weight), *x.shape[:-1], weight.shape[1]
+        )
+
+    def forward_bias(self, bias: Tensor) -> Tensor:
+        """ḃ, in the shape of the output."""
+        shape = self.adjoint.shape
+        return bias.reshape(len(bias), *[1] * (len(shape) - 1), -1).expand(len(bias), *shape)
+
+    def backward(self, adjoint: Tensor) -> Tensor:
+        """Ḡ̇ W."""
+        return adjoint @ self.values[1]
+
+    def backward_weight(self, weight: Tensor) -> Tensor:
+        """Ḡ Ẇ."""
+        return torch.einsum("bo,soi->sbi", self.adjoint.reshape(-1, weight.shape[1]), weight).reshape(
+            len(weight), *self.values[0].shape
+        )
+
+    def from_output(self, adjoint: Tensor, first: int) -> Tensor:
+        """Features from one on."""
+        return adjoint[..., first:]
+
+    def rows_of_adjoint(self, adjoint: Tensor, first: int) -> Tensor:
+        """One matrix product."""
+        x = self.values[0]
+        flat = adjoint.movedim(1, -2).flatten(-2).flatten(0, -2)
+        rows = (flat.T @ x.flatten(0, -2)).unflatten(0, (adjoint.shape[1], adjoint.shape[-1]))
+        return _behind(rows, first)
+
+    def rows_of_input(self, moving: Tangent, first: int) -> Tensor:
+        """One matrix product."""
+        weight = self.values[1]
+        data = moving.data.movedim(1, -2)
+        flat = data.flatten(-2).flatten(0, -2)
+        rows = (self.adjoint.flatten(0, -2).T @ flat).unflatten(1, data.shape[-2:]).transpose(0, 1)
+        if moving.first is None:
+            return rows
+        full = rows.new_zeros(len(rows), *weight.shape)
+        full[:, :, moving.channels] = rows
+        return full
+
+    def sum_over_positions(self, adjoint: Tensor) -> Tensor:
+        """Sum over all axes between examples and features."""
+        return adjoint if adjoint.ndim == 3 else adjoint.flatten(2, -2).sum(dim=2)
+
+    def unfolded(self, output: int, columns: slice) -> Tensor:
+        """Some inputs, shape (n, K, *positions)."""
+        return self.values[0][..., columns].movedim(-1, 1)
+
+    def placed(self, data: Tensor, output: int) -> Tangent:
+        """Directions of one output feature."""
+        if data.ndim == 2:
+            return Tangent(data.unsqueeze(2), output)
+        full = data.new_zeros(*data.shape, self.values[1].shape[0])
+        full[..., output] = data
+        return Tangent(full)
+
+    def positions(self, output: torch.Size) -> int:
+        """All axes between examples and features."""
+        return output[1:-1].numel()
+
+
+def _behind(rows: Tensor, first: int) -> Tensor:
+    """Rows behind zeros for those that are not needed."""
+    if first == 0:
+        return rows
+    return torch.cat([rows.new_zeros(rows.shape[0], first, *rows.shape[2:]), rows], dim=1)
+
+
+_DIFFERENCES = {aten.sub.Tensor}
+_SUMS = {aten.add.Tensor, *_DIFFERENCES}
+_CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
+
+
+def rule_for(node: Node, graph: Graph, shapes: Sequence[torch.Size], output: torch.Size) -> Rule:
+    """The rule for an operation: the fastest that holds for it.
+
+    Args:
+        node: The operation.
+        graph: Its graph.
+        shapes: Shapes of its inputs.
+        output: Shape of its output.
+
+    Returns:
+        The rule.
+    """
+    args, kwargs = node.arguments
+    active = [i for i, name in enumerate(node.inputs) if name in graph.active]
+    tensors = [isinstance(a, Input) for a in args]
+    kind: type[Rule] = Rule
+    if node.target in _CONVOLUTIONS and len(shapes[0]) == len(shapes[1]) and tensors[:2] == [True, True]:
+        kind = Convolution
+    elif node.target is aten.linear.default and tensors[:2] == [True, True]:
+        kind = Linear
+    elif node.target in _SUMS and active == [0, 1] and shapes[0] == shapes[1]:
+        kind = Sum
+    elif (
+        node.target is aten._native_batch_norm_legit_no_training.default
+        and all(tensors[:5])
+        and active
+        and active[-1] < 3
+    ):
+        kind = FrozenBatchNorm
+    elif node.target is aten.group_norm.default and len(node.inputs) == 3 and len(shapes[0]) > 2:
+        kind = GroupNorm
+    elif node.target is aten.avg_pool2d.default and len(shapes[0]) == 4 and not kwargs:
+        kind = AveragePooling
+    elif (
+        node.target is aten.mean.dim
+        and node.inputs[0] in graph.batched
+        and len(args) > 1
+        and args[1]
+        and not kwargs
+        and all(axis % len(shapes[0]) >= 2 for axis in args[1])
+    ):
+        kind = SpatialMean
+    elif len(active) == 1 and shapes[active[0]] == output and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        kind = Pointwise
+    return kind(node, graph)
