@@ -127,7 +127,9 @@ def test_single_precision(name):
     assert_close(found.tril(), exact.tril(), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["conv1d", "preactivation-resnet", "depthwise-separable", "mixer", "densenet"])
+@pytest.mark.parametrize(
+    "name", ["conv1d", "preactivation-resnet", "depthwise-separable", "grouped-bottleneck", "densenet"]
+)
 def test_narrow_blocks(name):
     objective, theta = objective_of(*ARCHITECTURES[name](), torch.float64, "cross_entropy")
     exact = reference(name, "cross_entropy")

@@ -87,7 +87,9 @@ class Graph:
         return [node for node in self.nodes if name in node.inputs]
 
 
-def trace(model: torch.nn.Module, layout: ParameterLayout, images: torch.Tensor, batched: frozenset[str]) -> Graph:
+def trace(
+    model: torch.nn.Module, layout: ParameterLayout, images: torch.Tensor, batched: frozenset[str] | None = None
+) -> Graph:
     """Traces a network for the batch size of some images.
 
     Args:

@@ -822,6 +822,7 @@ class Convolution(Affine):
     def rows_of_adjoint(self, adjoint: Tensor, first: int) -> Tensor:
         """For one group, columns and output channels can be the output channels of one product."""
         x, weight = self.values[:2]
+        first = first if self.groups == 1 else 0
         if not self._together(adjoint):
             return _behind(torch.stack([self._weight(each, x, weight) for each in adjoint.unbind(1)]), first)
         count, channels = adjoint.shape[1:3]
@@ -836,7 +837,8 @@ class Convolution(Affine):
             full = data.new_zeros(*data.shape[:2], *self.values[0].shape[1:])
             full[:, :, moving.channels] = data
             moving, data = Tangent(full), full
-        adjoint = self.adjoint if self.groups > 1 else self.adjoint[:, first:]
+        first = first if self.groups == 1 else 0
+        adjoint = self.adjoint[:, first:]
         count, channels = data.shape[1:3]
         if self._together(data):
             shape = weight.new_empty(1).expand(adjoint.shape[1], count * channels, *weight.shape[2:])
