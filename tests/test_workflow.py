@@ -178,7 +178,7 @@ def test_another_checkpoint_trains_nothing(checkout: Checkout) -> None:
     checkout.configure(runs=[{"name": "a", "checkpoints": [0, 20, 40]}])
     planned = checkout.plan()
     assert planned.pop("measure_overlap") == 2
-    assert planned.pop("draw_figure") == 7
+    assert planned.pop("draw_figure") == 6
     assert checkout.figures() == {
         "spectrum",
         "spectral_density",
