@@ -14,6 +14,7 @@ chunk, in `prepare`, and shared by all of them.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -389,7 +390,7 @@ def _format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-class Normalisation(Rule):
+class Normalisation(Rule, ABC):
     """y = γx̂ + β per channel, with inputs x, γ, β: what frozen BatchNorm and GroupNorm have in common."""
 
     def adjoint_tangent(
@@ -418,15 +419,15 @@ class Normalisation(Rule):
                 found[position] = _contracted(row, expansion)
         return found
 
+    @abstractmethod
     def input_adjoint_tangent(
         self, moving: Tangent | None, gamma: Tangent | None, adjoint: Tensor | None
     ) -> Tensor | None:
         """ḡ̇ of x."""
-        raise NotImplementedError
 
+    @abstractmethod
     def example_rows(self, moving: Tangent | None, adjoint: Tensor | None) -> list[Tensor | None]:
         """Directions of the gradients in γ and β by example, shape (S, n, channels) each."""
-        raise NotImplementedError
 
 
 class FrozenBatchNorm(Normalisation):
@@ -616,7 +617,7 @@ def _normalised_tangent(part: Tensor | None, gamma: Tangent | None, beta: Tangen
     return part
 
 
-class Affine(Rule):
+class Affine(Rule, ABC):
     """y = W·U(x) + b: bilinear in weight and input. Subclasses know the layer's products.
 
     Inputs are x, W and, where there is one, b.
@@ -676,10 +677,11 @@ class Affine(Rule):
             found[2] = _contracted(self.sum_over_positions(adjoint), expansion)
         return found
 
+    @abstractmethod
     def from_output(self, adjoint: Tensor, first: int) -> Tensor:
         """The part of ḡ̇, shape (S, n, …), that belongs to output channels from one on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows_of_adjoint(self, adjoint: Tensor, first: int) -> Tensor:
         """Σ U(x) ⊗ ḡ̇.
 
@@ -690,8 +692,8 @@ class Affine(Rule):
         Returns:
             Shape (K, *shape of W), zero in the rows before `first`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def rows_of_input(self, moving: Tangent, first: int) -> Tensor:
         """Σ U(ẋ) ⊗ ḡ.
 
@@ -702,32 +704,32 @@ class Affine(Rule):
         Returns:
             Shape (K, *shape of W).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def sum_over_positions(self, adjoint: Tensor) -> Tensor:
         """ḡ̇ of the bias by example, shape (S, n, outputs)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, moving: Tangent) -> Tensor:
         """W·U(ẋ)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward_weight(self, weight: Tensor) -> Tensor:
         """Ẇ·U(x)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward_bias(self, bias: Tensor) -> Tensor:
         """ḃ, in the shape of the output."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, adjoint: Tensor) -> Tensor:
         """Uᵀ(Wᵀḡ̇)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward_weight(self, weight: Tensor) -> Tensor:
         """Uᵀ(Ẇᵀḡ)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unfolded(self, output: int, columns: slice) -> Tensor:
         """What some weights of one output channel are multiplied with.
 
@@ -738,15 +740,14 @@ class Affine(Rule):
         Returns:
             Shape (n, K, *positions of the output).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def placed(self, data: Tensor, output: int) -> Tangent:
         """Directions of one output channel, shape (S, n, *positions), as a tangent of the output."""
-        raise NotImplementedError
 
+    @abstractmethod
     def positions(self, output: torch.Size) -> int:
         """Positions of one output channel of one example, for an output of that shape."""
-        raise NotImplementedError
 
     def multiply_adds(self, output: torch.Size, weight: torch.Size) -> int:
         """Of y = W·U(x), for one example."""
