@@ -6,4 +6,4 @@ cannot be forgotten here.
 """
 
 STAGE_VERSIONS = {"training": 1, "hessian": 2, "gauss_newton": 1, "eigenbasis": 1}
-STYLE_VERSION = 1
+STYLE_VERSION = 2

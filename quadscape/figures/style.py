@@ -98,9 +98,25 @@ def save(figure: "Figure", path: str | Path) -> None:
     metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     buffer = io.BytesIO()
     with context():
+        _settle(figure)
         figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())
+
+
+def _settle(figure: "Figure") -> None:
+    """Lays a figure out for good, at rounded places.
+
+    The solver behind the layout orders its unknowns by their addresses in memory, so that places differ in the last bit
+    from run to run; an SVG names its clipping rectangles by a hash of all bits.
+    """
+    if figure.get_layout_engine() is None:
+        return
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = (round(float(edge), 6) for edge in axes.get_position(original=True).bounds)
+        axes.set_position((left, bottom, width, height))
 
 
 def panels(
