@@ -11,7 +11,6 @@ Pillow for real images. These are CIFAR-10 from an npz file of JPEGs (arrays `jp
 `label`, `split` with 0 for training) or, where there is no such file, random; the JSON says which.
 """
 
-import argparse
 import io
 import json
 import time
@@ -26,6 +25,7 @@ from benchmarks.setting import (
     Strip,
     gemm_rate,
     machine,
+    parser,
     prepare,
     problem,
     random_data,
@@ -70,8 +70,7 @@ def by_importance(strips: Sequence[Strip]) -> list[int]:
 
 def check(objective: Objective, theta: torch.Tensor, columns: int) -> float:
     """Relative error against double backward in float64, over columns of all layers and a few examples."""
-    images, labels = objective.images[:_CHECKED_IMAGES], objective.labels[:_CHECKED_IMAGES]
-    few = Objective(objective.model, objective.layout, images, labels, objective.loss_kind, len(images))
+    few = objective.part(slice(0, _CHECKED_IMAGES))
     strips = [Strip(b.start, min(b.stop, b.start + 8), b.name, 1.0) for b in objective.layout.blocks]
     kept = reference_sample(objective.layout, strips, columns)
     engine, found = HessianEngine(few, theta), []
@@ -80,7 +79,7 @@ def check(objective: Objective, theta: torch.Tensor, columns: int) -> float:
         found += [result[c - strip.start :, c - strip.start] for c in kept if strip.start <= c < strip.stop]
     dtype = objective.dtype
     model = objective.model.double()
-    exact = Objective(model, objective.layout, images.double(), labels, objective.loss_kind, len(images))
+    exact = Objective(model, few.layout, few.images.double(), few.labels, few.loss_kind, few.count)
     error = relative_error(found, reference_columns(exact, theta, kept))
     model.to(dtype)
     return error
@@ -110,17 +109,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     Returns:
         What the line of JSON says.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=2)
-    parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--norm", choices=["group", "none", "batch"], default="group")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--data", type=Path, default=Path("data/cifar10-jpeg.npz"), help="npz file of JPEGs")
-    parser.add_argument("--pixels", type=int, default=32, help="height and width of random images (default: 32)")
-    parser.add_argument("--seconds", type=float, default=420.0, help="time for the strips (default: 420)")
-    parser.add_argument("--block", type=int, default=256, help="columns per strip (default: 256, as in the stage)")
-    parser.add_argument("--profile", action="store_true", help="also profile some columns over one data chunk")
-    arguments = parser.parse_args(argv)
+    options = parser(__doc__, width=2, images=50_000)
+    options.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    options.add_argument("--data", type=Path, default=Path("data/cifar10-jpeg.npz"), help="npz file of JPEGs")
+    options.add_argument("--seconds", type=float, default=420.0, help="time for the strips (default: 420)")
+    options.add_argument("--block", type=int, default=256, help="columns per strip (default: 256, as in the stage)")
+    options.add_argument("--profile", action="store_true", help="also profile some columns over one data chunk")
+    arguments = options.parse_args(argv)
     device = resolve_device(arguments.device)
     prepare()
     real = arguments.data.is_file()
@@ -193,16 +188,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         summary["memory_bytes"] = torch.cuda.max_memory_allocated() - resident
         summary["memory_bytes_estimated"] = engine.memory_bytes(arguments.block)
     if arguments.profile:
-        few = slice(0, objective.chunk)
-        part = Objective(
-            objective.model,
-            objective.layout,
-            objective.images[few],
-            objective.labels[few],
-            "cross_entropy",
-            objective.chunk,
-        )
-        profile(HessianEngine(part, theta), strips)
+        profile(HessianEngine(objective.part(slice(0, objective.chunk)), theta), strips)
     print(json.dumps(summary))
     return summary
 

@@ -9,7 +9,6 @@ Warm-ups are left out. Ours comes first; nothing else runs beside. The error is 
 against double backward in float64.
 """
 
-import argparse
 import gc
 import json
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from benchmarks.setting import (
     Strip,
     gemm_rate,
     machine,
+    parser,
     prepare,
     problem,
     random_data,
@@ -132,16 +132,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     Returns:
         What the line of JSON says.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=1)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--norm", choices=["group", "none", "batch"], default="group")
-    parser.add_argument("--block", type=int, default=256, help="columns per strip (default: 256, as in the stage)")
-    parser.add_argument("--pixels", type=int, default=32, help="height and width of an image (default: 32)")
-    parser.add_argument("--reference", type=int, default=200, help="columns compared with float64 (default: 200)")
-    parser.add_argument("--threads", type=int, help="threads (default: torch's)")
-    parser.add_argument("--no-compile", action="store_true", help="leave the compiled peer out")
-    arguments = parser.parse_args(argv)
+    options = parser(__doc__, width=1, images=256)
+    options.add_argument("--block", type=int, default=256, help="columns per strip (default: 256, as in the stage)")
+    options.add_argument("--reference", type=int, default=200, help="columns compared with float64 (default: 200)")
+    options.add_argument("--threads", type=int, help="threads (default: torch's)")
+    options.add_argument("--no-compile", action="store_true", help="leave the compiled peer out")
+    arguments = options.parse_args(argv)
     prepare(arguments.threads)
     data = random_data(arguments.images, (3, arguments.pixels, arguments.pixels))
     objective, theta = problem(arguments.width, arguments.norm, torch.float32, data)

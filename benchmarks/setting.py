@@ -1,5 +1,6 @@
 """What the benchmarks share: the networks, the machine, clocks, samples of strips, and an independent reference."""
 
+import argparse
 import gc
 import platform
 import time
@@ -75,6 +76,25 @@ def problem(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Machine and clocks
+
+
+def parser(documentation: str | None, width: int = 1, images: int = 64) -> argparse.ArgumentParser:
+    """A parser of the arguments that choose one network and its data.
+
+    Args:
+        documentation: What the command does.
+        width: Default multiplier w.
+        images: Default N.
+
+    Returns:
+        The parser, to be given more arguments.
+    """
+    found = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--width", type=int, default=width)
+    found.add_argument("--images", type=int, default=images)
+    found.add_argument("--norm", choices=["group", "none", "batch"], default="group")
+    found.add_argument("--pixels", type=int, default=32, help="height and width of a random image (default: 32)")
+    return found
 
 
 def prepare(threads: int | None = None) -> None:

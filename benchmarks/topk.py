@@ -7,7 +7,6 @@ nothing: it is run with a number that grows by a half until its residuals meet t
 runs counts.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers import package_missing
-from benchmarks.setting import machine, prepare, problem, random_data, timed
+from benchmarks.setting import machine, parser, prepare, problem, random_data, timed
 from quadscape.curvature.matrix_free import CurvatureOperator, extreme_eigenpairs
 from quadscape.objective import Objective
 
@@ -72,15 +71,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     Returns:
         What the line of JSON says.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=1)
-    parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--norm", choices=["group", "none", "batch"], default="group")
-    parser.add_argument("--count", type=int, default=10, help="number of eigenpairs (default: 10)")
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="residual in units of λ₁ (default: 1e-4)")
-    parser.add_argument("--pixels", type=int, default=32, help="height and width of an image (default: 32)")
-    parser.add_argument("--threads", type=int, help="threads (default: torch's)")
-    arguments = parser.parse_args(argv)
+    options = parser(__doc__, width=1, images=64)
+    options.add_argument("--count", type=int, default=10, help="number of eigenpairs (default: 10)")
+    options.add_argument("--tolerance", type=float, default=1e-4, help="residual in units of λ₁ (default: 1e-4)")
+    options.add_argument("--threads", type=int, help="threads (default: torch's)")
+    arguments = options.parse_args(argv)
     prepare(arguments.threads)
     data = random_data(arguments.images, (3, arguments.pixels, arguments.pixels))
     objective, theta = problem(arguments.width, arguments.norm, torch.float32, data)

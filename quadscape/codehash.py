@@ -19,6 +19,17 @@ from pathlib import Path
 
 from quadscape.versions import STAGE_VERSIONS
 
+# The loss of a checkpoint over a data set.
+_LOSS = (
+    "quadscape.objective",
+    "quadscape.checkpoint",
+    "quadscape.losses",
+    "quadscape.models",
+    "quadscape.parameters",
+    "quadscape.data",
+    "quadscape.numerics",
+)
+
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "training": (
         "quadscape.training",
@@ -34,24 +45,12 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "quadscape.curvature.graph",
         "quadscape.curvature.rules",
         "quadscape.curvature.strips",
-        "quadscape.objective",
-        "quadscape.checkpoint",
-        "quadscape.losses",
-        "quadscape.models",
-        "quadscape.parameters",
-        "quadscape.data",
-        "quadscape.numerics",
+        *_LOSS,
     ),
     "gauss_newton": (
         "quadscape.curvature.gauss_newton",
         "quadscape.curvature.strips",
-        "quadscape.objective",
-        "quadscape.checkpoint",
-        "quadscape.losses",
-        "quadscape.models",
-        "quadscape.parameters",
-        "quadscape.data",
-        "quadscape.numerics",
+        *_LOSS,
     ),
     "eigenbasis": (
         "quadscape.curvature.eigenbasis",

@@ -99,6 +99,11 @@ class Objective:
         """Where they run."""
         return self.images.device
 
+    def part(self, examples: slice) -> "Objective":
+        """The same loss over some of the examples."""
+        images, labels = self.images[examples], self.labels[examples]
+        return Objective(self.model, self.layout, images, labels, self.loss_kind, self.chunk)
+
     def chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Images and labels, chunk after chunk."""
         yield from zip(self.images.split(self.chunk), self.labels.split(self.chunk), strict=True)

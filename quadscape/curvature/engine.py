@@ -39,6 +39,21 @@ _ELEMENT_COST = 60
 
 
 @dataclass(frozen=True)
+class _Origin:
+    """Where the directions of a parameter tensor's columns start.
+
+    Attributes:
+        node: The layer at whose output they do; None: at the tensor itself.
+        positions: How many stand for all columns of an output channel; None: they are the columns themselves.
+        width: Directions that are carried at once, where they are columns.
+    """
+
+    node: Node | None
+    positions: int | None
+    width: int
+
+
+@dataclass(frozen=True)
 class _Traced:
     """The graph for one batch size with its rules.
 
@@ -47,12 +62,14 @@ class _Traced:
         rules: By name of the node.
         shapes: Of every value.
         depends: By name of a value, the largest index of a parameter tensor that it depends on; −1: none.
+        origins: Of every parameter tensor.
     """
 
     graph: Graph
     rules: dict[str, Rule]
     shapes: dict[str, torch.Size]
     depends: dict[str, int]
+    origins: list[_Origin]
 
 
 class HessianEngine:
@@ -69,7 +86,6 @@ class HessianEngine:
         self.theta = torch.as_tensor(theta)
         self.plan = plan or self.plan_for(objective)
         self._parameters = {name: _laid_out(p) for name, p in objective.parameters(self.theta).items()}
-        self._device = objective.device
         self._traced: dict[int, _Traced] = {}
         self._trace(min(self.plan["chunk"], objective.count))
         if objective.count > 1:  # the loss of one example is a sum over examples in any case
@@ -106,13 +122,12 @@ class HessianEngine:
         Returns:
             Two operations per multiply–add.
         """
-        total = self._primal_cost
-        for block, (first, last) in zip(self.objective.layout.blocks, self._costs, strict=True):
+        total, costs = self._counted
+        for block, (first, last) in zip(self.objective.layout.blocks, costs, strict=True):
             begin, end = max(start, block.start), min(stop, block.stop)
             if begin >= end:
                 continue
-            size = block.stop - block.start
-            per_channel = max(1, size // block.shape[0]) if block.shape else 1
+            size, per_channel = block.stop - block.start, _per_channel(block)
             channels = (end - 1 - block.start) // per_channel - (begin - block.start) // per_channel + 1
             place = ((begin + end) / 2 - block.start) / size  # later channels have fewer rows to compute
             for low, high, count in zip(first, last, (channels, end - begin), strict=True):
@@ -120,33 +135,32 @@ class HessianEngine:
         return total * self.objective.count
 
     @cached_property
-    def _primal_cost(self) -> float:
+    def _counted(self) -> tuple[float, list[tuple[tuple[float, float], tuple[float, float]]]]:
+        """Operations for one example of the primal pass, and of columns.
+
+        The latter by parameter tensor, for its first and its last channel: per channel, and per column of it.
+        """
         count = min(2, self.objective.count)
         with FlopCounterMode(display=False) as counted:
-            self._chunk(slice(0, count), 0)
-        return counted.get_total_flops() / count
-
-    @cached_property
-    def _costs(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-        """By parameter tensor, for its first and its last channel: operations per channel, and per column of it."""
-        count = min(2, self.objective.count)
-        traced = self._chunk(slice(0, count), 0)
+            traced = self._chunk(slice(0, count), 0)
+        primal = counted.get_total_flops() / count
         found = []
         for index, block in enumerate(self.objective.layout.blocks):
-            size = block.stop - block.start
-            per_channel = max(1, size // block.shape[0]) if block.shape else 1
+            per_channel = _per_channel(block)
             ends = []
             for begin in (block.start, block.stop - per_channel):
                 counts = []
                 for width in (1, 2) if per_channel > 1 else (1,):
-                    total = torch.zeros(width, self.objective.size - begin, dtype=torch.float64, device=self._device)
+                    total = torch.zeros(
+                        width, self.objective.size - begin, dtype=torch.float64, device=self.objective.device
+                    )
                     with FlopCounterMode(display=False) as counted:
                         self._block(traced, index, block, (begin, begin + width), total)
                     counts.append(counted.get_total_flops() / count)
                 per_column = counts[-1] - counts[0] if len(counts) > 1 else counts[0]
                 ends.append((counts[0] - per_column, per_column))
             found.append((ends[0], ends[1]))
-        return found
+        return primal, found
 
     def memory_bytes(self, columns: int) -> int:
         """Estimated peak of the device's memory for one strip, beside network and data.
@@ -163,13 +177,12 @@ class HessianEngine:
         values = {n.name: traced.shapes[n.name].numel() * itemsize for n in traced.graph.nodes}
         tangents = largest_rows = 0
         for index, block in enumerate(objective.layout.blocks):
-            directions = min(self._width(traced, index), block.stop - block.start, columns)
-            node = self._weighted(traced, index)
-            if node is not None:
-                per_channel = (block.stop - block.start) // block.shape[0]
-                directions = min(directions, per_channel)
-                if self._output_space(traced, node, per_channel):
-                    directions = self._affine(traced, node).positions(traced.shapes[node.name])
+            origin = traced.origins[index]
+            directions = min(origin.width, block.stop - block.start, columns)
+            if origin.node is not None:
+                directions = min(directions, _per_channel(block))
+            if origin.positions is not None:
+                directions = origin.positions
             later = sum(size for name, size in values.items() if traced.depends[name] >= index)
             tangents = max(tangents, directions * later)
             largest_rows = max(largest_rows, block.stop - block.start)
@@ -197,8 +210,19 @@ class HessianEngine:
             depends = dict.fromkeys(values, -1) | graph.parameters
             for node in graph.nodes:
                 depends[node.name] = max((depends[i] for i in node.inputs), default=-1)
-            self._traced[count] = _Traced(graph, rules, shapes, depends)
+            traced = _Traced(graph, rules, shapes, depends, [])
+            traced.origins.extend(self._origin(traced, i, b) for i, b in enumerate(objective.layout.blocks))
+            self._traced[count] = traced
         return self._traced[count]
+
+    def _origin(self, traced: _Traced, index: int, block: ParameterBlock) -> _Origin:
+        node = _weighted(traced, index)
+        positions = None
+        if node is not None and _cheaper_by_positions(traced, node, index, min(_per_channel(block), _USUAL_COLUMNS)):
+            positions = _affine(traced, node).positions(traced.shapes[node.name])
+        size = sum(traced.shapes[n.name].numel() for n in traced.graph.nodes if traced.depends[n.name] >= index)
+        width = max(1, self.plan["tile"] // max(1, size * self.objective.dtype.itemsize))
+        return _Origin(node, positions, width)
 
     def _values(self, graph: Graph, images: Tensor, first: int | None = None) -> dict[str, Tensor]:
         """All values of the network on one chunk, as functions of the parameter tensors from a first one on."""
@@ -312,10 +336,9 @@ class HessianEngine:
     def _block(self, traced: _Traced, index: int, block: ParameterBlock, strip: tuple[int, int], total: Tensor) -> None:
         """Adds one chunk's part of the columns that belong to one parameter tensor."""
         begin, end = max(strip[0], block.start), min(strip[1], block.stop)
-        width = self._width(traced, index)
-        node = self._weighted(traced, index)
+        node, width = traced.origins[index].node, traced.origins[index].width
         if node is not None:
-            self._weight_columns(traced, node, block, index, (begin, end), strip[0], width, total)
+            self._weight_columns(traced, node, block, index, (begin, end), strip[0], total)
             return
         names = [name for name, i in traced.graph.parameters.items() if i == index]
         for left in range(begin, end, width) if names else ():
@@ -333,21 +356,18 @@ class HessianEngine:
         index: int,
         columns: tuple[int, int],
         origin: int,
-        width: int,
         total: Tensor,
     ) -> None:
         """Columns of the weight of one layer, output channel by output channel."""
-        per_channel = (block.stop - block.start) // block.shape[0]
+        per_channel, width = _per_channel(block), traced.origins[index].width
         begin, end = columns
-        layer = self._affine(traced, node)
-        spaced = self._output_space(traced, node, per_channel)
+        layer = _affine(traced, node)
         while begin < end:
             channel, offset = divmod(begin - block.start, per_channel)
             until = min(end, block.start + (channel + 1) * per_channel)
             part = layer.unfolded(channel, slice(offset, offset + until - begin))
-            if spaced:
+            if (count := traced.origins[index].positions) is not None:
                 positions = part.shape[2:]
-                count = positions.numel()
                 units = torch.eye(count, dtype=part.dtype, device=part.device).reshape(count, 1, *positions)
                 seed = layer.placed(units.expand(count, len(part), *positions), channel)
                 expansion = part.flatten(2) if positions else part.unsqueeze(2)
@@ -380,7 +400,7 @@ class HessianEngine:
             skipped = 0
             if isinstance(rule, Affine) and wanted[1]:
                 block = blocks[targets[1]]
-                skipped = max(0, origin - block.start) * block.shape[0] // (block.stop - block.start)
+                skipped = max(0, origin - block.start) // _per_channel(block)
             for left, right in self._expanded(columns, expansion, moving, adjoint):
                 turn = None if expansion is None else Expansion(expansion[:, left - columns[0] : right - columns[0]])
                 rows = rule.rows(moving, adjoint, wanted, turn, skipped)
@@ -401,64 +421,64 @@ class HessianEngine:
         if expansion is None:
             return [columns]
         of_one = [t.data[0] for t in moving if t is not None] + ([] if adjoint is None else [adjoint[0]])
-        size = max(max(t.numel() for t in of_one), 1) * of_one[0].element_size()
+        size = max(t.nbytes for t in of_one)
         width = max(1, self.plan["tile"] // size)
         return [(left, min(end, left + width)) for left in range(begin, end, width)]
 
-    def _width(self, traced: _Traced, index: int) -> int:
-        """Directions that are carried at once from a parameter tensor."""
-        size = sum(traced.shapes[n.name].numel() for n in traced.graph.nodes if traced.depends[n.name] >= index)
-        return max(1, self.plan["tile"] // max(1, size * self.objective.dtype.itemsize))
 
-    def _weighted(self, traced: _Traced, index: int) -> Node | None:
-        """The layer whose output can stand for its weight as the place where columns start.
+def _per_channel(block: ParameterBlock) -> int:
+    """Elements of a parameter tensor for one index of its first axis; 1 for a scalar."""
+    return (block.stop - block.start) // (block.shape[0] if block.shape else 1)
 
-        Args:
-            traced: The graph.
-            index: The weight's.
 
-        Returns:
-            None where the tensor is not the weight of just one layer, or where a later tensor of θ acts before that
-            layer: its rows would lack the part that comes from the weight through the layer's input.
-        """
-        graph = traced.graph
-        names = [name for name, i in graph.parameters.items() if i == index]
-        users = [node for name in names for node in graph.users(name)]
-        if len(users) != 1 or not isinstance(traced.rules[users[0].name], Affine):
-            return None
-        inputs = users[0].inputs
-        alone = inputs[1] == names[0] and inputs.count(names[0]) == 1
-        return users[0] if alone and traced.depends[inputs[0]] < index else None
+def _weighted(traced: _Traced, index: int) -> Node | None:
+    """The layer whose output can stand for its weight as the place where columns start.
 
-    @staticmethod
-    def _affine(traced: _Traced, node: Node) -> Affine:
-        rule = traced.rules[node.name]
-        assert isinstance(rule, Affine)
-        return rule
+    Args:
+        traced: The graph.
+        index: The weight's.
 
-    def _output_space(self, traced: _Traced, node: Node, columns: int) -> bool:
-        """Whether it costs less to carry the positions of a layer's output than the columns of one channel."""
-        columns = min(columns, _USUAL_COLUMNS)
-        graph, shapes = traced.graph, traced.shapes
-        index = graph.parameters[node.inputs[1]]
-        later = [n for n in graph.nodes if traced.depends[n.name] >= index]
-        for n in later:
-            if n.name not in graph.batched or any(
-                i in graph.active and i not in graph.parameters and i not in graph.batched for i in n.inputs
-            ):
-                return False
-        positions = self._affine(traced, node).positions(shapes[node.name])
-        carried = expanded = elements = 0
-        for n in later:
-            elements += shapes[n.name][1:].numel()
-            other = traced.rules[n.name]
-            if isinstance(other, Affine):
-                if n is not node:
-                    carried += 2 * other.multiply_adds(shapes[n.name], shapes[n.inputs[1]])
-                    expanded += shapes[n.inputs[0]][1:].numel()
-                expanded += shapes[n.name][1:].numel()
-        carried += _ELEMENT_COST * elements
-        return positions * carried + columns * _EXPANSION_COST * positions * expanded < columns * carried
+    Returns:
+        None where the tensor is not the weight of just one layer, or where a later tensor of θ acts before that
+        layer: its rows would lack the part that comes from the weight through the layer's input.
+    """
+    graph = traced.graph
+    names = [name for name, i in graph.parameters.items() if i == index]
+    users = [node for name in names for node in graph.users(name)]
+    if len(users) != 1 or not isinstance(traced.rules[users[0].name], Affine):
+        return None
+    inputs = users[0].inputs
+    alone = inputs[1] == names[0] and inputs.count(names[0]) == 1
+    return users[0] if alone and traced.depends[inputs[0]] < index else None
+
+
+def _affine(traced: _Traced, node: Node) -> Affine:
+    rule = traced.rules[node.name]
+    assert isinstance(rule, Affine)
+    return rule
+
+
+def _cheaper_by_positions(traced: _Traced, node: Node, index: int, columns: int) -> bool:
+    """Whether it costs less to carry the positions of a layer's output than the columns of one channel."""
+    graph, shapes = traced.graph, traced.shapes
+    later = [n for n in graph.nodes if traced.depends[n.name] >= index]
+    for n in later:
+        if n.name not in graph.batched or any(
+            i in graph.active and i not in graph.parameters and i not in graph.batched for i in n.inputs
+        ):
+            return False
+    positions = _affine(traced, node).positions(shapes[node.name])
+    carried = expanded = elements = 0
+    for n in later:
+        elements += shapes[n.name][1:].numel()
+        other = traced.rules[n.name]
+        if isinstance(other, Affine):
+            if n is not node:
+                carried += 2 * other.multiply_adds(shapes[n.name], shapes[n.inputs[1]])
+                expanded += shapes[n.inputs[0]][1:].numel()
+            expanded += shapes[n.name][1:].numel()
+    carried += _ELEMENT_COST * elements
+    return positions * carried + columns * _EXPANSION_COST * positions * expanded < columns * carried
 
 
 def _laid_out(tensor: Tensor) -> Tensor:

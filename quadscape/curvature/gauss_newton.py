@@ -32,6 +32,7 @@ from quadscape.curvature.strips import (
     column_block,
     flops_per_example,
     matrix_spec,
+    multiply_probes,
     probe_block,
     product_specs,
 )
@@ -282,13 +283,9 @@ class GaussNewtonTask:
             return {"matrix": ((slice(0, size), slice(start, stop)), values)}
         first = (unit - runs) * plan["probe_block"]
         block = slice(first, min(PROBES, first + plan["probe_block"]))
-        probes = sign_probes(size, PROBES, PROBE_SEED)[:, block]
-        found: dict[str, tuple[tuple[slice | int, ...], np.ndarray]] = {}
-        for name, dtype in (("products", "float64"), ("float32_products", "float32")):
-            objective = self._objective(dtype, plan)
-            columns = [objective.gauss_newton_product(theta, probe).numpy() for probe in probes.T]
-            found[name] = ((slice(0, size), block), np.stack(columns, axis=1))
-        return found
+        return multiply_probes(
+            size, block, lambda dtype, v: self._objective(dtype, plan).gauss_newton_product(theta, v)
+        )
 
     def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
         """Size, trace, norm and errors of the matrix, under `verification`."""

@@ -27,6 +27,7 @@ from quadscape.curvature.strips import (
     check_finite,
     cut_strips,
     matrix_spec,
+    multiply_probes,
     probe_block,
     product_specs,
     share_of_strips,
@@ -129,10 +130,7 @@ class HessianShardTask:
         """Time of all strips at the speed of the last one over one data chunk; shown, and no part of the plan."""
         assert self._engine is not None
         whole = self._engine.objective
-        first = slice(0, whole.chunk)
-        few = Objective(
-            whole.model, whole.layout, whole.images[first], whole.labels[first], whole.loss_kind, whole.chunk
-        )
+        few = whole.part(slice(0, whole.chunk))
         engine = HessianEngine(few, self._objectives.theta, tiles)
         engine.columns(strips[-1] - 1, strips[-1])  # warms up
         began = time.perf_counter()
@@ -281,13 +279,7 @@ class HessianTask:
         """The products with one block of probes."""
         size, theta = self._objectives.size, self._objectives.theta
         block = slice(unit * plan["probe_block"], min(PROBES, (unit + 1) * plan["probe_block"]))
-        probes = sign_probes(size, PROBES, PROBE_SEED)[:, block]
-        found: dict[str, tuple[tuple[slice | int, ...], np.ndarray]] = {}
-        for name, dtype in (("products", "float64"), ("float32_products", "float32")):
-            objective = self._objective(dtype, plan)
-            columns = [objective.hessian_product(theta, probe).numpy() for probe in probes.T]
-            found[name] = ((slice(0, size), block), np.stack(columns, axis=1))
-        return found
+        return multiply_probes(size, block, lambda dtype, v: self._objective(dtype, plan).hessian_product(theta, v))
 
     def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
         """Size, a digest of matrix and products, and under `verification` trace, norm and errors of the matrix."""

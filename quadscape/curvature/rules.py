@@ -17,6 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,7 +47,11 @@ class Tangent:
         """The range as an index of axis 1 of the value."""
         return slice(None) if self.first is None else slice(self.first, self.first + self.data.shape[2])
 
-    def dense(self, shape: torch.Size) -> Tensor:
+    def part(self, value: Tensor) -> Tensor:
+        """The range of a value (n, channels, …); all of it where there is no range."""
+        return value if self.first is None else value[:, self.channels]
+
+    def dense(self, shape: Sequence[int]) -> Tensor:
         """All of it, for a value of that shape."""
         if self.first is None:
             return self.data
@@ -86,7 +91,6 @@ class Rule:
         active: Positions of the inputs that depend on parameters.
         values: Values of the inputs.
         adjoint: ḡ of the output.
-        linear: Whether the output is jointly linear in its active inputs.
     """
 
     def __init__(self, node: Node, graph: Graph) -> None:
@@ -104,11 +108,15 @@ class Rule:
         # functorch writes tangents in the layout of their primals, which must not be expanded ones.
         self.values = [value.contiguous() if 0 in value.stride() else value for value in values]
         self.adjoint = adjoint
+
+    @cached_property
+    def linear(self) -> bool:
+        """Whether the output is jointly linear in its active inputs: a property of the operation, not of its values."""
         with torch.enable_grad():
             leaves = [self.values[i].detach().requires_grad_() for i in self.active]
             result = self._of_active(self.values)(*leaves)
-            pulled = torch.autograd.grad(result, leaves, adjoint, create_graph=True, allow_unused=True)
-        self.linear = not any(g is not None and g.requires_grad for g in pulled)
+            pulled = torch.autograd.grad(result, leaves, self.adjoint, create_graph=True, allow_unused=True)
+        return not any(g is not None and g.requires_grad for g in pulled)
 
     def _of_active(self, tensors: Sequence[Tensor]) -> Callable[..., Tensor]:
         """The operation as a function of its active inputs."""
@@ -270,10 +278,7 @@ class Pointwise(Rule):
         """f′·ẋ."""
         moving = tangents[self.active[0]]
         assert moving is not None
-        return Tangent(
-            moving.data * self.slope[:, moving.channels] if moving.first is not None else moving.data * self.slope,
-            moving.first,
-        )
+        return Tangent(moving.data * moving.part(self.slope), moving.first)
 
     def adjoint_tangent(
         self, tangents: Sequence[Tangent | None], adjoint: Tensor | None, wanted: Sequence[bool]
@@ -291,10 +296,8 @@ class Pointwise(Rule):
             result = adjoint * self.slope
         if moving is not None:
             assert self.second is not None
-            if moving.first is None:
-                result.addcmul_(moving.data, self.second)
-            else:
-                result[:, :, moving.channels].addcmul_(moving.data, self.second[:, moving.channels])
+            target = result if moving.first is None else result[:, :, moving.channels]
+            target.addcmul_(moving.data, moving.part(self.second))
         found[position] = result
         return found
 
@@ -316,15 +319,11 @@ class Sum(Rule):
         if len(terms) == 1:
             return terms[0]
         a, b = terms
-        if a.first is not None and b.first is None:
-            a, b = b, a
-        if a.first is None or (a.first == b.first and a.data.shape == b.data.shape):
-            if b.first == a.first:
-                return Tangent(a.data + b.data, a.first)
-            result = a.data.clone()
-            result[:, :, b.channels] += b.data
-            return Tangent(result)
-        result = a.dense(self.values[0].shape)
+        if a.first == b.first and a.data.shape == b.data.shape:
+            return Tangent(a.data + b.data, a.first)
+        if a.first is not None:
+            a, b = b, a  # if one is of the whole value, then the first
+        result = a.data.clone() if a.first is None else a.dense(self.values[0].shape)
         result[:, :, b.channels] += b.data
         return Tangent(result)
 
@@ -438,20 +437,17 @@ class FrozenBatchNorm(Normalisation):
         super().prepare(values, output, adjoint)
         x, gamma, _, mean, variance = values
         eps = self.node.arguments[0][6]
-        shape = (-1, *[1] * (x.ndim - 2))
+        shape = (1, -1, *[1] * (x.ndim - 2))
         self.inverse = torch.rsqrt(variance + eps).reshape(shape)
         self.scale = gamma.reshape(shape) * self.inverse
         self.normalised = (x - mean.reshape(shape)) * self.inverse
-        self.rest = tuple(range(2, x.ndim))
 
     def tangent(self, tangents: Sequence[Tangent | None]) -> Tangent:
         """ẋ·γ/σ + γ̇·(x − μ)/σ + β̇."""
         moving, gamma, beta = tangents[:3]
         if gamma is None and beta is None:
             assert moving is not None
-            return Tangent(
-                moving.data * self.scale[moving.channels if moving.first is not None else slice(None)], moving.first
-            )
+            return Tangent(moving.data * moving.part(self.scale), moving.first)
         return Tangent(
             _normalised_tangent(
                 None if moving is None else moving.dense(self.values[0].shape) * self.scale,
@@ -473,15 +469,10 @@ class FrozenBatchNorm(Normalisation):
 
     def example_rows(self, moving: Tangent | None, adjoint: Tensor | None) -> list[Tensor | None]:
         """Σ over positions of ḡ̇x̂ + ḡẋ/σ, and of ḡ̇."""
-        gamma = None if adjoint is None else _inner(adjoint, self.normalised)
-        beta = None if adjoint is None else adjoint.flatten(3).sum(dim=3) if self.rest else adjoint
+        gamma = None if adjoint is None else _over_positions(adjoint * self.normalised)
+        beta = None if adjoint is None else _over_positions(adjoint)
         if moving is not None:
-            part = _inner(
-                moving.data,
-                (self.adjoint * self.inverse)[:, moving.channels]
-                if moving.first is not None
-                else self.adjoint * self.inverse,
-            )
+            part = _over_positions(moving.data * moving.part(self.adjoint * self.inverse))
             if gamma is None:
                 gamma = part.new_zeros(len(part), *self.values[0].shape[:2])
             gamma[:, :, moving.channels] += part
@@ -577,12 +568,12 @@ class GroupNorm(Normalisation):
     def example_rows(self, moving: Tangent | None, adjoint: Tensor | None) -> list[Tensor | None]:
         """Σ over positions of ḡ̇x̂ + ḡ·dx̂, and of ḡ̇."""
         shape = self.values[0].shape
-        gamma = None if adjoint is None else _inner(adjoint, self.normalised.reshape(shape))
-        beta = None if adjoint is None else adjoint.flatten(3).sum(dim=3) if len(shape) > 2 else adjoint
+        gamma = None if adjoint is None else _over_positions(adjoint * self.normalised.reshape(shape))
+        beta = None if adjoint is None else _over_positions(adjoint)
         if moving is not None:
             moved, _, groups = self._moved(moving)
             channels = slice(groups.start * self.per_group, groups.stop * self.per_group)
-            part = _inner(moved.reshape(*moved.shape[:2], -1, *shape[2:]), self.adjoint[:, channels])
+            part = _over_positions(moved.reshape(*moved.shape[:2], -1, *shape[2:]) * self.adjoint[:, channels])
             if gamma is None:
                 gamma = part.new_zeros(len(part), *shape[:2])
             gamma[:, :, channels] += part
@@ -594,10 +585,9 @@ def _mean_product(directions: Tensor, values: Tensor) -> Tensor:
     return torch.einsum("sngl,ngl->sng", directions, values)[..., None] / values.shape[2]
 
 
-def _inner(directions: Tensor, values: Tensor) -> Tensor:
-    """Sum over all axes behind the channels: (S, n, c, …) times (n, c, …) gives (S, n, c)."""
-    product = directions * values
-    return product.flatten(3).sum(dim=3) if product.ndim > 3 else product
+def _over_positions(directions: Tensor) -> Tensor:
+    """Sum over all axes behind the channels: (S, n, c, …) gives (S, n, c)."""
+    return directions.flatten(3).sum(dim=3) if directions.ndim > 3 else directions
 
 
 def _per_channel(directions: Tensor, ndim: int) -> Tensor:
@@ -783,11 +773,10 @@ class Convolution(Affine):
         """W·U(ẋ), all directions as one batch."""
         x, weight = self.values[:2]
         data = moving.data
-        if moving.first is not None:
-            if self.groups == 1:
-                weight = weight[:, moving.channels]
-            else:
-                data = moving.dense(x.shape)
+        if self.groups == 1:
+            weight = moving.part(weight)
+        else:
+            data = moving.dense(x.shape)
         return self._forward(data.flatten(0, 1), weight, self.groups).unflatten(0, data.shape[:2])
 
     def forward_weight(self, weight: Tensor) -> Tensor:
@@ -835,9 +824,8 @@ class Convolution(Affine):
         """For one group, columns and input channels can be the input channels of one product."""
         data, weight = moving.data, self.values[1]
         if self.groups > 1 and moving.first is not None:
-            full = data.new_zeros(*data.shape[:2], *self.values[0].shape[1:])
-            full[:, :, moving.channels] = data
-            moving, data = Tangent(full), full
+            data = moving.dense((data.shape[1], *self.values[0].shape[1:]))
+            moving = Tangent(data)
         first = first if self.groups == 1 else 0
         adjoint = self.adjoint[:, first:]
         count, channels = data.shape[1:3]
@@ -846,8 +834,7 @@ class Convolution(Affine):
             rows = self._backward(adjoint.contiguous(), data.flatten(1, 2), shape, 1, [False, True, False])
             rows = rows.unflatten(1, (count, channels)).transpose(0, 1)
         else:
-            part = weight if moving.first is None else weight[:, moving.channels]
-            rows = torch.stack([self._weight(adjoint, each, part) for each in data.unbind(1)])
+            rows = torch.stack([self._weight(adjoint, each, moving.part(weight)) for each in data.unbind(1)])
         if moving.first is None:
             return _behind(rows, first)
         full = rows.new_zeros(count, *weight.shape)
@@ -856,7 +843,7 @@ class Convolution(Affine):
 
     def sum_over_positions(self, adjoint: Tensor) -> Tensor:
         """Sum over all axes behind the channels."""
-        return adjoint.flatten(3).sum(dim=3)
+        return _over_positions(adjoint)
 
     def _together(self, directions: Tensor) -> bool:
         """Whether directions (n, K, …) are best made channels: they lie so in memory, or copying them costs nothing."""
@@ -890,11 +877,9 @@ class Linear(Affine):
     def forward(self, moving: Tangent) -> Tensor:
         """Ẋ Wᵀ."""
         weight = self.values[1]
-        if moving.first is None:
-            return moving.data @ weight.T
-        if self.values[0].ndim > 2:
+        if self.values[0].ndim > 2:  # axis 1 counts positions
             return moving.dense(self.values[0].shape) @ weight.T
-        return moving.data @ weight[:, moving.channels].T
+        return moving.data @ moving.part(weight).T
 
     def forward_weight(self, weight: Tensor) -> Tensor:
         """X Ẇᵀ."""

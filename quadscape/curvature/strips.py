@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from quadscape.curvature.verification import PROBE_SEED, PROBES, sign_probes
 from quadscape.errors import StoreError, VerificationError
 from quadscape.objective import Objective, Vector
-from quadscape.stage import FinishedStage, StageStore
+from quadscape.stage import Arrays, FinishedStage, StageStore
 from quadscape.store import ArraySpec
 
 Cost = Callable[[int, int], float]
@@ -26,6 +27,7 @@ Cost = Callable[[int, int], float]
 UNIT_FLOPS = {"cpu": 60 * 50e9, "cuda": 60 * 5e12}
 """Operations of one unit, by kind of device: about a minute at 50 GFLOP/s and at 5 TFLOP/s."""
 STRIP_BYTES = 512 << 20
+_PRODUCTS = (("products", "float64"), ("float32_products", "float32"))
 _LARGEST_BLOCK = 256
 _SMALLEST_BLOCK = 16
 _ROWS = 1024
@@ -189,8 +191,27 @@ def product_specs(size: int, count: int, block: int, subject: str) -> list[Array
             (size, block),
             attributes={"description": f"{subject} times sign vectors, matrix-free in {dtype}", "unit": "1"},
         )
-        for name, dtype in (("products", "float64"), ("float32_products", "float32"))
+        for name, dtype in _PRODUCTS
     ]
+
+
+def multiply_probes(size: int, block: slice, product: Callable[[str, np.ndarray], torch.Tensor]) -> Arrays:
+    """The products with some of the sign vectors that a matrix is verified against.
+
+    Args:
+        size: P.
+        block: Which sign vectors.
+        product: Matrix-free product, by dtype, with a vector of shape (P,).
+
+    Returns:
+        What a stage writes to the arrays of `product_specs`.
+    """
+    probes = sign_probes(size, PROBES, PROBE_SEED)[:, block]
+    found: dict[str, tuple[tuple[slice | int, ...], np.ndarray]] = {}
+    for name, dtype in _PRODUCTS:
+        columns = [product(dtype, probe).numpy() for probe in probes.T]
+        found[name] = ((slice(0, size), block), np.stack(columns, axis=1))
+    return found
 
 
 def check_finite(strip: np.ndarray, start: int, subject: str) -> None:
