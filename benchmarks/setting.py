@@ -15,7 +15,7 @@ import torch
 
 from quadscape.config import ResNet9
 from quadscape.models import build_model, initial_vector
-from quadscape.numerics import apply_numerics, current_threads
+from quadscape.numerics import apply_numerics, current_threads, keep_large_freed_memory
 from quadscape.objective import Objective
 from quadscape.parameters import ParameterBlock, ParameterLayout, assign_vector
 
@@ -100,6 +100,7 @@ def parser(documentation: str | None, width: int = 1, images: int = 64) -> argpa
 def prepare(threads: int | None = None) -> None:
     """Threads and determinism as in a stage."""
     apply_numerics(threads or current_threads())
+    keep_large_freed_memory()
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:

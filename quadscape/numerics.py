@@ -12,7 +12,7 @@ from quadscape.errors import StageError
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # Options of glibc's mallopt (malloc.h); the threshold is the largest that it accepts.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _GPU_JOB_VARIABLES = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS", "SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE")
 
 
@@ -68,10 +68,23 @@ def _keep_freed_memory() -> None:
     By default every tensor of a megabyte or more is mapped afresh, and its first use costs a page fault per 4 KiB: ten
     times the arithmetic of an element-wise operation (measured).
     """
+    _mallopt({_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 1 << 30})
+
+
+def keep_large_freed_memory() -> None:
+    """The same for tensors of any size: for work that allocates the same large tensors again and again.
+
+    What is freed between two others is then never given back, only reused, which work on few matrices of the size of
+    the machine could not afford.
+    """
+    _mallopt({_M_MMAP_MAX: 0})
+
+
+def _mallopt(options: dict[int, int]) -> None:
     with contextlib.suppress(AttributeError, OSError):
         library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        library.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        for option, value in options.items():
+            library.mallopt(option, value)
 
 
 def current_threads() -> int:

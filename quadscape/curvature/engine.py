@@ -18,7 +18,7 @@ from torch.func import grad, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from quadscape.curvature.graph import Graph, Node, trace
-from quadscape.curvature.rules import Affine, Expansion, Rule, Tangent, rule_for
+from quadscape.curvature.rules import Affine, Expansion, Rule, Tangent, laid_out, rule_for, with_onednn
 from quadscape.losses import example_losses
 from quadscape.models import check_sum_over_examples
 from quadscape.objective import Objective, Vector
@@ -85,7 +85,7 @@ class HessianEngine:
         self.objective = objective
         self.theta = torch.as_tensor(theta)
         self.plan = plan or self.plan_for(objective)
-        self._parameters = {name: _laid_out(p) for name, p in objective.parameters(self.theta).items()}
+        self._parameters = {name: laid_out(p) for name, p in objective.parameters(self.theta).items()}
         self._traced: dict[int, _Traced] = {}
         self._trace(min(self.plan["chunk"], objective.count))
         if objective.count > 1:  # the loss of one example is a sum over examples in any case
@@ -151,11 +151,9 @@ class HessianEngine:
             for begin in (block.start, block.stop - per_channel):
                 counts = []
                 for width in (1, 2) if per_channel > 1 else (1,):
-                    total = torch.zeros(
-                        width, self.objective.size - begin, dtype=torch.float64, device=self.objective.device
-                    )
+                    totals = self._totals(index, width)
                     with FlopCounterMode(display=False) as counted:
-                        self._block(traced, index, block, (begin, begin + width), total)
+                        self._block(traced, index, block, (begin, begin + width), totals)
                     counts.append(counted.get_total_flops() / count)
                 per_column = counts[-1] - counts[0] if len(counts) > 1 else counts[0]
                 ends.append((counts[0] - per_column, per_column))
@@ -175,7 +173,17 @@ class HessianEngine:
         traced = self._trace(min(self.plan["chunk"], objective.count))
         itemsize = objective.dtype.itemsize
         values = {n.name: traced.shapes[n.name].numel() * itemsize for n in traced.graph.nodes}
-        tangents = largest_rows = 0
+        unfolded, shared = {}, 0
+        for name, rule in traced.rules.items():
+            if isinstance(rule, Affine):
+                x, weight, *_ = (traced.shapes[i] for i in rule.node.inputs)
+                products = x[0] * rule.multiply_adds(traced.shapes[name], weight) * itemsize
+                groups = x[1] // weight[1] if len(weight) > 2 else 1
+                unfolded[name] = products * groups // weight[0]
+                shared += unfolded[name] + products // weight[1]
+        if with_onednn(objective.images):
+            unfolded = {}  # the others unfold all directions of a convolution's input
+        carried = largest_rows = 0
         for index, block in enumerate(objective.layout.blocks):
             origin = traced.origins[index]
             directions = min(origin.width, block.stop - block.start, columns)
@@ -183,13 +191,14 @@ class HessianEngine:
                 directions = min(directions, _per_channel(block))
             if origin.positions is not None:
                 directions = origin.positions
-            later = sum(size for name, size in values.items() if traced.depends[name] >= index)
-            tangents = max(tangents, directions * later)
+            later = 2 * sum(size for name, size in values.items() if traced.depends[name] >= index)
+            later += max((size for name, size in unfolded.items() if traced.depends[name] >= index), default=0)
+            carried = max(carried, directions * later)
             largest_rows = max(largest_rows, block.stop - block.start)
         primal = 5 * sum(values.values())
         strip = columns * objective.size * 8
         rows = 3 * min(columns, _USUAL_COLUMNS) * largest_rows * itemsize
-        return primal + 2 * tangents + 4 * self.plan["tile"] + strip + rows
+        return primal + shared + carried + 4 * self.plan["tile"] + strip + rows
 
     # -----------------------------------------------------------------------------------------------------------------
     # Primal pass
@@ -241,7 +250,7 @@ class HessianEngine:
 
     def _chunk(self, examples: slice, first: int) -> _Traced:
         """One primal pass: gives every rule that columns from parameter tensor `first` on need its values."""
-        images, labels = _laid_out(self.objective.images[examples]), self.objective.labels[examples]
+        images, labels = laid_out(self.objective.images[examples]), self.objective.labels[examples]
         traced = self._trace(len(images))
         graph = traced.graph
         values = self._values(graph, images, first)
@@ -322,31 +331,49 @@ class HessianEngine:
         """
         objective = self.objective
         blocks = [(i, b) for i, b in enumerate(objective.layout.blocks) if b.stop > start and b.start < stop]
-        total = torch.zeros(stop - start, objective.size - start, dtype=torch.float64, device=objective.device)
+        totals = self._totals(blocks[0][0], stop - start)
         chunk = self.plan["chunk"]
         for begin in range(0, objective.count, chunk):
             traced = self._chunk(slice(begin, begin + chunk), blocks[0][0])
             for index, block in blocks:
-                self._block(traced, index, block, (start, stop), total)
+                self._block(traced, index, block, (start, stop), totals)
+        result = torch.empty(stop - start, objective.size - start, dtype=torch.float64)
+        for index in sorted(totals, reverse=True):  # frees the last, and largest, first
+            block, rows = objective.layout.blocks[index], totals.pop(index).div_(objective.count)
+            above = max(0, start - block.start)
+            result[:, block.start + above - start : block.stop - start] = rows.reshape(stop - start, -1)[:, above:]
         for _, block in blocks:  # rows of earlier tensors, by symmetry
             begin, end = max(start, block.start) - start, min(stop, block.stop) - start
-            total[begin:end, :begin] = total[:begin, begin:end].T
-        return total.div_(objective.count).T.cpu()
+            result[begin:end, :begin] = result[:begin, begin:end].T
+        return result.T
 
-    def _block(self, traced: _Traced, index: int, block: ParameterBlock, strip: tuple[int, int], total: Tensor) -> None:
+    def _totals(self, first: int, columns: int) -> dict[int, Tensor]:
+        """Zeros to add rows to, by parameter tensor from one on: shape (columns, *shape), channels last in memory."""
+        found = {}
+        for index, block in enumerate(self.objective.layout.blocks[first:], start=first):
+            outputs, inputs, kernel = block.shape[:1], block.shape[1:2], block.shape[2:]
+            zeros = torch.zeros(columns, *outputs, *kernel, *inputs, dtype=torch.float64, device=self.objective.device)
+            found[index] = zeros.movedim(-1, 2) if kernel else zeros
+        return found
+
+    def _block(
+        self, traced: _Traced, index: int, block: ParameterBlock, strip: tuple[int, int], totals: dict[int, Tensor]
+    ) -> None:
         """Adds one chunk's part of the columns that belong to one parameter tensor."""
         begin, end = max(strip[0], block.start), min(strip[1], block.stop)
         node, width = traced.origins[index].node, traced.origins[index].width
         if node is not None:
-            self._weight_columns(traced, node, block, index, (begin, end), strip[0], total)
+            self._weight_columns(traced, node, block, index, (begin, end), strip[0], totals)
             return
         names = [name for name, i in traced.graph.parameters.items() if i == index]
         for left in range(begin, end, width) if names else ():
             right = min(end, left + width)
-            units = torch.zeros(right - left, block.stop - block.start, dtype=self.objective.dtype, device=total.device)
+            units = torch.zeros(
+                right - left, block.stop - block.start, dtype=self.objective.dtype, device=self.objective.device
+            )
             units[torch.arange(right - left), torch.arange(left, right) - block.start] = 1
             seed = Tangent(units.reshape(-1, *block.shape))
-            self._add(traced, dict.fromkeys(names, seed), index, None, (left, right), strip[0], total)
+            self._add(traced, dict.fromkeys(names, seed), index, None, (left, right), strip[0], totals)
 
     def _weight_columns(
         self,
@@ -356,7 +383,7 @@ class HessianEngine:
         index: int,
         columns: tuple[int, int],
         origin: int,
-        total: Tensor,
+        totals: dict[int, Tensor],
     ) -> None:
         """Columns of the weight of one layer, output channel by output channel."""
         per_channel, width = _per_channel(block), traced.origins[index].width
@@ -371,13 +398,13 @@ class HessianEngine:
                 units = torch.eye(count, dtype=part.dtype, device=part.device).reshape(count, 1, *positions)
                 seed = layer.placed(units.expand(count, len(part), *positions), channel)
                 expansion = part.flatten(2) if positions else part.unsqueeze(2)
-                self._add(traced, {node.name: seed}, index, expansion, (begin, until), origin, total)
+                self._add(traced, {node.name: seed}, index, expansion, (begin, until), origin, totals)
             else:
                 for left in range(begin, until, width):
                     right = min(until, left + width)
                     data = part[:, left - begin : right - begin].transpose(0, 1).contiguous()
                     seed = layer.placed(data, channel)
-                    self._add(traced, {node.name: seed}, index, None, (left, right), origin, total)
+                    self._add(traced, {node.name: seed}, index, None, (left, right), origin, totals)
             begin = until
 
     def _add(
@@ -388,42 +415,21 @@ class HessianEngine:
         expansion: Tensor | None,
         columns: tuple[int, int],
         origin: int,
-        total: Tensor,
+        totals: dict[int, Tensor],
     ) -> None:
         """Carries directions and adds the rows that they give to columns `columns` of a strip from `origin` on."""
         graph, blocks = traced.graph, self.objective.layout.blocks
+        part, expand = slice(columns[0] - origin, columns[1] - origin), Expansion(expansion, self.plan["tile"])
         for node, moving, adjoint in self._carry(traced, seeds, first):
             rule = traced.rules[node.name]
-            targets = [graph.parameters.get(name, -1) for name in node.inputs]
-            wanted = [index >= first for index in targets]
+            indices = [graph.parameters.get(name, -1) for name in node.inputs]
             # Rows of a weight above the strip are not needed.
             skipped = 0
-            if isinstance(rule, Affine) and wanted[1]:
-                block = blocks[targets[1]]
+            if isinstance(rule, Affine) and indices[1] >= first:
+                block = blocks[indices[1]]
                 skipped = max(0, origin - block.start) // _per_channel(block)
-            for left, right in self._expanded(columns, expansion, moving, adjoint):
-                turn = None if expansion is None else Expansion(expansion[:, left - columns[0] : right - columns[0]])
-                rows = rule.rows(moving, adjoint, wanted, turn, skipped)
-                for index, row in zip(targets, rows, strict=True):
-                    if row is not None:
-                        block = blocks[index]
-                        above = max(0, origin - block.start)
-                        target = total[
-                            left - origin : right - origin, block.start + above - origin : block.stop - origin
-                        ]
-                        target += row.reshape(right - left, -1)[:, above:]
-
-    def _expanded(
-        self, columns: tuple[int, int], expansion: Tensor | None, moving: list[Tangent | None], adjoint: Tensor | None
-    ) -> list[tuple[int, int]]:
-        """Divides columns so that what they are expanded to stays within the tile."""
-        begin, end = columns
-        if expansion is None:
-            return [columns]
-        of_one = [t.data[0] for t in moving if t is not None] + ([] if adjoint is None else [adjoint[0]])
-        size = max(t.nbytes for t in of_one)
-        width = max(1, self.plan["tile"] // size)
-        return [(left, min(end, left + width)) for left in range(begin, end, width)]
+            targets = [totals[index][part] if index >= first else None for index in indices]
+            rule.add_rows(moving, adjoint, targets, expand, skipped)
 
 
 def _per_channel(block: ParameterBlock) -> int:
@@ -479,10 +485,3 @@ def _cheaper_by_positions(traced: _Traced, node: Node, index: int, columns: int)
             expanded += shapes[n.name][1:].numel()
     carried += _ELEMENT_COST * elements
     return positions * carried + columns * _EXPANSION_COST * positions * expanded < columns * carried
-
-
-def _laid_out(tensor: Tensor) -> Tensor:
-    """With channels last in memory where kernels are fastest so: images and their kernels on a CPU."""
-    if tensor.ndim == 4 and not tensor.is_cuda:
-        return tensor.contiguous(memory_format=torch.channels_last)
-    return tensor

@@ -35,7 +35,7 @@ from quadscape.curvature.strips import (
 )
 from quadscape.curvature.verification import PROBE_SEED, PROBES, sign_probes, verify_hessian
 from quadscape.errors import StageError, StoreError
-from quadscape.numerics import apply_numerics, current_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, keep_large_freed_memory, resolve_device
 from quadscape.objective import CheckpointObjectives, Objective
 from quadscape.stage import Arrays, Estimate, FinishedStage, StageStore, open_stage
 from quadscape.store import ArraySpec
@@ -104,6 +104,7 @@ class HessianShardTask:
         """Threads, device, data chunk, tiles of the engine, and the bounds of this shard's strips."""
         threads, device = current_threads(), resolve_device(self._device)
         apply_numerics(threads)
+        keep_large_freed_memory()
         objective = self._objective(device, None)
         tiles = HessianEngine.plan_for(objective)
         engine = HessianEngine(objective, self._objectives.theta, tiles)
@@ -160,6 +161,7 @@ class HessianShardTask:
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism, and makes the engine."""
         apply_numerics(plan["threads"])
+        keep_large_freed_memory()
         objective = self._objective(plan["device"], plan["chunk"])
         tiles = plan["engine"][self._config.dtype]
         if self._engine is None or self._engine.plan != tiles:
