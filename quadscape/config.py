@@ -323,12 +323,21 @@ class Curvature(Section):
 
     dtype: FloatType = "float32"
     """Precision in which curvature is computed and stored; sums over data chunks are float64 always."""
+    tf32: bool = False
+    """Whether the products of a float32 Hessian may round their factors to TF32 (10 bits) on a GPU that can: several
+    times faster, and a thousand times less exact. The Hessian is held to the same verification all the same."""
     shards: Count = 1
     """Jobs over which the columns of one Hessian are spread, of about equal cost. The result is the same; on a cluster
     each is a job of its own, with its own GPU, unless there is only one."""
     gauss_newton: bool = False
     """Whether to compute also the Gauss–Newton part G of every Hessian, with spectra of G and of R = H − G and the
     figure that shows which of the two makes the outliers and the negative eigenvalues."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.tf32 and self.dtype != "float32":
+            raise ValueError(f"tf32 needs dtype float32, which is {self.dtype}")
+        return self
 
 
 class LineSearch(Section):

@@ -45,11 +45,12 @@ def resolve_device(requested: str) -> torch.device:
     return torch.device("cpu")
 
 
-def apply_numerics(threads: int) -> None:
+def apply_numerics(threads: int, tf32: bool = False) -> None:
     """Makes torch deterministic with a fixed number of CPU threads.
 
     Args:
         threads: Threads of CPU kernels; sums differ between 1 and 2.
+        tf32: Whether products of float32 may round their factors to TF32 on a GPU.
     """
     torch.set_num_threads(threads)
     _keep_freed_memory()
@@ -58,8 +59,8 @@ def apply_numerics(threads: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
 
 
 def _keep_freed_memory() -> None:

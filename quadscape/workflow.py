@@ -212,8 +212,8 @@ class Problem:
             "data": count / 5e3,
             "training": 0.0 if run is None else run.iterations * (0.03 + 2e-5 * run.batch_size) / 60,
             "checkpoint": count / 5e3,
-            # One double-backward product per column at 6e6 example-columns a minute (14 h at P=104,234, N=50,000).
-            "hessian_shard": size * count / 6e6 / self.experiment.curvature.shards,
+            # 8e6 counted operations per column and example (P=104,234: docs/performance.md) at 2.6e12 a second.
+            "hessian_shard": size * count / 2e7 / self.experiment.curvature.shards,
             # Products with sign vectors, and one pass over the matrix.
             "hessian": count / 2e3 + size**2 / 1e9,
             # N·C·P² operations at 1e12 a second, and products with sign vectors.

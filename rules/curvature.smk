@@ -21,6 +21,7 @@ rule compute_hessian_shard:
     params:
         version=STAGE_VERSIONS["hessian"],
         dtype=experiment.curvature.dtype,
+        tf32=experiment.curvature.tf32,
     script:
         "../workflow_scripts/compute_hessian_shard.py"
 

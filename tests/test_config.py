@@ -45,6 +45,11 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("misspelt remainder", {"training": {"remainder": "pad"}}, ("training.remainder", "wrap")),
     ("misspelt device", {"device": "gpu"}, ("device", "cuda")),
     ("misspelt dtype", {"curvature": {"dtype": "float16"}}, ("curvature.dtype", "float32", "float64")),
+    (
+        "TF32 of float64",
+        {"curvature": {"dtype": "float64", "tf32": True}},
+        ("curvature", "tf32 needs dtype float32", "float64"),
+    ),
     ("text for a number", {"training": {"batch_size": "many"}}, ("training.batch_size", "many", "integer")),
     ("quoted number", {"training": {"batch_size": "512"}}, ("training.batch_size", "512")),
     ("fraction for a count", {"training": {"iterations": 10.5}}, ("training.iterations", "10.5")),

@@ -464,3 +464,12 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
     task = HessianShardTask(checkpoint, other, Curvature(dtype="float64"), "cpu")
     with pytest.raises(StoreError, match="another data set"):
         run_stage(task, tmp_path / "shard", log=lambda line: None)
+
+
+def test_tf32_is_refused_where_there_is_none(tmp_path):
+    checkpoint, data = write_checkpoint(tmp_path, MLP(factory="mlp", hidden=(4,)), (1, 4, 4))
+    task = HessianShardTask(checkpoint, data, Curvature(tf32=True), "cpu")
+    with pytest.raises(
+        StageError, match=r"^curvature\.tf32 is true, but this job runs on a CPU.*valid here is false\.$"
+    ):
+        task.plan()

@@ -96,6 +96,7 @@ class HessianShardTask:
         return {
             **self._objectives.parameters(),
             "dtype": self._config.dtype,
+            "tf32": self._config.tf32,
             "shard": self._number,
             "shards": self._config.shards,
         }
@@ -103,7 +104,11 @@ class HessianShardTask:
     def plan(self) -> dict[str, Any]:
         """Threads, device, data chunk, tiles of the engine, and the bounds of this shard's strips."""
         threads, device = current_threads(), resolve_device(self._device)
-        apply_numerics(threads)
+        if self._config.tf32 and device.type != "cuda":
+            raise StageError(
+                "curvature.tf32 is true, but this job runs on a CPU, which has no TF32; valid here is false."
+            )
+        apply_numerics(threads, self._config.tf32)
         keep_large_freed_memory()
         objective = self._objective(device, None)
         tiles = HessianEngine.plan_for(objective)
@@ -160,7 +165,7 @@ class HessianShardTask:
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism, and makes the engine."""
-        apply_numerics(plan["threads"])
+        apply_numerics(plan["threads"], self._config.tf32)
         keep_large_freed_memory()
         objective = self._objective(plan["device"], plan["chunk"])
         tiles = plan["engine"][self._config.dtype]
