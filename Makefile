@@ -34,8 +34,9 @@ demo: install  ## the whole workflow on a small network, to the report
 	@echo "The report:  results/demo/report.html  (open it in a browser)"
 	@echo "The figures: results/demo/figures/"
 
+# Two files of tests at a time; threads that wait must not spin on the other's core.
 test: install-dev  ## every test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(CORES) --dist loadfile
 
 lint: install-dev  ## style, types, workflow
 	$(BIN)/ruff check .

@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         What the line of JSON says.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--images", type=int, nargs="+", default=[64, 256, 1024], help="N; the first is used elsewhere")
-    parser.add_argument("--blocks", type=int, nargs="+", default=[16, 64, 256, 512], help="K (default: 16 64 256 512)")
+    parser.add_argument("--widths", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--images", type=int, nargs="+", default=[64, 256], help="N; the first is used elsewhere")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[16, 64, 256], help="K (default: 16 64 256)")
     parser.add_argument("--norm", choices=["group", "none", "batch"], default="group")
     parser.add_argument("--pixels", type=int, default=32, help="height and width of an image (default: 32)")
     parser.add_argument("--threads", type=int, help="threads (default: torch's)")

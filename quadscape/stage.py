@@ -30,7 +30,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from importlib.metadata import version as installed_version
@@ -62,12 +62,28 @@ class Estimate:
     Attributes:
         memory_bytes: Peak memory of the process on the host.
         disk_bytes: Size of the finished store.
-        seconds: Expected time, if it can be told.
+        seconds: Expected time of all units, if it can be told.
+        costs: Relative work of each unit, where units differ.
     """
 
     memory_bytes: int
     disk_bytes: int
     seconds: float | None = None
+    costs: Sequence[float] | None = None
+
+    def share(self, units: Sequence[int], total: int) -> float:
+        """Part of all work that some units are.
+
+        Args:
+            units: Which.
+            total: Number of all units.
+
+        Returns:
+            From 0 to 1.
+        """
+        if self.costs is None or not sum(self.costs):
+            return len(units) / max(1, total)
+        return sum(self.costs[unit] for unit in units) / sum(self.costs)
 
 
 class StageStore:
@@ -833,12 +849,13 @@ class _Run:
                 f"; about {format_bytes(estimate.memory_bytes)} of memory, {format_bytes(estimate.disk_bytes)} of disk"
             )
             if estimate.seconds is not None:
-                text += f", {format_seconds(estimate.seconds * len(pending) / max(1, total))}"
+                text += f", {format_seconds(estimate.seconds * estimate.share(pending, total))}"
         self.log(text + ".")
 
     def _compute(
         self, pending: list[int], total: int, plan: dict[str, Any], journal: Journal, store: StageStore
     ) -> None:
+        estimate = self.task.estimate(plan)
         if not pending:
             return
         staging = self._create_staging()
@@ -851,7 +868,8 @@ class _Run:
             self.events("unit", unit=unit, seconds=round(now - started, 3), done=len(journal.units), total=total)
             if now - said > 10 or count == len(pending):
                 said = now
-                left = (now - began) / count * (len(pending) - count)
+                done, todo = (estimate.share(part, total) for part in (pending[:count], pending[count:]))
+                left = (now - began) / done * todo if done else 0.0
                 self.log(
                     f"{self.task.name}: {len(journal.units)}/{total} units ({len(journal.units) / total:.0%}), "
                     f"{format_seconds((now - began) / count)} each, "

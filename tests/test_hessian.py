@@ -270,7 +270,8 @@ def test_stored_matrix_equals_the_reference(finished):
     assert np.linalg.norm(dense - reference) <= 1e-13 * np.linalg.norm(reference)
     assert matrix.dense("float32").dtype == np.float32
     plan = open_stage(shard_directory(directory, 1, 1)).manifest["plan"]
-    assert set(plan) == {"threads", "device", "chunk", "engine", "block", "strips", "memory_bytes"}
+    assert set(plan) == {"threads", "device", "chunk", "engine", "block", "strips", "flops", "memory_bytes"}
+    assert len(plan["flops"]) == len(plan["strips"]) - 1
     assert matrix.size % plan["block"]  # the last strip is ragged
     checks = manifest["results"]["verification"]["checks"]
     assert all(entry["value"] <= entry["threshold"] for entry in checks.values())

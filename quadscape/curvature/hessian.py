@@ -120,8 +120,9 @@ class HessianShardTask:
                 f"{len(bounds) - 1} strips; valid are 1 to {len(bounds) - 1}."
             )
         strips = share_of_strips(bounds, engine.flops, self._number, self._config.shards)
+        costs = [engine.flops(start, stop) for start, stop in pairwise(strips)]
         self._engine = engine
-        self._seconds = self._expected_seconds(strips, tiles)
+        self._seconds = self._expected_seconds(strips, costs, tiles)
         return {
             "threads": threads,
             "device": device.type,
@@ -129,22 +130,23 @@ class HessianShardTask:
             "engine": {self._config.dtype: tiles},
             "block": block,
             "strips": strips,
+            "flops": costs,
             "memory_bytes": engine.memory_bytes(int(np.diff(strips).max())),
         }
 
-    def _expected_seconds(self, strips: list[int], tiles: dict[str, int]) -> float:
-        """Time of all strips at the speed of the last one over one data chunk; shown, and no part of the plan."""
+    def _expected_seconds(self, strips: list[int], costs: list[float], tiles: dict[str, int]) -> float:
+        """Time of all strips at the speed of a usual one over one data chunk; shown, and no part of the plan."""
         assert self._engine is not None
         whole = self._engine.objective
         few = whole.part(slice(0, whole.chunk))
         engine = HessianEngine(few, self._objectives.theta, tiles)
-        engine.columns(strips[-1] - 1, strips[-1])  # warms up
+        half = int(np.searchsorted(np.cumsum(costs), sum(costs) / 2))  # half of the work is before this strip
+        engine.columns(strips[half], strips[half] + 1)  # warms up
         began = time.perf_counter()
-        engine.columns(*strips[-2:])
+        engine.columns(strips[half], strips[half + 1])
         seconds = time.perf_counter() - began
-        total = sum(self._engine.flops(a, b) for a, b in pairwise(strips))
-        counted = engine.flops(*strips[-2:])
-        return seconds * (total / counted if counted else whole.count / few.count * (len(strips) - 1))
+        counted = engine.flops(strips[half], strips[half + 1])
+        return seconds * (sum(costs) / counted if counted else whole.count / few.count * len(costs))
 
     def arrays(self, plan: dict[str, Any]) -> list[ArraySpec]:
         """The matrix, of which a shard fills its own files."""
@@ -161,7 +163,7 @@ class HessianShardTask:
         working = 0 if plan["device"] == "cuda" else plan["memory_bytes"]
         memory = resident_bytes(plan["device"], self._objectives) + working + 24 * size * int(widths.max())
         disk = int(np.dot(size - bounds[:-1], widths)) * np.dtype(self._config.dtype).itemsize
-        return Estimate(memory, disk, self._seconds)
+        return Estimate(memory, disk, self._seconds, plan["flops"])
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism, and makes the engine."""
