@@ -27,7 +27,7 @@ from toy_stage import FLAWS, Toy, Worker, compete, finished, run
 import quadscape
 from quadscape import stage as stage_module
 from quadscape.errors import FencedError, StageError, StoreError, VerificationError
-from quadscape.stage import Lock, open_stage, present_owner, read_events, run_stage, verify_stage
+from quadscape.stage import Estimate, Lock, open_stage, present_owner, read_events, run_stage, verify_stage
 
 QUICK = {"heartbeat": 0.05, "stale_after": 0.5}
 PATIENT = {"heartbeat": 0.05, "stale_after": 60.0}
@@ -984,3 +984,10 @@ def test_torn_events(place: Path, undisturbed: Any) -> None:
 
 def test_fenced_error_is_a_stage_error() -> None:
     assert issubclass(FencedError, StageError)
+
+
+def test_work_is_shared_by_cost():
+    assert Estimate(0, 0).share([1], 4) == 0.25
+    assert Estimate(0, 0, costs=[6.0, 3.0, 1.0]).share([1, 2], 3) == pytest.approx(0.4)
+    assert Estimate(0, 0, costs=[0.0, 0.0]).share([1], 2) == 0.5
+    assert Estimate(0, 0, costs=[]).share([], 0) == 0.0

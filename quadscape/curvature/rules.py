@@ -108,11 +108,11 @@ class Expansion:
             return rows.sum(dim=1)
         return torch.einsum("snc,nks->kc", rows, self.matrix)
 
-    def parts(self, *directions: Tensor | None) -> Iterator[tuple[slice, Expansion]]:
-        """Divides the columns so that what directions are expanded to stays within the tile.
+    def parts(self, size: int) -> Iterator[tuple[slice, Expansion]]:
+        """Divides the columns so that what is computed of them at once stays within the tile.
 
         Args:
-            directions: What will be expanded, shape (S, n, …) each; None: nothing.
+            size: Bytes of that for one column.
 
         Yields:
             Some columns, and their expansion.
@@ -120,8 +120,7 @@ class Expansion:
         if self.matrix is None:
             yield slice(None), self
             return
-        size = max((d[0].nbytes for d in directions if d is not None), default=1)
-        width, columns = max(1, self.tile // size), self.matrix.shape[1]
+        width, columns = max(1, self.tile // max(1, size)), self.matrix.shape[1]
         for left in range(0, columns, width):
             part = slice(left, min(columns, left + width))
             yield part, Expansion(self.matrix[:, part], self.tile)
@@ -248,8 +247,8 @@ class Rule:
             expansion: What turns the S directions into K columns.
             first: Rows of a layer's weight below this output are not needed and may be left as they are.
         """
-        moving = [None if t is None else t.data for t in tangents]
-        for part, expand in expansion.parts(adjoint, *moving):
+        moving = [adjoint, *(None if t is None else t.data for t in tangents)]
+        for part, expand in expansion.parts(max((d[0].nbytes for d in moving if d is not None), default=0)):
             expanded = [None if t is None else Tangent(expand(t.data), t.first) for t in tangents]
             pulled = None if adjoint is None else expand(adjoint)
             found = self.adjoint_tangent(expanded, pulled, [target is not None for target in targets])
@@ -671,11 +670,13 @@ class Affine(Rule, ABC):
         groups: Groups of inputs and outputs that do not meet.
         range_of_inputs: Whether a tangent's range of channels is one of the weight's inputs.
         unfolds_adjoint: Whether ḡ is unfolded to meet ẋ; otherwise ẋ is, which is less work where inputs are skipped.
+        unfolding: Elements of what meets ḡ for one of ẋ.
     """
 
     groups = 1
     range_of_inputs = True
     unfolds_adjoint = True
+    unfolding = 1.0
 
     def prepare(self, values: Sequence[Tensor], output: Tensor, adjoint: Tensor) -> None:
         """Forgets what was shared by the directions of the last data chunk."""
@@ -732,14 +733,16 @@ class Affine(Rule, ABC):
         self, moving: Tangent | None, adjoint: Tensor | None, target: Tensor, expansion: Expansion, first: int
     ) -> None:
         pulled = pushed = None
-        inputs = slice(None)
+        inputs, size = slice(None), 0
         if adjoint is not None:
             pulled = self.channels_last(adjoint)[..., first:].contiguous()
+            size = pulled[0].nbytes
         if moving is not None:
             inputs = moving.channels if self.range_of_inputs else inputs
             data = moving.data if self.range_of_inputs else moving.dense(self.values[0].shape)
             pushed = self.channels_last(data).contiguous()
-        for part, expand in expansion.parts(pulled, pushed):
+            size = max(size, math.ceil(self.unfolding * pushed[0].nbytes))
+        for part, expand in expansion.parts(size):
             rows = target[part, first:]
             if pulled is not None:
                 self.add_input_products(rows, expand(pulled))
@@ -874,7 +877,9 @@ class Convolution(Affine):
         self.groups = settings[3]
         self.zeros = [0] * dimensions
         self.range_of_inputs = self.groups == 1
-        self.unfolds_adjoint = math.prod(self.settings[0]) == 1
+        strides = math.prod(self.settings[0])
+        self.unfolds_adjoint = strides == 1
+        self.unfolding = 1.0 if self.unfolds_adjoint else max(1.0, values[1].shape[2:].numel() / strides)
 
     def _forward(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
         stride, padding, dilation = self.settings
