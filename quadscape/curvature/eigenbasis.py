@@ -205,7 +205,7 @@ class EigenbasisTask:
             "threads": threads,
             "device": device.type,
             "chunk": objective.chunk,
-            "graph_bytes": objective.chunk * objective.graph_bytes_per_example(),
+            "product_bytes": objective.product_bytes(),
             "driver": "cuda" if device.type == "cuda" else lapack,
             "block": fitting // _INNER * _INNER,
             "check_block": _CHECK_BLOCK,
@@ -259,7 +259,7 @@ class EigenbasisTask:
         """The basis on disk; in memory the matrix and what the solver needs beside it."""
         matrix = self._size**2 * np.dtype(self._config.dtype).itemsize
         copies = {"evd": 3, "ev": 1, "cuda": 2}[plan["driver"]]
-        resident = (3 << 30) if plan["device"] == "cuda" else (1 << 30) + 2 * plan["graph_bytes"]
+        resident = (3 << 30) if plan["device"] == "cuda" else (1 << 30) + plan["product_bytes"]
         disk = matrix + 8 * self._size * (1 + len(sampled_ranks(self._size)) + PROBES)
         return Estimate(resident + copies * matrix, disk)
 

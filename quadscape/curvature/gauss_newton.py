@@ -239,7 +239,7 @@ class GaussNewtonTask:
             "block": block,
             "runs": runs,
             "probe_block": probe_block(widest, theta, budget),
-            "graph_bytes": widest.chunk * widest.graph_bytes_per_example(),
+            "product_bytes": widest.product_bytes(),
         }
 
     def arrays(self, plan: dict[str, Any]) -> list[ArraySpec]:
@@ -262,9 +262,9 @@ class GaussNewtonTask:
             for start, stop in pairwise(plan["runs"])
         )
         rows = 0 if plan["device"] == "cuda" else 3 * plan["examples"] * plan["classes"] * size * itemsize
-        graph = 0 if plan["device"] == "cuda" else 2 * plan["graph_bytes"]
+        product = 0 if plan["device"] == "cuda" else plan["product_bytes"]
         disk = size * (size + plan["block"]) // 2 * itemsize + 2 * size * PROBES * 8
-        return Estimate(resident_bytes(plan["device"], self._objectives) + run + rows + graph, disk)
+        return Estimate(resident_bytes(plan["device"], self._objectives) + run + rows + product, disk)
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism."""

@@ -261,7 +261,7 @@ class HessianTask:
             **plan,
             "chunk": {name: objective.chunk for name, objective in objectives.items()},
             "probe_block": probe_block(widest, self._objectives.theta, UNIT_FLOPS[device.type]),
-            "graph_bytes": widest.chunk * widest.graph_bytes_per_example(),
+            "product_bytes": widest.product_bytes(),
         }
 
     def arrays(self, plan: dict[str, Any]) -> list[ArraySpec]:
@@ -273,11 +273,11 @@ class HessianTask:
         return -(-PROBES // plan["probe_block"])
 
     def estimate(self, plan: dict[str, Any]) -> Estimate:
-        """The products on disk; in memory torch, data, three strips and (on the CPU) twice the graph."""
+        """The products on disk; in memory torch, data, three strips and (on the CPU) one product."""
         size = self._objectives.size
         widest = max(int(np.diff(strip_bounds(shard)).max()) for shard in self._shards)
-        graph = 0 if plan["device"] == "cuda" else 2 * plan["graph_bytes"]
-        memory = resident_bytes(plan["device"], self._objectives) + graph + 24 * size * widest
+        product = 0 if plan["device"] == "cuda" else plan["product_bytes"]
+        memory = resident_bytes(plan["device"], self._objectives) + product + 24 * size * widest
         return Estimate(memory, 2 * size * PROBES * 8)
 
     def start(self, plan: dict[str, Any]) -> None:
