@@ -718,12 +718,12 @@ class _Run:
             self.events(
                 "start", stage=self.task.name, units=total, done=total - len(pending), device=plan.get("device", "")
             )
-            if pending:
-                self._announce(total, pending, estimate)
             store = StageStore(self.directory)
-            if pending or journal.results is None:
+            if estimate is not None:
+                if pending:
+                    self._announce(total, pending, estimate)
                 self.task.start(plan)
-            self._compute(pending, total, plan, journal, store)
+                self._compute(pending, total, plan, journal, store, estimate)
             if journal.results is None:
                 self.log(f"{self.task.name}: all {total} units are done; checking the result.")
                 # Through JSON, so that this process and a later one see the very same results.
@@ -842,20 +842,24 @@ class _Run:
             )
         return estimate
 
-    def _announce(self, total: int, pending: list[int], estimate: Estimate | None) -> None:
-        text = f"{self.task.name}: {len(pending)} of {total} units to compute"
-        if estimate is not None:
-            text += (
-                f"; about {format_bytes(estimate.memory_bytes)} of memory, {format_bytes(estimate.disk_bytes)} of disk"
-            )
-            if estimate.seconds is not None:
-                text += f", {format_seconds(estimate.seconds * estimate.share(pending, total))}"
+    def _announce(self, total: int, pending: list[int], estimate: Estimate) -> None:
+        text = (
+            f"{self.task.name}: {len(pending)} of {total} units to compute; about "
+            f"{format_bytes(estimate.memory_bytes)} of memory, {format_bytes(estimate.disk_bytes)} of disk"
+        )
+        if estimate.seconds is not None:
+            text += f", {format_seconds(estimate.seconds * estimate.share(pending, total))}"
         self.log(text + ".")
 
     def _compute(
-        self, pending: list[int], total: int, plan: dict[str, Any], journal: Journal, store: StageStore
+        self,
+        pending: list[int],
+        total: int,
+        plan: dict[str, Any],
+        journal: Journal,
+        store: StageStore,
+        estimate: Estimate,
     ) -> None:
-        estimate = self.task.estimate(plan)
         if not pending:
             return
         staging = self._create_staging()
