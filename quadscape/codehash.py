@@ -54,6 +54,10 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     ),
     "eigenbasis": (
         "quadscape.curvature.eigenbasis",
+        "quadscape.curvature.eigensolver",
+        "quadscape.curvature.divide_and_conquer",
+        "quadscape.curvature.tridiagonal_reduction",
+        "quadscape.curvature.strips",
         "quadscape.curvature.verification",
         "quadscape.objective",
         "quadscape.numerics",

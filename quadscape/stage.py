@@ -31,7 +31,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import file_digest, sha256
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -61,15 +61,17 @@ class Estimate:
 
     Attributes:
         memory_bytes: Peak memory of the process on the host.
-        disk_bytes: Size of the finished store.
+        disk_bytes: Largest size of the store.
         seconds: Expected time of all units, if it can be told.
         costs: Relative work of each unit, where units differ.
+        method: How it will be computed, where there is a choice: part of a sentence for the log.
     """
 
     memory_bytes: int
     disk_bytes: int
     seconds: float | None = None
     costs: Sequence[float] | None = None
+    method: str = ""
 
     def share(self, units: Sequence[int], total: int) -> float:
         """Part of all work that some units are.
@@ -475,12 +477,14 @@ def _write_whole(descriptor: int, text: bytes) -> None:
 
 @dataclass
 class Journal:
-    """What is done: files (size and SHA-256) of every finished unit, and the results once they were computed."""
+    """What is done: files (size and SHA-256) of every finished unit, the results once they were computed, and the arrays
+    that were removed then, since they were needed only on the way."""
 
     path: Path
     key: str
     units: dict[int, Files]
     results: dict[str, Any] | None = None
+    discarded: list[str] = field(default_factory=list)
     descriptor: int = -1
 
     @classmethod
@@ -508,6 +512,8 @@ class Journal:
                 continue
             if "results" in entry:
                 journal.results = entry["results"]
+            elif "discarded" in entry:
+                journal.discarded = entry["discarded"]
             else:
                 journal.units[entry["unit"]] = entry["files"]
         return journal
@@ -530,11 +536,18 @@ class Journal:
         self._append({"results": results})
         self.results = results
 
+    def add_discarded(self, arrays: list[str]) -> None:
+        """Records that the files of these arrays no longer count."""
+        self._append({"discarded": arrays})
+        self.discarded = arrays
+
     def rewrite(self, lock: Lock) -> None:
         """Writes the journal anew with what counts, into a file that a former owner does not have open."""
         entries: list[dict[str, Any]] = [{"unit": u, "files": self.units[u]} for u in sorted(self.units)]
         if self.results is not None:
             entries.append({"results": self.results})
+        if self.discarded:
+            entries.append({"discarded": self.discarded})
         prepared = lock.workspace / "journal"
         self.close()
         self.descriptor = os.open(prepared, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
@@ -554,6 +567,10 @@ class Journal:
         files = {name: check for unit in self.units.values() for name, check in unit.items()}
         return _hash(sorted([name, *check] for name, check in files.items()))
 
+    def is_discarded(self, name: str) -> bool:
+        """Whether a file belongs to an array that was removed."""
+        return any(name.startswith(f"{array}/") for array in self.discarded)
+
     def damaged(self, store: Path, *, read: bool, within: str = "") -> dict[int, str]:
         """Units whose files are not as journalled.
 
@@ -568,7 +585,7 @@ class Journal:
         found: dict[int, str] = {}
         for unit, files in self.units.items():
             for name, check in files.items():
-                if not name.startswith(within):
+                if not name.startswith(within) or self.is_discarded(name):
                     continue
                 try:
                     path = store / name
@@ -594,14 +611,22 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def memory_available() -> int:
-    """Bytes of memory that this process may still take: the machine's, or its SLURM allocation."""
-    available = psutil.virtual_memory().available
+def _allocated(memory: int) -> int:
     if os.environ.get("SLURM_MEM_PER_NODE", "").isdigit():
         allocated = int(os.environ["SLURM_MEM_PER_NODE"]) << 20
         if allocated:  # 0 means the whole node
-            available = min(available, allocated)
-    return available
+            return min(memory, allocated)
+    return memory
+
+
+def memory_available() -> int:
+    """Bytes of memory that this process may still take: the machine's, or its SLURM allocation."""
+    return _allocated(psutil.virtual_memory().available)
+
+
+def memory_total() -> int:
+    """Bytes of memory of the machine, or of the SLURM allocation, whoever uses them at present."""
+    return _allocated(psutil.virtual_memory().total)
 
 
 def format_bytes(size: float) -> str:
@@ -730,6 +755,7 @@ class _Run:
                 results = json.loads(canonical(self.task.results(plan, store)))
                 self.lock.check()
                 journal.add_results(results)
+            self._discard_scratch(plan, journal)
             self._check_again(journal, read=bool(pending))
             return self._write_manifest(plan, total, journal)
 
@@ -741,7 +767,7 @@ class _Run:
             unit: f"{name} in {self.store_path}" for unit, name in journal.damaged(self.store_path, read=read).items()
         }
         stored = Journal.load(journal.path, journal.key)
-        if (stored.units, stored.results) != (journal.units, journal.results):
+        if (stored.units, stored.results, stored.discarded) != (journal.units, journal.results, journal.discarded):
             damaged[-1] = str(journal.path)
         if damaged:
             raise StoreError(
@@ -805,15 +831,24 @@ class _Run:
         if len(journal.units) < total or damaged:
             # Recomputed units are equal, but the result must be checked on what is there then.
             journal.results = None
+        removed: set[int] = set()
+        if journal.results is None and journal.discarded:
+            self.log(f"{self.task.name}: what was needed on the way is no longer there and is computed again, too.")
+            journal.discarded = []
+            removed = set(journal.damaged(self.store_path, read=False)) - set(damaged)
         if journal.results is None:
             # First, so that nobody takes for whole what is about to change.
             self.lock.discard(self.directory / "manifest.json")
+        for unit in removed:
+            del journal.units[unit]
         for unit, name in sorted(damaged.items()):
             del journal.units[unit]
             self.log(f"{self.task.name}: unit {unit} is computed again, since {name} is missing or damaged.")
             self.events("damaged", unit=unit, file=name)
         journal.rewrite(self.lock)
-        self._writers = {name: unit for unit, files in journal.units.items() for name in files}
+        self._writers = {
+            name: unit for unit, files in journal.units.items() for name in files if not journal.is_discarded(name)
+        }
         for path in list(self.store_path.rglob("*")):
             if (
                 path.is_file()
@@ -821,6 +856,17 @@ class _Run:
                 and str(path.relative_to(self.store_path)) not in self._writers
             ):
                 self.lock.discard(path)
+
+    def _discard_scratch(self, plan: dict[str, Any], journal: Journal) -> None:
+        """Removes the files of arrays that were needed only on the way; journalled first, so that none is missed."""
+        scratch = [spec.name for spec in self.task.arrays(plan) if spec.scratch]
+        if scratch and not journal.discarded:
+            self.lock.check()
+            journal.add_discarded(scratch)
+        for name in journal.discarded:
+            for path in (self.store_path / name).iterdir():
+                if path.name != "zarr.json":
+                    self.lock.discard(path)
 
     def _check_resources(self, plan: dict[str, Any], journal: Journal | None) -> Estimate:
         """Refuses what cannot be done here; without a journal, what is in the directory will be replaced."""
@@ -849,6 +895,8 @@ class _Run:
         )
         if estimate.seconds is not None:
             text += f", {format_seconds(estimate.seconds * estimate.share(pending, total))}"
+        if estimate.method:
+            text += f"; by {estimate.method}"
         self.log(text + ".")
 
     def _compute(

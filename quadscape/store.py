@@ -35,6 +35,7 @@ class ArraySpec:
         chunks: What is compressed, checked and read as one piece.
         shards: What is written as one file; None: each chunk is a file. A multiple of `chunks`.
         compress: Blosc zstd-1 with bitshuffle before the checksum.
+        scratch: Needed by a long stage only until it is finished, and removed then.
         attributes: Unit, description and the like.
     """
 
@@ -45,6 +46,7 @@ class ArraySpec:
     chunks: tuple[int, ...]
     shards: tuple[int, ...] | None = None
     compress: bool = False
+    scratch: bool = False
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -1,13 +1,16 @@
+import contextlib
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from problems import DiesAtEveryThirdUnit, run_hessian, write_checkpoint
 
 from quadscape.config import CNN, MLP, Curvature, Custom
-from quadscape.curvature import eigenbasis as module
-from quadscape.curvature.eigenbasis import Eigenbasis, EigenbasisTask, decompose, fix_signs
+from quadscape.curvature import eigensolver
+from quadscape.curvature.eigenbasis import Eigenbasis, EigenbasisTask
 from quadscape.curvature.hessian import HessianMatrix
-from quadscape.errors import StageError, VerificationError
+from quadscape.errors import VerificationError
 from quadscape.stage import run_stage
 
 
@@ -21,76 +24,6 @@ EPS = {"float32": float(np.finfo("float32").eps), "float64": float(np.finfo("flo
 
 def quiet(line):
     pass
-
-
-def random_matrix(size, spectrum, dtype="float64"):
-    q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))
-    matrix = (q * spectrum) @ q.T
-    return ((matrix + matrix.T) / 2).astype(dtype)
-
-
-def decomposed(matrix, driver="evd"):
-    values, vectors = decompose(matrix.copy(), driver, 1)
-    return values, fix_signs(vectors)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The solver
-
-
-@pytest.mark.parametrize("driver", ["evd", "ev"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(
-    "spectrum",
-    [
-        np.linspace(-1, 3, 60),
-        np.r_[np.full(20, 2.0), np.zeros(25), np.full(15, -1.0)],  # degenerate, a large null space
-        np.geomspace(1, 1e-9, 60),
-    ],
-    ids=["simple", "degenerate", "wide"],
-)
-def test_pairs_reconstruct_the_matrix(driver, dtype, spectrum):
-    matrix = random_matrix(60, spectrum, dtype)
-    values, vectors = decomposed(matrix, driver)
-    assert values.dtype == np.float64
-    assert vectors.dtype == dtype
-    q = vectors.astype(np.float64)
-    assert np.abs((q * values) @ q.T - matrix).max() < 50 * EPS[dtype] * np.abs(spectrum).max()
-    assert np.abs(q.T @ q - np.eye(60)).max() < 50 * EPS[dtype]
-    assert (np.diff(values) <= 0).all()
-    np.testing.assert_allclose(values, np.sort(spectrum)[::-1], atol=50 * EPS[dtype] * np.abs(spectrum).max())
-
-
-def test_largest_component_is_positive():
-    _, vectors = decomposed(random_matrix(40, np.linspace(-1, 1, 40)))
-    assert (vectors[np.abs(vectors).argmax(axis=0), np.arange(40)] > 0).all()
-    tied = np.array([[1.0, -1.0], [-1.0, 1.0]])
-    assert np.array_equal(fix_signs(tied), [[1.0, 1.0], [-1.0, -1.0]])  # the first of equals decides
-    assert np.array_equal(fix_signs(np.zeros((3, 1))), np.zeros((3, 1)))
-
-
-def test_one_parameter_and_the_zero_matrix():
-    values, vectors = decomposed(np.array([[-2.5]]))
-    assert values.tolist() == [-2.5]
-    assert vectors.tolist() == [[1.0]]
-    values, vectors = decomposed(np.zeros((5, 5)))
-    assert (values == 0).all()
-    assert np.array_equal(vectors.T @ vectors, np.eye(5))
-
-
-def test_repeats_bit_for_bit():
-    matrix = random_matrix(200, np.geomspace(1, 1e-6, 200), "float32")
-    first, second = decomposed(matrix), decomposed(matrix)
-    assert np.array_equal(first[0], second[0])
-    assert np.array_equal(first[1], second[1])
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_matrices_that_are_not_finite_are_refused(value):
-    matrix = np.eye(4)
-    matrix[2, 1] = value
-    with pytest.raises(VerificationError, match="not finite"):
-        decompose(matrix, "evd", 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -113,12 +46,26 @@ def network(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=["float32", "float64"])
+@contextlib.contextmanager
+def forced(solver):
+    """Lets the plan of a first start choose this way."""
+    with pytest.MonkeyPatch.context() as patch:
+        if solver == "streamed":
+            patch.setattr(eigensolver, "_USABLE", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module", params=itertools.product(["float32", "float64"], ["evd", "streamed"]), ids="-".join)
 def finished(network, request):
-    make = tasks(network, request.param)
-    directory = network / f"eigenbasis-{request.param}"
-    manifest = run_stage(make(), directory, log=quiet)
-    return directory, manifest, HessianMatrix(network / f"hessian-{request.param}").dense("float64"), request.param
+    dtype, solver = request.param
+    make = tasks(network, dtype)
+    directory = network / f"eigenbasis-{dtype}-{solver}"
+    log: list[str] = []
+    with forced(solver):
+        manifest = run_stage(make(), directory, log=log.append)
+    assert manifest["plan"]["solver"] == solver
+    assert ("streamed since" if solver == "streamed" else "LAPACK's divide and conquer") in log[0]
+    return directory, manifest, HessianMatrix(network / f"hessian-{dtype}").dense("float64"), dtype
 
 
 def test_stored_basis_is_the_eigenbasis(finished):
@@ -162,32 +109,38 @@ class Interrupted(DiesAtEveryThirdUnit, EigenbasisTask):
 
 
 def test_an_interrupted_chain_resumes_bit_for_bit(network, finished, tmp_path):
-    directory, _, _, dtype = finished
+    directory, undisturbed, _, dtype = finished
     make = tasks(network, dtype)
     Interrupted.calls = 0
-    for _ in range(40):
+    for _ in range(60):
         try:
-            run_stage(make(Interrupted), tmp_path / "eigenbasis", log=quiet)
+            with forced(undisturbed["plan"]["solver"]):
+                run_stage(make(Interrupted), tmp_path / "eigenbasis", log=quiet)
             break
         except KeyboardInterrupt:
             pass
     assert Interrupted.calls > 9
     assert (tmp_path / "eigenbasis/manifest.json").read_bytes() == (directory / "manifest.json").read_bytes()
+    # What was needed on the way is gone; what is kept is equal.
+    kept = {
+        folder: {
+            str(p.relative_to(folder)): p.read_bytes() for p in (folder / "store.zarr").rglob("c/**/*") if p.is_file()
+        }
+        for folder in (directory, tmp_path / "eigenbasis")
+    }
+    assert kept[directory] == kept[tmp_path / "eigenbasis"]
+    assert {name.split("/")[1] for name in kept[directory]} == {"eigenvalues", "eigenvectors", "products"}
 
 
-def test_blocks_of_two_decompositions_are_never_mixed(network, tmp_path, monkeypatch):
-    make = tasks(network)
-    Interrupted.calls = 0
-    with pytest.raises(KeyboardInterrupt):
-        run_stage(make(Interrupted), tmp_path / "eigenbasis", log=quiet)
-
-    def otherwise(matrix, driver, threads):
-        values, vectors = decompose(matrix, driver, threads)
-        return np.nextafter(values, np.inf), vectors
-
-    monkeypatch.setattr(module, "decompose", otherwise)
-    with pytest.raises(StageError, match=r"eigenbasis was begun on a machine that rounds differently; remove"):
-        run_stage(make(), tmp_path / "eigenbasis", log=quiet)
+def test_a_damaged_chunk_is_made_again_although_what_it_came_from_is_gone(finished):
+    directory, _, _, dtype = finished
+    before = (directory / "manifest.json").read_bytes()
+    chunk = min((directory / "store.zarr/eigenvectors/c/0").iterdir())
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    run_stage(tasks(directory.parent, dtype)(), directory, log=quiet)
+    assert chunk.read_bytes() == whole
+    assert (directory / "manifest.json").read_bytes() == before
 
 
 def test_a_wrong_hessian_is_found_although_it_is_decomposed_correctly(network, tmp_path, monkeypatch):
@@ -199,7 +152,7 @@ def test_a_wrong_hessian_is_found_although_it_is_decomposed_correctly(network, t
         matrix[40] = matrix[:, 40]
         return matrix
 
-    monkeypatch.setattr(HessianMatrix, "dense", wrong)
+    monkeypatch.setattr(HessianMatrix, "fill", lambda self, target: target.copy_(torch.from_numpy(wrong(self))))
     with pytest.raises(VerificationError, match=r"is .*, allowed is "):
         run_stage(make(), tmp_path / "eigenbasis", log=quiet)
 

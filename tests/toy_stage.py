@@ -22,7 +22,8 @@ STEP = 4
 
 
 class Toy:
-    """Arrays as the real stages have them: sharded rows, a state handed on, a triangle of strips, ragged ends."""
+    """Arrays as the real stages have them: sharded rows, a triangle of strips, ragged ends, and a state that is handed on
+    and removed in the end."""
 
     name = "toy"
 
@@ -63,7 +64,9 @@ class Toy:
                 "rows", (self.rows, self.width), "float64", ("row", "column"), (2, self.width), (step, self.width)
             ),
             ArraySpec("triangle", (self.rows, self.rows), "float32", ("row", "column"), (step, step)),
-            ArraySpec("resume/state", (units, self.width), "float64", ("unit", "column"), (1, self.width)),
+            ArraySpec(
+                "resume/state", (units, self.width), "float64", ("unit", "column"), (1, self.width), scratch=True
+            ),
             ArraySpec("count", (units,), "int64", ("unit",), (1,), compress=True),
         ]
 
@@ -111,7 +114,7 @@ class Toy:
         return {"sum": float(store.read("rows").sum()), "by_width": {9: 1, 10: (2, 3)}}
 
     def expected(self) -> dict[str, np.ndarray]:
-        """All arrays, without the protocol."""
+        """All arrays, without the protocol: scratch ones are empty in the end."""
         plan = self.plan()
         found = {spec.name: np.full(spec.shape, fill_value(spec.dtype), spec.dtype) for spec in self.arrays(plan)}
 
@@ -122,6 +125,9 @@ class Toy:
         for unit in range(self.units(plan)):
             for name, (selection, values) in self.compute(unit, plan, InMemory()).items():
                 found[name][selection] = values
+        for spec in self.arrays(plan):
+            if spec.scratch:
+                found[spec.name][...] = fill_value(spec.dtype)
         return found
 
 

@@ -1,8 +1,8 @@
 """The whole eigenbasis of a stored Hessian: the stage that computes and verifies it, and the reader.
 
-H = QΛQᵀ with λ₁ ≥ … ≥ λ_P. On the CPU LAPACK decomposes the dense matrix, on CUDA torch.linalg.eigh does, once per
-process and in the precision of the Hessian; the units then write blocks of columns of Q. Each qᵢ has its component of
-largest magnitude positive. Further units compute the float64 products that the basis is verified against.
+H = QΛQᵀ with λ₁ ≥ … ≥ λ_P, each qᵢ with its component of largest magnitude positive, by one of the ways of
+`quadscape.curvature.eigensolver` and in the precision of the Hessian. Further units compute the float64 products that
+the basis is verified against.
 """
 
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import scipy.linalg
 import torch
-from threadpoolctl import threadpool_limits
 
 from quadscape.config import Curvature
+from quadscape.curvature.eigensolver import NOMINAL_RATES, Solver, basis_specs, make_solver, plan_solver
 from quadscape.curvature.hessian import HessianMatrix
+from quadscape.curvature.strips import flops_per_example
 from quadscape.curvature.verification import (
     DEFLATED_SEED,
     PROBE_SEED,
@@ -28,54 +28,14 @@ from quadscape.curvature.verification import (
     sign_probes,
     verify_eigenbasis,
 )
-from quadscape.errors import StageError, VerificationError
 from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.objective import CheckpointObjectives
 from quadscape.stage import Arrays, Estimate, StageStore, open_stage
 from quadscape.store import ArraySpec
 from quadscape.versions import STAGE_VERSIONS
 
-_UNIT_BYTES = 128 << 20
 _TILE_BYTES = 512 << 20
-_SMALLEST_BLOCK = 16
-_LARGEST_BLOCK = 4096
-_INNER = 16
 _CHECK_BLOCK = 4
-_DIVIDE_AND_CONQUER_LIMIT = 32_000
-"""Up to this size LAPACK's divide and conquer is used. Beyond, the length of its workspace of 2P² exceeds a 32-bit
-integer, and QR iteration takes its place: slower, but as orthogonal, which MRRR (`evr`) is not: it lost 100 eps already
-at P = 60."""
-
-
-def decompose(matrix: np.ndarray, driver: Literal["evd", "ev", "cuda"], threads: int) -> tuple[np.ndarray, np.ndarray]:
-    """All eigenpairs of a dense symmetric matrix.
-
-    Args:
-        matrix: Shape (P, P), C-contiguous; its memory may be overwritten.
-        driver: `evd` or `ev` (LAPACK), or `cuda`.
-        threads: Threads of LAPACK; results depend on their number.
-
-    Returns:
-        Eigenvalues in descending order, float64, shape (P,), and eigenvectors as columns in the matrix's dtype.
-
-    Raises:
-        VerificationError: The matrix has entries that are not finite.
-    """
-    if not np.isfinite(np.einsum("ij->", matrix, dtype=np.float64)):
-        raise VerificationError("The Hessian has entries that are not finite, so it has no eigenbasis.")
-    if driver == "cuda":
-        values, vectors = (part.cpu().numpy() for part in torch.linalg.eigh(torch.from_numpy(matrix).cuda()))
-    else:
-        with threadpool_limits(threads, user_api="blas"):
-            # The transpose is the same symmetric matrix, in the column order in which LAPACK can work in place.
-            values, vectors = scipy.linalg.eigh(matrix.T, driver=driver, overwrite_a=True, check_finite=False)
-    return values[::-1].astype(np.float64), vectors[:, ::-1]
-
-
-def fix_signs(vectors: np.ndarray) -> np.ndarray:
-    """Columns with their first component of largest magnitude made positive; C-contiguous copy."""
-    largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
-    return np.ascontiguousarray(vectors * np.where(largest < 0, -1, 1).astype(vectors.dtype))
 
 
 class _StoredBasis:
@@ -176,7 +136,7 @@ class EigenbasisTask:
         self._objectives = CheckpointObjectives(checkpoint_path, data_path, "train")
         self._config = config
         self._device = device
-        self._pairs: tuple[np.ndarray, np.ndarray] | None = None
+        self._solver: Solver | None = None
         self._checked: np.ndarray | None = None
 
     @property
@@ -194,46 +154,29 @@ class EigenbasisTask:
         }
 
     def plan(self) -> dict[str, Any]:
-        """Threads, device, solver, columns of one unit."""
+        """Threads, device, the solver and its units."""
         threads, device = current_threads(), resolve_device(self._device)
         apply_numerics(threads)
         size, itemsize = self._size, np.dtype(self._config.dtype).itemsize
         objective = self._objectives.get(torch.float64, device)
-        lapack = "evd" if size <= _DIVIDE_AND_CONQUER_LIMIT else "ev"
-        fitting = min(_LARGEST_BLOCK, max(_SMALLEST_BLOCK, min(size // 8, _UNIT_BYTES // (size * itemsize))))
         return {
+            **plan_solver(size, self._config.dtype, device),
             "threads": threads,
             "device": device.type,
             "chunk": objective.chunk,
             "product_bytes": objective.product_bytes(),
-            "driver": "cuda" if device.type == "cuda" else lapack,
-            "block": fitting // _INNER * _INNER,
+            "product_flops": objective.count * sum(flops_per_example(objective, self._objectives.theta)) * 2,
             "check_block": _CHECK_BLOCK,
             "tile": max(1, min(size, _TILE_BYTES // (size * itemsize))),
         }
 
     def arrays(self, plan: dict[str, Any]) -> list[ArraySpec]:
-        """Eigenvalues, eigenvectors, and the products that they are verified with."""
-        size, block = self._size, plan["block"]
+        """Eigenvalues, eigenvectors, what the solver needs on its way, and the products that they are verified with."""
+        size = self._size
         checked = len(sampled_ranks(size)) + PROBES
         return [
-            ArraySpec(
-                "eigenvalues",
-                (size,),
-                "float64",
-                ("index",),
-                (size,),
-                attributes={"description": "Eigenvalues of the Hessian, descending", "unit": "1"},
-            ),
-            ArraySpec(
-                "eigenvectors",
-                (size, size),
-                self._config.dtype,
-                ("parameter", "index"),
-                (size, _INNER),
-                shards=(size, block),
-                attributes={"description": "Eigenvectors as columns", "unit": "1"},
-            ),
+            *basis_specs(size, self._config.dtype, plan["block"]),
+            *self._solver_of(plan).scratch,
             ArraySpec(
                 "products",
                 (size, checked),
@@ -247,54 +190,45 @@ class EigenbasisTask:
             ),
         ]
 
-    def _blocks(self, plan: dict[str, Any]) -> int:
-        return -(-self._size // plan["block"])
+    def _solver_of(self, plan: dict[str, Any]) -> Solver:
+        if self._solver is None:
+            self._solver = make_solver(self._size, self._config.dtype, plan, self._hessian.fill)
+        return self._solver
+
+    def _product_units(self, plan: dict[str, Any]) -> int:
+        return -(-(len(sampled_ranks(self._size)) + PROBES) // plan["check_block"])
 
     def units(self, plan: dict[str, Any]) -> int:
-        """Blocks of eigenvectors, then blocks of products."""
-        checked = len(sampled_ranks(self._size)) + PROBES
-        return self._blocks(plan) + -(-checked // plan["check_block"])
+        """The solver's, then blocks of products."""
+        return self._solver_of(plan).units + self._product_units(plan)
 
     def estimate(self, plan: dict[str, Any]) -> Estimate:
-        """The basis on disk; in memory the matrix and what the solver needs beside it."""
-        matrix = self._size**2 * np.dtype(self._config.dtype).itemsize
-        copies = {"evd": 3, "ev": 1, "cuda": 2}[plan["driver"]]
-        resident = (3 << 30) if plan["device"] == "cuda" else (1 << 30) + plan["product_bytes"]
-        disk = matrix + 8 * self._size * (1 + len(sampled_ranks(self._size)) + PROBES)
-        return Estimate(resident + copies * matrix, disk)
+        """Memory and disk of the solver, and its time at nominal rates."""
+        solver = self._solver_of(plan)
+        disk = sum(spec.nbytes for spec in self.arrays(plan))
+        # What is stored of V and W are triangles.
+        disk -= sum(spec.nbytes // 2 for spec in solver.scratch if spec.shape == (self._size, self._size))
+        rates = NOMINAL_RATES[plan["device"]]
+        seconds = solver.seconds(rates)
+        seconds += [plan["check_block"] * plan["product_flops"] / rates.float64] * self._product_units(plan)
+        if plan["device"] == "cuda":
+            # The matrix is on the GPU; the host holds strips, and a library's results.
+            host = (3 << 30) + (solver.memory_bytes() if plan["solver"] == "cusolver" else 8 * _TILE_BYTES)
+        else:
+            host = (1 << 30) + max(plan["product_bytes"], solver.memory_bytes())
+        return Estimate(host, disk, sum(seconds), seconds, solver.method)
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism."""
         apply_numerics(plan["threads"])
 
     def compute(self, unit: int, plan: dict[str, Any], store: StageStore) -> Arrays:
-        """One block of eigenvectors (the first with all eigenvalues), or one block of products."""
-        blocks = self._blocks(plan)
-        if unit >= blocks:
-            self._pairs = None
-            return self._products(unit - blocks, plan, store)
-        if self._pairs is None:
-            self._pairs = decompose(self._hessian.dense(self._config.dtype), plan["driver"], plan["threads"])
-            self._check_repeated(store)
-        values, vectors = self._pairs
-        start = unit * plan["block"]
-        stop = min(self._size, start + plan["block"])
-        found: dict[str, tuple[tuple[slice | int, ...], np.ndarray]] = {
-            "eigenvectors": ((slice(0, self._size), slice(start, stop)), fix_signs(vectors[:, start:stop]))
-        }
-        if unit == 0:
-            found["eigenvalues"] = ((slice(0, self._size),), values)
-        return found
-
-    def _check_repeated(self, store: StageStore) -> None:
-        """A resumed process must repeat the decomposition bit for bit, or blocks of two bases would be mixed."""
-        assert self._pairs is not None
-        stored = store.read("eigenvalues")  # NaN until unit 0 is committed
-        if not np.isnan(stored).all() and not np.array_equal(stored, self._pairs[0]):
-            raise StageError(
-                f"The decomposition in {store.directory} was begun on a machine that rounds differently; remove that "
-                "directory and run the workflow again."
-            )
+        """One unit of the solver, or one block of products."""
+        solver = self._solver_of(plan)
+        if unit < solver.units:
+            return solver.compute(unit, store)
+        self._solver = None  # and its memory
+        return self._products(unit - solver.units, plan, store)
 
     def _products(self, number: int, plan: dict[str, Any], store: StageStore) -> Arrays:
         vectors = self._checked_vectors(store)

@@ -328,11 +328,20 @@ class StripMatrix:
             Shape (P, P), C-contiguous; beside it only one strip is ever in memory.
         """
         result = np.empty((self.size, self.size), dtype=dtype or self.dtype)
-        for start, strip in self.strips():
-            width = strip.shape[1]
-            result[start:, start : start + width] = strip
-            result[start : start + width, start + width :] = strip[width:].T
+        self.fill(torch.from_numpy(result))
         return result
+
+    def fill(self, matrix: torch.Tensor) -> None:
+        """Writes the whole symmetric matrix.
+
+        Args:
+            matrix: Shape (P, P), on any device.
+        """
+        for start, strip in self.strips():
+            values = torch.from_numpy(strip).to(matrix.device, matrix.dtype)
+            width = strip.shape[1]
+            matrix[start:, start : start + width] = values
+            matrix[start : start + width, start + width :] = values[width:].T
 
 
 def _symmetric(strip: np.ndarray) -> np.ndarray:
