@@ -22,8 +22,8 @@ STEP = 4
 
 
 class Toy:
-    """Arrays as the real stages have them: sharded rows, a triangle of strips, ragged ends, and a state that is handed on
-    and removed in the end."""
+    """Arrays as the real stages have them: sharded rows, a triangle of strips, ragged ends, and a state that is handed
+    on and removed in the end."""
 
     name = "toy"
 

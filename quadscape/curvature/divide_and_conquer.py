@@ -5,10 +5,10 @@ T = diag(Q₁, Q₂)(D + ρ z zᵀ)diag(Q₁, Q₂)ᵀ. The eigenvalues λᵢ of
 1 + ρ Σⱼ zⱼ²/(dⱼ − λ) = 0, and its eigenvectors have the entries ẑⱼ/(dⱼ − λᵢ), with the ẑ for which the computed λᵢ are
 exact (Gu and Eisenstat 1994): orthogonal to rounding however close the eigenvalues lie.
 
-Those entries are a formula in O(n) numbers, so nothing of size n² is kept: `merge_level` finds the numbers, one level of
-the recursion at a time, and `Tree.vectors` multiplies a range of columns through the levels, from the root down, making
-the factors in tiles as it goes. Over all columns that is 2n³ operations, matrix products in float64, and memory for
-a few n×k matrices for ranges of k columns.
+Those entries are a formula in O(n) numbers, so nothing of size n² is kept: `merge_level` finds the numbers, one level
+of the recursion at a time, and `Tree.vectors` multiplies a range of columns through the levels, from the root down,
+making the factors in tiles as it goes. Over all columns that is 2n³ operations, matrix products in float64, and memory
+for a few n×k matrices for ranges of k columns.
 
 MRRR by ranges (LAPACK's stemr with an index range) was tried first: each range builds its own representation, and
 vectors of different ranges were orthogonal to 1e-6 only (n = 3,000, power law), with exactly degenerate eigenvalues it
@@ -17,6 +17,7 @@ failed, and all ranges together took three times as long as one call.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import scipy.linalg
@@ -45,8 +46,8 @@ FIELDS = (
     "cosine",
     "sine",
 )
-"""What is known of each level, an array of float64 of shape (len(FIELDS), n): the nodes of a level lie side by side, and
-what counts rows or slots counts within the node."""
+"""What is known of each level, an array of float64 of shape (len(FIELDS), n): the nodes of a level lie side by side,
+and what counts rows or slots counts within the node."""
 
 
 def depth(size: int) -> int:
@@ -103,8 +104,8 @@ def solve_leaves(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.nda
         d[cut - 1] -= abs(e[cut - 1])
         d[cut] -= abs(e[cut - 1])
     level = np.full((len(FIELDS), size), -1.0)
-    vectors = np.zeros((size, max(b - a for a, b in zip(cuts, cuts[1:], strict=False))))
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    vectors = np.zeros((size, max(b - a for a, b in pairwise(cuts))))
+    for a, b in pairwise(cuts):
         dense = np.diag(d[a:b]) + np.diag(e[a : b - 1], -1)
         values, q = scipy.linalg.eigh(dense, lower=True, driver="evd")
         level[:3, a:b] = values, q[0], q[-1]
@@ -194,10 +195,10 @@ def _secular_roots(d: torch.Tensor, z: torch.Tensor, rho: float, tile_bytes: int
         inside = mask * square[first:final], (1.0 - mask) * square[first:final]
 
         def sums(inverse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            middle = inverse[:, first:final]  # noqa: B023
+            middle = inverse[:, first:final]  # ruff: ignore[function-uses-loop-variable]
             return (
-                inverse[:, :first] @ square[:first] + (middle * inside[0]).sum(dim=1),  # noqa: B023
-                inverse[:, final:] @ square[final:] + (middle * inside[1]).sum(dim=1),  # noqa: B023
+                inverse[:, :first] @ square[:first] + (middle * inside[0]).sum(dim=1),  # ruff: ignore[function-uses-loop-variable]
+                inverse[:, final:] @ square[final:] + (middle * inside[1]).sum(dim=1),  # ruff: ignore[function-uses-loop-variable]
             )
 
         def terms(origin: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
@@ -520,13 +521,12 @@ class Tree:
         for number, level in enumerate(levels[1:], start=1):
             cuts = bounds(self.size, number)
             nodes = []
-            for a, b in zip(cuts, cuts[1:], strict=False):
+            for a, b in pairwise(cuts):
                 nodes.append((a, b, _node(dict(zip(FIELDS, level[:, a:b], strict=True)), device)))
             self._levels.append(nodes)
         cuts = bounds(self.size, 0)
         self._leaves = [
-            (a, b, torch.tensor(leaves[a:b, : b - a], dtype=torch.float64, device=device))
-            for a, b in zip(cuts, cuts[1:], strict=False)
+            (a, b, torch.tensor(leaves[a:b, : b - a], dtype=torch.float64, device=device)) for a, b in pairwise(cuts)
         ]
 
     def vectors(self, start: int, stop: int) -> torch.Tensor:

@@ -5,14 +5,15 @@ component of largest magnitude positive:
 
 - `evd`, on a CPU where three matrices fit: LAPACK's divide and conquer, at once. The units only write its columns.
 - `cusolver`, on a GPU where it fits and is known to be right: the same there.
-- `streamed`, for all that is larger: the matrix is reduced to tridiagonal form in its own memory, the tridiagonal matrix is
-  divided and conquered level by level, and its eigenvectors are made and transformed back in ranges. Beside the one
-  matrix there are only strips of it. Every unit can be resumed from what the units before it have stored: panels of
-  reflectors V and updates W, levels of the recursion, and ranges of eigenvectors.
+- `streamed`, for all that is larger: the matrix is reduced to tridiagonal form in its own memory, the tridiagonal
+  matrix is divided and conquered level by level, and its eigenvectors are made and transformed back in ranges. Beside
+  the one matrix there are only strips of it. Every unit can be resumed from what the units before it have stored:
+  panels of reflectors V and updates W, levels of the recursion, and ranges of eigenvectors.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,8 +75,14 @@ NOMINAL_RATES = {"cpu": Rates(20e9, 200e9, 70e9), "cuda": Rates(2.5e12, 40e12, 4
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of memory of the GPU, or of the machine (or SLURM allocation): how much is free does not matter, so that
-    equal runs choose the same way on a loaded machine."""
+    """Memory of a device, used or not, so that equal runs choose the same way on a loaded machine.
+
+    Args:
+        device: A GPU, or the CPU of this machine (or SLURM allocation).
+
+    Returns:
+        Bytes.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return memory_total()
@@ -121,14 +128,14 @@ def streamed_plan(size: int, dtype: str, device: torch.device) -> dict[str, Any]
     # A strip of V and one of W, an eighth of the matrix with what storing them needs, and a minute of work at most.
     columns = min(matrix // (64 * size * itemsize), 2 * _UNIT_BYTES // (size * itemsize))
     columns = min(columns, int(_UNIT_SECONDS * NOMINAL_RATES[device.type].bandwidth / matrix))
-    # Eigenvectors are in float64 on their way: `_RANGE_BYTES` per entry, an eighth of the matrix in all.
-    block = min(matrix // (8 * _RANGE_BYTES * size), 4 * _UNIT_BYTES // (_RANGE_BYTES * size))
+    # Eigenvectors are in float64 on their way: `_RANGE_BYTES` per entry, a tenth of the matrix in all.
+    block = min(matrix // (10 * _RANGE_BYTES * size), 4 * _UNIT_BYTES // (_RANGE_BYTES * size))
     return {
         "solver": "streamed",
         "block": max(_INNER, block // _INNER * _INNER),
         "columns": max(PANEL, columns // PANEL * PANEL),
         "engine": "torch" if device.type == "cuda" else "lapack",
-        "tile_bytes": min(_TILE_BYTES[device.type], max(1 << 20, matrix // 64)),
+        "tile_bytes": min(_TILE_BYTES[device.type], max(1 << 20, matrix // 128)),
     }
 
 
@@ -207,7 +214,14 @@ def basis_specs(size: int, dtype: str, block: int) -> list[ArraySpec]:
 
 
 def fix_signs(vectors: np.ndarray) -> np.ndarray:
-    """Columns with their first component of largest magnitude made positive; C-contiguous copy."""
+    """Makes the component of largest magnitude positive, the first one of equals.
+
+    Args:
+        vectors: Columns, shape (n, k).
+
+    Returns:
+        A C-contiguous copy.
+    """
     largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
     return np.ascontiguousarray(vectors * np.where(largest < 0, -1, 1).astype(vectors.dtype))
 
@@ -316,11 +330,13 @@ class _Streamed:
             f"{_LIBRARY_MATRICES} matrices do not fit into memory or exceed what the library can"
         )
         rows = min(size, _ROWS)
-        widest = max(b - a for a, b in zip(bounds(size, 0), bounds(size, 0)[1:], strict=False))
-        panel = {"chunks": (self._columns, rows), "shards": (self._columns, -(-size // rows) * rows), "scratch": True}
+        widest = max(b - a for a, b in pairwise(bounds(size, 0)))
+        shards = (self._columns, -(-size // rows) * rows)
         self.scratch = [
-            ArraySpec("reflectors", (size, size), dtype, ("column", "row"), **panel),
-            ArraySpec("updates", (size, size), dtype, ("column", "row"), **panel),
+            *(
+                ArraySpec(name, (size, size), dtype, ("column", "row"), (self._columns, rows), shards, scratch=True)
+                for name in ("reflectors", "updates")
+            ),
             ArraySpec("tridiagonal", (3, size), "float64", ("part", "column"), (3, self._columns), scratch=True),
             ArraySpec(
                 "levels",
@@ -336,9 +352,11 @@ class _Streamed:
     def memory_bytes(self) -> int:
         n, itemsize = self._size, np.dtype(self._dtype).itemsize
         strips = 6 * self._columns * n * itemsize
-        ranges = (_RANGE_BYTES + 2 * itemsize) * self._plan["block"] * n
-        tree = 8 * n * (2 * len(FIELDS) * self._levels + 2 * 128) + 6 * self._plan["tile_bytes"]
-        return n**2 * itemsize + max(strips, ranges + 3 * 128 * n * itemsize) + tree
+        # A range on its way; two blocks of 128 reflectors, of which the second is made from the first; the tree.
+        ranges = (_RANGE_BYTES + itemsize) * self._plan["block"] * n + 2 * 128 * n * itemsize
+        tree = 8 * n * (len(FIELDS) * self._levels + 128)
+        tiles = 6 * self._plan["tile_bytes"]
+        return n**2 * itemsize + max(strips, tree + max(tree, ranges) + tiles)
 
     def seconds(self, rates: Rates) -> list[float]:
         n, itemsize = self._size, np.dtype(self._dtype).itemsize

@@ -2,14 +2,14 @@
 
 Q₁ = H₁H₂ … with the reflectors Hⱼ = I − τⱼvⱼvⱼᵀ. A panel finds b of them, each from one column and one product of the
 trailing matrix with a vector, which is what takes the time (its entries are read once per column and used twice); then
-the trailing matrix becomes A − VWᵀ − WVᵀ (Dongarra, Sorensen and Hammarling 1989, LAPACK's `latrd`). Vectors vⱼ take the
-place of what is no longer needed.
+the trailing matrix becomes A − VWᵀ − WVᵀ (Dongarra, Sorensen and Hammarling 1989, LAPACK's `latrd`). Vectors vⱼ take
+the place of what is no longer needed.
 
 A panel's V and W are all that its update needs. Who keeps them can repeat the updates of a matrix that was lost, in
 the same order and so bit for bit, at the speed of matrix products.
 
-Matrices are rows in memory: vⱼ is row j from column j + 1 on. LAPACK, which counts by columns, sees the lower triangle of
-the same symmetric matrix there.
+Matrices are rows in memory: vⱼ is row j from column j + 1 on. LAPACK, which counts by columns, sees the lower triangle
+of the same symmetric matrix there.
 """
 
 import ctypes
