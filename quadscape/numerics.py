@@ -81,6 +81,15 @@ def keep_large_freed_memory() -> None:
     _mallopt({_M_MMAP_MAX: 0})
 
 
+def give_freed_memory_back() -> None:
+    """Gives what was freed between two others back to the system after all, where the C library is glibc.
+
+    For work whose memory must stay near that of the one matrix that it holds.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _mallopt(options: dict[int, int]) -> None:
     with contextlib.suppress(AttributeError, OSError):
         library = ctypes.CDLL(None)

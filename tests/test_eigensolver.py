@@ -150,7 +150,10 @@ def test_both_arithmetics_reduce_to_the_same_tridiagonal_matrix():
         tau = np.concatenate([panel.tau for panel in found])
         entries.append([np.concatenate([getattr(p, name) for p in found]) for name in ("diagonal", "off_diagonal")])
         q = torch.eye(150, dtype=torch.float64)
-        Reflectors(work, tau).apply(q)
+        reflectors = Reflectors(150)
+        for start, stop in ((0, 64), (64, 150)):
+            reflectors.add(work[start:stop, start:], tau[start:stop], start)
+        reflectors.apply(q)
         d, e = entries[-1]
         t = np.diag(d) + np.diag(e[:-1], 1) + np.diag(e[:-1], -1)
         assert np.abs(q.numpy() @ t @ q.numpy().T - matrix).max() < 1e-14

@@ -16,7 +16,7 @@ import zarr
 
 from quadscape.checkpoint import extract_checkpoint
 from quadscape.config import Experiment, parse_experiment
-from quadscape.curvature import gauss_newton
+from quadscape.curvature import divide_and_conquer, eigensolver, gauss_newton
 from quadscape.curvature.eigenbasis import EigenbasisTask
 from quadscape.curvature.gauss_newton import GaussNewtonTask
 from quadscape.curvature.hessian import HessianShardTask, HessianTask
@@ -54,6 +54,8 @@ def _task(stage: str, root: str) -> Task:
     if stage == "gauss_newton":
         gauss_newton._ACCUMULATED_BYTES["cpu"] = 1 << 19  # several runs of columns
         return GaussNewtonTask(checkpoint, data, experiment.curvature, "cpu")
+    if stage == "streamed":
+        eigensolver._USABLE = 0.0  # as if nothing fitted
     return EigenbasisTask(home / "hessian/manifest.json", checkpoint, data, experiment.curvature, "cpu")
 
 
@@ -101,6 +103,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _finish("hessian", root, root / "hessian")
     _finish("gauss_newton", root, root / "gauss_newton")
     _finish("eigenbasis", root, root / "eigenbasis")
+    _finish("streamed", root, root / "streamed")
     return root
 
 
@@ -112,9 +115,9 @@ def _decoded(directory: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["training", "hessian_shard", "gauss_newton", "eigenbasis"])
+@pytest.mark.parametrize("stage", ["training", "hessian_shard", "gauss_newton", "eigenbasis", "streamed"])
 def test_killed_at_random_moments(home: Path, tmp_path: Path, stage: str) -> None:
-    units = open_stage(home / stage, stage).manifest["units"]
+    units = open_stage(home / stage).manifest["units"]
     assert units >= 4, "too few units for kills between them"
     expected = _decoded(home / stage)
     usual = _finish(stage, home, tmp_path / "timing")
@@ -146,7 +149,38 @@ def test_killed_at_random_moments(home: Path, tmp_path: Path, stage: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["training", "hessian_shard", "gauss_newton", "eigenbasis"])
+def test_streamed_basis_is_killed_in_every_part(home: Path, tmp_path: Path) -> None:
+    """Inside the reduction, divide and conquer, the back-transformation, and among the products."""
+    stage = open_stage(home / "streamed", "eigenbasis")
+    assert stage.manifest["plan"]["solver"] == "streamed"
+    expected, units = _decoded(home / "streamed"), stage.manifest["units"]
+    size = stage.manifest["results"]["size"]
+    reduction, levels = -(-size // stage.manifest["plan"]["columns"]), 1 + divide_and_conquer.depth(size)
+    assert reduction >= 2
+    assert levels >= 2
+    targets = {"reduction": 1, "levels": reduction + 1, "ranges": reduction + levels + 2, "products": units - 2}
+    assert sorted(targets.values()) == list(targets.values())
+    directory = tmp_path / "streamed"
+    events = directory / "events.jsonl"
+    for part, done in targets.items():
+        child = _start("streamed", home, directory)
+        while child.is_alive() and not (events.exists() and f'"done":{done},' in events.read_text().replace(" ", "")):
+            time.sleep(0.001)
+        assert child.exitcode is None, part
+        os.kill(child.pid or 0, signal.SIGKILL)
+        child.join()
+    _finish("streamed", home, directory)
+    starts = [event["done"] for event in read_events(directory) if event["event"] == "start"]
+    assert starts[0] == 0
+    assert all(done <= start <= done + 3 for done, start in zip(targets.values(), starts[1:], strict=True))
+    found = _decoded(directory)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+    assert (directory / "manifest.json").read_bytes() == (home / "streamed/manifest.json").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["training", "hessian_shard", "gauss_newton", "eigenbasis", "streamed"])
 def test_damaged_chunks_are_found_and_computed_again(home: Path, tmp_path: Path, stage: str) -> None:
     expected = _decoded(home / stage)
     directory = tmp_path / stage

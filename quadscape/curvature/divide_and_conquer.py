@@ -23,10 +23,10 @@ import numpy as np
 import scipy.linalg
 import torch
 
-_LEAF = 128
+_LEAF = 64
 """Rows of the largest block that is decomposed as a dense matrix."""
 _GROUP = 32
-"""Plane rotations that are multiplied into one small matrix before they are applied."""
+"""Rows that plane rotations which are multiplied into one small matrix may touch."""
 _ITERATIONS = 100
 _EPS = float(np.finfo("float64").eps)
 
@@ -95,7 +95,7 @@ def solve_leaves(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.nda
 
     Returns:
         Level 0, shape (len(FIELDS), n), and the leaves' eigenvectors: rows of all leaves below each other, shape
-        (n, at most 128); columns beyond a leaf's size are zero.
+        (n, at most 64); columns beyond a leaf's size are zero.
     """
     size, scale = len(diagonal), _scale(diagonal, off_diagonal)
     d, e = diagonal / scale, off_diagonal / scale
@@ -396,54 +396,66 @@ class _Node:
     Attributes:
         poles: d of the coupled slots, shape (k,).
         weights: ẑ, shape (k,).
-        origin: Pole behind each root, shape (k,).
+        shifted: d_origin: the pole that each root is measured from, shape (k,).
         offsets: λ − d_origin, shape (k,).
         norms: 1/|·| of the columns, shape (k,).
         source: Column of the children behind each slot, shape (m,).
         order: Slot of each eigenvalue, shape (m,).
+        place: Index of the eigenvalue of each slot, shape (m,).
         rotations: Products of plane rotations, in the order in which they are to be applied: rows, and a matrix.
     """
 
     poles: torch.Tensor
     weights: torch.Tensor
-    origin: torch.Tensor
+    shifted: torch.Tensor
     offsets: torch.Tensor
     norms: torch.Tensor
     source: torch.Tensor
     order: torch.Tensor
+    place: torch.Tensor
     rotations: list[tuple[torch.Tensor, torch.Tensor]]
 
-    def columns(self, start: int, stop: int) -> torch.Tensor:
+    def columns(self, start: int, stop: int, tile_bytes: int) -> torch.Tensor:
         """Columns of the factor in the children's basis, shape (m, stop − start)."""
         slots, count = self.order[start:stop], len(self.poles)
         result = torch.zeros(len(self.order), stop - start, dtype=torch.float64, device=self.poles.device)
         is_root = slots < count
-        roots = slots[is_root]
-        entries = (self.poles[:, None] - self.poles[self.origin[roots]]) - self.offsets[roots]
-        entries.reciprocal_().mul_(self.norms[roots]).mul_(self.weights[:, None])
-        result[:count, is_root] = entries
-        result[slots[~is_root], torch.nonzero(~is_root)[:, 0]] = 1.0
-        return self._unrotated(result)
-
-    def multiply(self, x: torch.Tensor, tile_bytes: int) -> torch.Tensor:
-        """Factor times x, shape (m, columns), from the node's eigenvectors to those of its children."""
-        count = len(self.poles)
-        slots = torch.empty_like(x)
-        slots[self.order] = x
-        scaled = slots[:count] * self.norms[:, None]
-        shifted = self.poles[self.origin]
-        for rows in _tiles(count, count, tile_bytes):
-            inverse = ((self.poles[rows][:, None] - shifted) - self.offsets).reciprocal_()
-            torch.mm(inverse, scaled, out=slots[rows])
-            slots[rows] *= self.weights[rows][:, None]
-        return self._unrotated(slots)
-
-    def _unrotated(self, slots: torch.Tensor) -> torch.Tensor:
-        result = torch.empty_like(slots)
-        result[self.source] = slots
-        for rows, matrix in self.rotations:
-            result[rows] = matrix @ result[rows]
+        roots = torch.where(is_root, slots, 0)
+        if count:
+            shifted, offsets = self.shifted[roots], self.offsets[roots]
+            norms = torch.where(is_root, self.norms[roots], 0.0)
+            for rows in _tiles(count, stop - start, tile_bytes):
+                entries = (self.poles[rows][:, None] - shifted).sub_(offsets).reciprocal_()
+                result[self.source[rows]] = entries.mul_(norms).mul_(self.weights[rows][:, None])
+        result[self.source[slots[~is_root]], torch.nonzero(~is_root)[:, 0]] = 1.0
+        self._unrotate(result)
         return result
+
+    def multiply(self, x: torch.Tensor, work: torch.Tensor, tile: torch.Tensor) -> None:
+        """Factor times x, in place: from the node's eigenvectors to those of its children.
+
+        Args:
+            x: Shape (m, columns).
+            work: At least twice the size of x, to be written to.
+            tile: The same, for tiles of the factor; at least (m,).
+        """
+        count, size = len(self.poles), x.numel()
+        result, slots = work[:size].view(x.shape), work[size : 2 * size].view(x.shape)
+        torch.index_select(x, 0, self.place, out=slots)
+        result.index_copy_(0, self.source[count:], slots[count:])
+        if count:
+            scaled = slots[:count].mul_(self.norms[:, None])
+            for rows in _tiles(count, count, 8 * len(tile)):
+                inverse = tile[: (rows.stop - rows.start) * count].view(-1, count)
+                torch.sub(self.poles[rows][:, None], self.shifted, out=inverse)
+                inverse.sub_(self.offsets).reciprocal_()
+                result.index_copy_(0, self.source[rows], (inverse @ scaled).mul_(self.weights[rows][:, None]))
+        self._unrotate(result)
+        x.copy_(result)
+
+    def _unrotate(self, x: torch.Tensor) -> None:
+        for rows, matrix in self.rotations:
+            x[rows] = matrix @ x[rows]
 
 
 def _grouped_rotations(
@@ -451,10 +463,18 @@ def _grouped_rotations(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Rotations of coefficients, the last one first, a few at a time as one matrix."""
     number = int((fields["rotated"] >= 0).sum())
+    all_pairs = np.stack([fields["rotated"][:number], fields["partner"][:number]]).astype(np.int64)
     groups = []
-    for stop in range(number, 0, -_GROUP):
-        part = slice(max(0, stop - _GROUP), stop)
-        pairs = np.stack([fields["rotated"][part], fields["partner"][part]]).astype(np.int64)
+    stop = number
+    while stop:
+        touched: set[int] = set()
+        start = stop
+        while start and len(touched | set(all_pairs[:, start - 1].tolist())) <= _GROUP:
+            start -= 1
+            touched.update(all_pairs[:, start].tolist())
+        part = slice(start, stop)
+        pairs = all_pairs[:, part]
+        stop = start
         rows, places = np.unique(pairs, return_inverse=True)
         matrix = np.eye(len(rows))
         firsts, seconds = places.reshape(2, -1)
@@ -472,17 +492,19 @@ def _node(fields: dict[str, np.ndarray], device: torch.device | str) -> _Node:
     def floats(name: str) -> torch.Tensor:
         return torch.tensor(fields[name][:count], dtype=torch.float64, device=device)
 
-    def integers(name: str, stop: int | None = None) -> torch.Tensor:
-        return torch.tensor(fields[name][:stop].astype(np.int64), device=device)
+    def integers(name: str) -> torch.Tensor:
+        return torch.tensor(fields[name].astype(np.int64), device=device)
 
+    poles, order = floats("poles"), integers("order")
     return _Node(
-        floats("poles"),
+        poles,
         floats("weights"),
-        integers("origins", count),
+        poles[integers("origins")[:count]],
         floats("offsets"),
         floats("norms"),
         integers("source"),
-        integers("order"),
+        order,
+        torch.argsort(order),
         _grouped_rotations(fields, device),
     )
 
@@ -512,7 +534,7 @@ class Tree:
             levels: From the leaves to the root.
             leaves: The leaves' eigenvectors.
             device: Of the arithmetic and of the results.
-            tile_bytes: Memory of one tile of a factor; three are in use at a time.
+            tile_bytes: Memory of one tile of a factor.
         """
         self.size = len(diagonal)
         self._tile_bytes = tile_bytes
@@ -542,10 +564,14 @@ class Tree:
         if not self._levels:
             return self._leaves[0][2][:, start:stop].clone()
         root = self._levels[-1][0][2]
-        result = root.columns(start, stop)
+        result = root.columns(start, stop, self._tile_bytes)
+        # The same memory for all nodes: of changing sizes, much would lie idle.
+        half = max((b - a for a, b, _ in self._levels[-2]), default=0) if len(self._levels) > 1 else 0
+        work = result.new_empty(2 * half * (stop - start))
+        tile = result.new_empty(max(half, self._tile_bytes // 8))
         for nodes in reversed(self._levels[:-1]):
             for a, b, node in nodes:
-                result[a:b] = node.multiply(result[a:b], self._tile_bytes)
+                node.multiply(result[a:b], work, tile)
         for a, b, leaf in self._leaves:
             result[a:b] = leaf @ result[a:b]
         return result

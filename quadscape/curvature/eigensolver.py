@@ -7,8 +7,9 @@ component of largest magnitude positive:
 - `cusolver`, on a GPU where it fits and is known to be right: the same there.
 - `streamed`, for all that is larger: the matrix is reduced to tridiagonal form in its own memory, the tridiagonal
   matrix is divided and conquered level by level, and its eigenvectors are made and transformed back in ranges. Beside
-  the one matrix there are only strips of it. Every unit can be resumed from what the units before it have stored:
-  panels of reflectors V and updates W, levels of the recursion, and ranges of eigenvectors.
+  the one matrix there are only strips of it; later, its half, read again from what was stored, and a range. Every unit
+  can be resumed from what the units before it have stored: panels of reflectors V and updates W, levels of the
+  recursion, and ranges of eigenvectors.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,9 +28,11 @@ from quadscape.curvature.tridiagonal_reduction import (
     blas_threads,
     panels,
     reduce_panel,
+    reflector_block,
     update_trailing,
 )
 from quadscape.errors import StageError, VerificationError
+from quadscape.numerics import give_freed_memory_back
 from quadscape.stage import Arrays, StageStore, memory_total
 from quadscape.store import ArraySpec
 
@@ -128,8 +131,9 @@ def streamed_plan(size: int, dtype: str, device: torch.device) -> dict[str, Any]
     # A strip of V and one of W, an eighth of the matrix with what storing them needs, and a minute of work at most.
     columns = min(matrix // (64 * size * itemsize), 2 * _UNIT_BYTES // (size * itemsize))
     columns = min(columns, int(_UNIT_SECONDS * NOMINAL_RATES[device.type].bandwidth / matrix))
-    # Eigenvectors are in float64 on their way: `_RANGE_BYTES` per entry, a tenth of the matrix in all.
-    block = min(matrix // (10 * _RANGE_BYTES * size), 4 * _UNIT_BYTES // (_RANGE_BYTES * size))
+    # A range with all copies is a fifth of the matrix, of which only a half is needed then, as reflectors.
+    block = min(size // (5 * _RANGE_COPIES), 4 * _UNIT_BYTES // (size * itemsize))
+    block = min(block, int(_UNIT_SECONDS / _range_seconds(size, dtype, NOMINAL_RATES[device.type])))
     return {
         "solver": "streamed",
         "block": max(_INNER, block // _INNER * _INNER),
@@ -139,8 +143,13 @@ def streamed_plan(size: int, dtype: str, device: torch.device) -> dict[str, Any]
     }
 
 
-_RANGE_BYTES = 28
-"""Per entry of a range on its way: its float64 values, a copy of half of them for each of two steps, and as stored."""
+def _range_seconds(size: int, dtype: str, rates: Rates) -> float:
+    """Per eigenvector: n² multiplications and additions by the factors of divide and conquer, n² by reflectors."""
+    return 2.0 * size**2 * (1 / rates.float64 + 1 / (rates.float32 if dtype == "float32" else rates.float64))
+
+
+_RANGE_COPIES = 5
+"""Of a range on its way: float64 values, and for a half two copies more; then as stored, with signs, and encoded."""
 
 
 class Solver(Protocol):
@@ -148,11 +157,13 @@ class Solver(Protocol):
 
     Attributes:
         units: Number of units.
+        parts: Units of each part: of the whole, or of reduction, divide and conquer, and back-transformation.
         scratch: Arrays needed only on the way.
         method: Part of a sentence for the log.
     """
 
     units: int
+    parts: list[int]
     scratch: list[ArraySpec]
     method: str
 
@@ -227,14 +238,10 @@ def fix_signs(vectors: np.ndarray) -> np.ndarray:
 
 
 def _filled(size: int, dtype: str, device: str, fill: Fill) -> torch.Tensor:
-    """The matrix, checked to be finite.
-
-    Raises:
-        VerificationError: It is not.
-    """
+    """The matrix, if it is finite."""
     matrix = torch.empty(size, size, dtype=getattr(torch, dtype), device=device)
     fill(matrix)
-    if not all(bool(torch.isfinite(rows.double().sum())) for rows in matrix.split(max(1, (1 << 22) // size))):
+    if not all(bool(torch.isfinite(rows.double().sum())) for rows in matrix.split(max(1, (1 << 18) // size))):
         raise VerificationError("The Hessian has entries that are not finite, so it has no eigenbasis.")
     return matrix
 
@@ -269,6 +276,7 @@ class _Library:
         self._size, self._dtype, self._plan, self._fill = size, dtype, plan, fill
         self._pairs: tuple[np.ndarray, np.ndarray] | None = None
         self.units = -(-size // plan["block"])
+        self.parts = [self.units]
         self.scratch: list[ArraySpec] = []
         where = "cuSOLVER" if plan["solver"] == "cusolver" else "LAPACK's divide and conquer"
         self.method = f"{where}, since {_LIBRARY_MATRICES} matrices fit into memory"
@@ -324,7 +332,8 @@ class _Streamed:
         self._columns = int(plan["columns"])
         self._reductions = -(-size // self._columns)
         self._levels = 1 + depth(size)
-        self.units = self._reductions + self._levels + -(-size // plan["block"])
+        self.parts = [self._reductions, self._levels, -(-size // plan["block"])]
+        self.units = sum(self.parts)
         self.method = (
             "tridiagonal reduction in place, divide and conquer, and back-transformation in ranges, streamed since "
             f"{_LIBRARY_MATRICES} matrices do not fit into memory or exceed what the library can"
@@ -352,11 +361,10 @@ class _Streamed:
     def memory_bytes(self) -> int:
         n, itemsize = self._size, np.dtype(self._dtype).itemsize
         strips = 6 * self._columns * n * itemsize
-        # A range on its way; two blocks of 128 reflectors, of which the second is made from the first; the tree.
-        ranges = (_RANGE_BYTES + itemsize) * self._plan["block"] * n + 2 * 128 * n * itemsize
-        tree = 8 * n * (len(FIELDS) * self._levels + 128)
-        tiles = 6 * self._plan["tile_bytes"]
-        return n**2 * itemsize + max(strips, tree + max(tree, ranges) + tiles)
+        # The triangle of reflectors and a range on its way; the tree as it is stored, and as it is used.
+        ranges = (n * n // 2 + (_RANGE_COPIES * self._plan["block"] + reflector_block(n)) * n) * itemsize
+        tree = 8 * n * (len(FIELDS) * self._levels + max(b - a for a, b in pairwise(bounds(n, 0))))
+        return max(n**2 * itemsize + strips, 2 * tree + ranges + 6 * self._plan["tile_bytes"])
 
     def seconds(self, rates: Rates) -> list[float]:
         n, itemsize = self._size, np.dtype(self._dtype).itemsize
@@ -371,10 +379,11 @@ class _Streamed:
         found += [n * (n >> (self._levels - 1 - level)) * 600 / (4 * rates.bandwidth) for level in range(self._levels)]
         for start in range(0, n, self._plan["block"]):
             width = min(n, start + self._plan["block"]) - start
-            found.append(2 * n * n * width * (1 / rates.float64 + 1 / rate))
+            found.append(width * _range_seconds(n, self._dtype, rates))
         return found
 
     def compute(self, unit: int, store: StageStore) -> Arrays:
+        give_freed_memory_back()
         if unit < self._reductions:
             with blas_threads(self._plan["threads"]):
                 return self._reduce(unit, store)
@@ -437,6 +446,7 @@ class _Streamed:
         return diagonal, off_diagonal[:-1], tau
 
     def _merge(self, level: int, store: StageStore) -> Arrays:
+        self._matrix = None
         diagonal, off_diagonal, _ = self._tridiagonal(store)
         found: Values = {}
         if level == 0:
@@ -453,25 +463,18 @@ class _Streamed:
     def _prepared(self, store: StageStore) -> tuple[Tree, Reflectors]:
         if self._transformation is None:
             diagonal, off_diagonal, tau = self._tridiagonal(store)
-            if self._matrix is None or self._reduced < self._size:
-                self._matrix = None
-                device = self._plan["device"]
-                self._matrix = torch.empty(self._size, self._size, dtype=getattr(torch, self._dtype), device=device)
-                for unit in range(self._reductions):
-                    strip = self._strip(unit)
-                    where = (strip, slice(strip.start, self._size))
-                    self._matrix[where] = torch.from_numpy(store.read("reflectors", where)).to(device)
-                self._reduced = self._size
+            self._matrix = None
+            reflectors = Reflectors(self._size)
+            for unit in range(self._reductions):
+                strip = self._strip(unit)
+                rows = store.read("reflectors", (strip, slice(strip.start, self._size)))
+                reflectors.add(torch.from_numpy(rows).to(self._plan["device"]), tau[strip], strip.start)
             levels = [store.read("levels", level) for level in range(self._levels)]
-            tree = Tree(
-                diagonal,
-                off_diagonal,
-                levels,
-                store.read("leaves"),
-                self._plan["device"],
-                self._plan["tile_bytes"],
-            )
-            self._transformation = tree, Reflectors(self._matrix, tau)
+            leaves, device = store.read("leaves"), self._plan["device"]
+            tree = Tree(diagonal, off_diagonal, levels, leaves, device, self._plan["tile_bytes"])
+            self._transformation = tree, reflectors
+            del levels, leaves
+            give_freed_memory_back()
         return self._transformation
 
     def _transform(self, number: int, store: StageStore) -> Arrays:

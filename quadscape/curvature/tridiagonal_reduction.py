@@ -27,6 +27,7 @@ Engine = Literal["lapack", "torch"]
 """`lapack`: LAPACK's own panel and update, on a CPU. `torch`: the same on any device."""
 PANEL = 64
 """Columns of one panel: few enough that products with V and W stay small beside those with the matrix."""
+_SLAB = 2048
 _PREFIX = {torch.float32: "s", torch.float64: "d"}
 
 
@@ -178,44 +179,69 @@ def panels(start: int, stop: int) -> list[tuple[int, int]]:
 
 
 class Reflectors:
-    """Q₁, as products of blocks I − VᵀSV of reflectors (compact WY: Schreiber and Van Loan 1989)."""
+    """Q₁, as products of blocks I − VᵀSV of reflectors (compact WY: Schreiber and Van Loan 1989).
 
-    _BLOCK = 128
+    Holds the triangle of all v once: half a matrix.
+    """
 
-    def __init__(self, matrix: torch.Tensor, tau: np.ndarray) -> None:
-        """Prepares the blocks.
+    def __init__(self, size: int) -> None:
+        """Begins with none.
 
         Args:
-            matrix: With v of column j in row j from column j + 1 on, shape (n, n); not changed.
-            tau: τ of every column, shape (n,).
+            size: n.
         """
-        self._matrix = matrix
-        self._blocks: list[tuple[int, int, torch.Tensor]] = []
-        size = len(matrix)
-        for start in range(0, size - 1, self._BLOCK):
-            stop = min(size - 1, start + self._BLOCK)
-            v = self._vectors(start, stop).double()
-            scale = torch.tensor(tau[start:stop], dtype=torch.float64, device=matrix.device)
-            # S⁻¹ = diag(1/τ) + the strict upper triangle of VVᵀ; a reflector with τ = 0 is none: its row is 0.
-            used = scale != 0
-            v *= used[:, None]
-            inverse = torch.triu(v @ v.T, 1) + torch.diag(torch.where(used, 1.0 / scale, 1.0))
-            small = torch.linalg.solve_triangular(inverse, torch.diag(used.double()), upper=True)
-            self._blocks.append((start, stop, small.to(matrix.dtype)))
+        self._size = size
+        self._blocks: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
-    def _vectors(self, start: int, stop: int) -> torch.Tensor:
-        """V as rows, from column start + 1 on."""
-        return torch.triu(self._matrix[start:stop, start + 1 :])
+    def add(self, rows: torch.Tensor, tau: np.ndarray, start: int) -> None:
+        """Adds the reflectors of the next columns.
+
+        Args:
+            rows: Of the reduced matrix, from the diagonal of the first one on: v of column j in row j − start, right of
+                column j. Shape (b, n − start), on the device that will apply them; not kept.
+            tau: τ, shape (b,).
+            start: First column: one after the last that was added.
+        """
+        width = reflector_block(self._size)
+        for first in range(0, len(rows), width):
+            stop = min(len(rows), first + width)
+            # A copy, so that what lies left of the block is not kept.
+            v = torch.triu(rows[first:stop, first + 1 :])
+            # A reflector with τ = 0 is none.
+            used = torch.tensor(tau[first:stop] != 0, dtype=torch.float64, device=rows.device)
+            products = torch.zeros(stop - first, stop - first, dtype=torch.float64, device=rows.device)
+            squares = torch.zeros(stop - first, dtype=torch.float64, device=rows.device)
+            for part in v.split(_SLAB, dim=1):
+                slab = part.double() * used[:, None]
+                products += slab @ slab.T
+                squares += slab.square().sum(dim=1)  # in pairs, so more exactly than as products
+            # S⁻¹ is the upper triangle of VVᵀ with half its diagonal. That is 1/τ too, but only to the rounding of τ;
+            # with S⁻¹ + S⁻ᵀ = VVᵀ the block is orthogonal for the v that are stored.
+            inverse = torch.triu(products, 1) + torch.diag(squares / 2 + (1.0 - used))
+            small = torch.linalg.solve_triangular(inverse, torch.diag(used), upper=True)
+            self._blocks.append((start + first + 1, v, small.to(v.dtype)))
 
     def apply(self, columns: torch.Tensor) -> None:
         """Q₁ times columns, in place.
 
         Args:
-            columns: Shape (n, k), in the matrix's dtype and on its device.
+            columns: Shape (n, k), in the reflectors' dtype and on their device.
         """
-        for start, stop, small in reversed(self._blocks):
-            v, part = self._vectors(start, stop), columns[start + 1 :]
+        for start, v, small in reversed(self._blocks):
+            part = columns[start:]
             part.addmm_(v.T, small @ (v @ part), alpha=-1)
+
+
+def reflector_block(size: int) -> int:
+    """Number of reflectors that are applied as one product.
+
+    Args:
+        size: n.
+
+    Returns:
+        A part of n, between 64, below which products are slow, and 256, beyond which they gain nothing.
+    """
+    return min(256, max(64, size // 1024 * 16))
 
 
 def blas_threads(threads: int) -> threadpool_limits:
