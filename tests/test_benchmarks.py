@@ -16,6 +16,7 @@ import benchmarks.count
 import benchmarks.gpu_hessian
 import benchmarks.hessian
 import benchmarks.scaling
+import benchmarks.tiles
 import benchmarks.topk
 from benchmarks import peers, setting
 from quadscape.config import CNN
@@ -134,6 +135,25 @@ def test_topk(capsys: pytest.CaptureFixture[str]) -> None:
     largest = [row["largest"] for row in summary["results"].values()]
     assert largest == pytest.approx([largest[0]] * len(largest), rel=1e-4)
     assert all(row["residual"] <= summary["tolerance"] and row["products"] > 2 for row in summary["results"].values())
+
+
+def test_tiles(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = benchmarks.tiles.main(["--n", "75", "--rows", "20", "--memory", "1"])
+    assert last_json(capsys) == summary
+    assert summary["products"].keys() == {"overlap", "gram", "trajectory"}
+    for row in summary["products"].values():
+        assert row["share"] == pytest.approx(row["gflops"] / summary["gemm_gflops"][row["dtype"]])
+        assert 0 <= row["error"] < 2e-6
+    matrix = 4 * 75**2 / 1e9
+    read = [row["read_gb"] for row in summary["products"].values()]
+    assert read == pytest.approx([2 * matrix, matrix, matrix])
+
+
+def test_wrong_products_show_as_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = benchmarks.tiles.CountedBasis.vectors
+    monkeypatch.setattr(benchmarks.tiles.CountedBasis, "vectors", lambda *arguments: 1.001 * right(*arguments))
+    products = benchmarks.tiles.main(["--n", "40", "--rows", "5"])["products"]
+    assert products["gram"]["error"] > 1e-3
 
 
 def test_gpu_hessian_needs_neither_snakemake_nor_zarr() -> None:

@@ -108,16 +108,40 @@ def test_nothing_times_a_basis_is_nothing():
     assert list(project(lambda part: np.empty((0, 3)), 0, basis)) == []
 
 
-def test_displacements_are_subtracted_before_anything_is_rounded():
-    size, steps = 40, np.array([0, 1, 5, 7])
+@given(size=st.integers(1, 40), kept=st.sets(st.integers(0, 60), min_size=1))
+def test_displacements_are_subtracted_before_anything_is_rounded(size, kept):
+    steps = np.array(sorted(kept))
     q = random_orthogonal(size, 1)
     reference = 1e3 * np.random.default_rng(2).standard_normal(size)
-    rows = displacements(lambda t: reference + 1e-6 * t * q[:, 3], steps, reference)
+    theta = np.full((61, size), np.nan)
+    theta[steps] = reference + 1e-6 * steps[:, None] * q[:, 0]
+    rows = displacements(lambda part: theta[part], steps, reference)
     basis = PlainBasis(np.zeros(size), q.astype("float32"))
-    found = assembled(project(rows, len(steps), basis, memory=0), (4, size))
-    expected = np.zeros((4, size))
-    expected[:, 3] = 1e-6 * steps
-    np.testing.assert_allclose(found, expected, atol=1e-11)
+    found = assembled(project(rows, len(steps), basis, memory=0), (len(steps), size))
+    expected = np.zeros((len(steps), size))
+    expected[:, 0] = 1e-6 * steps
+    np.testing.assert_allclose(found, expected, atol=2e-10)
+
+
+def test_many_displacements_are_read_in_pieces():
+    size, steps = 70_000, np.array([3, 4, 5, 6, 7, 8, 9, 20, 40])
+    asked = []
+
+    def theta(part: slice) -> np.ndarray:
+        asked.append(list(range(part.start, part.stop, part.step)))
+        return np.array(asked[-1], dtype="float64")[:, None] * np.ones(size)
+
+    rows = displacements(theta, steps, np.ones(size))
+    np.testing.assert_array_equal(rows(slice(0, 9))[:, 5], steps - 1)
+    assert asked == [[3, 4, 5], [6, 7, 8], [9], [20], [40]]
+    np.testing.assert_array_equal(rows(slice(8, 9))[:, 0], [39])
+
+
+def test_an_iterate_that_was_not_kept_is_told():
+    theta = np.ones((5, 3))
+    theta[2] = np.nan
+    with pytest.raises(ValueError, match="θ of iteration 2 is not a number"):
+        displacements(lambda part: theta[part], np.array([0, 1, 2, 4]), np.zeros(3))(slice(0, 4))
 
 
 @pytest.mark.parametrize("memory", [0, 150_000, None])

@@ -2,9 +2,9 @@
 
 Memory is a stated amount, whatever P, beside a few chunks on their way from a store. As many rows as it holds are kept,
 and Q passes by in tiles of columns: rows are read once, Q once per batch of rows, so that larger memory means fewer
-and Q passes by in tiles of columns: rows are read once, Q once per batch of rows, so that larger memory means fewer
 reads. Tiles begin and end where chunks of a store do, so that no pass decodes a chunk twice. The next tile is read
 while one is multiplied.
+
 Factors and products have the wider dtype of rows and Q: float32 if both are. A sum of P products of components of
 vectors a and q is then off by about eps·|a||q|, which for overlaps is far below the 1/√P of chance. What is summed over
 many products should be in float64.
@@ -112,19 +112,38 @@ def project(
 
 
 def displacements(
-    theta: Callable[[int], np.ndarray], iterations: np.ndarray, reference: np.ndarray
+    theta: Callable[[slice], np.ndarray], iterations: np.ndarray, reference: np.ndarray
 ) -> Callable[[slice], np.ndarray]:
     """θ_t − θ_ref of a trajectory, as rows for `project`; subtracted in float64, where θ is kept.
 
     Args:
-        theta: θ after so many steps, float64; `quadscape.training.Trajectory.theta`.
-        iterations: Numbers of steps, one per row.
+        theta: Gives θ of a slice of iterations, float64, shape (iterations, P); what of `quadscape.training.Trajectory`
+            is `stage.read("theta", …)`.
+        iterations: Numbers of steps, ascending, one per row.
         reference: θ_ref, float64, shape (P,).
 
     Returns:
-        What gives rows start … stop − 1.
+        What gives rows start … stop − 1. It raises a `ValueError` where θ is NaN, as it is read where it was not kept.
     """
-    return lambda part: np.stack([theta(int(iteration)) - reference for iteration in iterations[part]])
+    several = max(1, _PIECE_BYTES // max(1, reference.nbytes))
+
+    def rows(part: slice) -> np.ndarray:
+        chosen = np.asarray(iterations)[part]
+        found = np.empty((len(chosen), len(reference)))
+        # Evenly spaced iterates are read together, a few at a time.
+        steps = np.diff(chosen)
+        runs = np.split(np.arange(len(chosen)), np.flatnonzero(np.diff(steps)) + 2)
+        for run in (whole[k : k + several] for whole in runs for k in range(0, len(whole), several)):
+            first, last = int(chosen[run[0]]), int(chosen[run[-1]])
+            step = int(steps[run[0]]) if len(run) > 1 else 1
+            found[run] = theta(slice(first, last + 1, step)) - reference
+            if (missing := np.isnan(found[run]).any(axis=1)).any():
+                raise ValueError(
+                    f"θ of iteration {chosen[run][missing][0]} is not a number: it was not kept, or training diverged"
+                )
+        return found
+
+    return rows
 
 
 def _tiles(
