@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import benchmarks.count
 import benchmarks.gpu_hessian
 import benchmarks.hessian
+import benchmarks.scale
 import benchmarks.scaling
 import benchmarks.tiles
 import benchmarks.topk
@@ -236,6 +237,40 @@ def test_count_agrees_with_torch_and_with_the_size() -> None:
     linear = layers[-1].products
     assert own == 9216 * (5 * pair.products + 4 * linear) + 96 * 4 * (pair.products + linear)
     assert cut < total / 3
+
+
+@pytest.mark.parametrize("name", benchmarks.scale.TABLES)
+def test_the_page_on_scale_has_the_counted_numbers(name: str) -> None:
+    assert f"<!-- {name} -->\n\n{benchmarks.scale.table(name)}\n" in (ROOT / "docs" / "scale.md").read_text()
+
+
+@pytest.mark.parametrize("triangle", [False, True])
+def test_time_of_a_basis_is_the_sum_over_columns(triangle: bool) -> None:
+    n, panel = 3000, benchmarks.scale.PANEL
+    device = benchmarks.scale.Device("", 0, 7e9, 5e9, 3e9, 0, triangle)
+    remaining = np.arange(1.0, n + 1)
+    area = np.square(remaining) / (2 if triangle else 1)
+    found = benchmarks.scale.basis_seconds(n, device, 8, 2)
+    expected = (8 * area.sum() * (1 + 2 / panel) / 7e9 + 4 * area.sum() / 3e9) / 2
+    assert found["reduction"] == pytest.approx(expected, rel=1e-3)
+    assert found["divide and conquer"] == found["back-transformation"] == n**3 / 3e9
+
+
+def test_what_fits_fits_and_one_more_does_not() -> None:
+    for device in benchmarks.scale.DEVICES:
+        for itemsize in (4, 8):
+            size = benchmarks.scale.largest_size(device, itemsize)
+            free = device.memory - benchmarks.scale.RESERVED
+            assert itemsize * benchmarks.scale.STRIPS * size**2 <= free
+            assert itemsize * benchmarks.scale.STRIPS * (size + 1) ** 2 > free
+
+
+def test_networks_are_counted_without_their_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    objective, _ = setting.problem(1, "group", torch.float32, setting.random_data(1))
+    assert benchmarks.scale.layers(1) == benchmarks.count.layers_of(objective.model, objective.images)
+    summary = benchmarks.scale.main([])
+    assert last_json(capsys) == summary
+    assert summary["parameters"]["2"] == 104_234
 
 
 def test_pins_of_the_benchmarks_are_those_of_the_software() -> None:
