@@ -18,6 +18,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from benchmarks.count import Layer, layers_of, stages
 from benchmarks.setting import CLASSES, SHAPE
 from quadscape.config import Density, ResNet9
 from quadscape.curvature.tridiagonal_reduction import PANEL
-from quadscape.models import build_model
+from quadscape.models import ResNet9Network
 
 IMAGES = 50_000
 WIDTHS = (1, 2, 6, 20, 197)
@@ -69,12 +70,13 @@ CORES = Device("two cores, 24 GB", 24e9, 0.02e12, 0.2e12, 0.07e12, 0.1, triangle
 DEVICES = (H100, H200, SERVER, CORES)
 
 
+@cache
 def layers(width: int) -> list[Layer]:
     """Layers of the reference network, without memory for its parameters."""
     config = ResNet9.model_validate({"factory": "resnet9", "width": width, "normalization": "group"})
     with torch.device("meta"):
-        model = build_model(config, SHAPE, CLASSES)
-    return layers_of(model.to("meta"), torch.empty(1, *SHAPE, device="meta"))
+        model = ResNet9Network(config, SHAPE, CLASSES)
+    return layers_of(model, torch.empty(1, *SHAPE, device="meta"))
 
 
 def parameters(of: Sequence[Layer]) -> int:
