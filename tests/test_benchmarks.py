@@ -21,6 +21,7 @@ import benchmarks.tiles
 import benchmarks.topk
 from benchmarks import peers, setting
 from quadscape.config import CNN
+from quadscape.curvature import projections
 from quadscape.models import build_model, initial_vector
 from quadscape.objective import Objective
 from quadscape.parameters import ParameterLayout, assign_vector
@@ -242,6 +243,14 @@ def test_count_agrees_with_torch_and_with_the_size() -> None:
 @pytest.mark.parametrize("name", benchmarks.scale.TABLES)
 def test_the_page_on_scale_has_the_counted_numbers(name: str) -> None:
     assert f"<!-- {name} -->\n\n{benchmarks.scale.table(name)}\n" in (ROOT / "docs" / "scale.md").read_text()
+
+
+def test_the_page_on_scale_has_the_tiles_that_are_taken() -> None:
+    size = 104_234
+    rows, _ = projections._shape(size, size, 4, projections.HOST_MEMORY)
+    text = f"9 GiB hold {rows:,} rows and Q_b is read {-(-size // rows)} times"
+    assert text in (ROOT / "docs" / "scale.md").read_text()
+    assert projections._shape(size, size, 4, int(projections._DEVICE_SHARE * 80e9))[0] >= size
 
 
 @pytest.mark.parametrize("triangle", [False, True])
