@@ -141,10 +141,10 @@ def timed(work: Callable[[], T], device: torch.device | str = "cpu") -> tuple[fl
         gc.enable()
 
 
-def gemm_rate(device: torch.device | str = "cpu", size: int = 2048) -> float:
-    """Floating-point operations per second of a large float32 matrix product: the best of several."""
+def gemm_rate(device: torch.device | str = "cpu", size: int = 2048, dtype: torch.dtype = torch.float32) -> float:
+    """Floating-point operations per second of a large matrix product: the best of several."""
     generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(size, size, generator=generator).to(device) for _ in range(2))
+    left, right = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
     return 2.0 * size**3 / min(timed(lambda: left @ right, device)[0] for _ in range(6))
 
 

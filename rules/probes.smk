@@ -130,7 +130,7 @@ rule project_gradients:
         runtime=problem.runtime_minutes("gradients"),
     params:
         dtype=experiment.probes.dtype,
-        code=probe_hash("gradients"),
+        code=probe_hash("gradients", "quadscape.curvature.projections"),
     script:
         "../workflow_scripts/project_gradients.py"
 
@@ -156,6 +156,6 @@ rule measure_overlap:
         runtime=problem.runtime_minutes("overlap"),
     params:
         options=resolved(experiment.probes.overlap),
-        code=probe_hash("overlap"),
+        code=probe_hash("overlap", "quadscape.curvature.projections"),
     script:
         "../workflow_scripts/measure_overlap.py"

@@ -15,10 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import benchmarks.count
 import benchmarks.gpu_hessian
 import benchmarks.hessian
+import benchmarks.scale
 import benchmarks.scaling
+import benchmarks.tiles
 import benchmarks.topk
 from benchmarks import peers, setting
 from quadscape.config import CNN
+from quadscape.curvature import projections
 from quadscape.models import build_model, initial_vector
 from quadscape.objective import Objective
 from quadscape.parameters import ParameterLayout, assign_vector
@@ -136,6 +139,25 @@ def test_topk(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(row["residual"] <= summary["tolerance"] and row["products"] > 2 for row in summary["results"].values())
 
 
+def test_tiles(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = benchmarks.tiles.main(["--n", "75", "--rows", "20", "--memory", "1"])
+    assert last_json(capsys) == summary
+    assert summary["products"].keys() == {"overlap", "gram", "trajectory"}
+    for row in summary["products"].values():
+        assert row["share"] == pytest.approx(row["gflops"] / summary["gemm_gflops"][row["dtype"]])
+        assert 0 <= row["error"] < 2e-6
+    matrix = 4 * 75**2 / 1e9
+    read = [row["read_gb"] for row in summary["products"].values()]
+    assert read == pytest.approx([2 * matrix, matrix, matrix])
+
+
+def test_wrong_products_show_as_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = benchmarks.tiles.CountedBasis.vectors
+    monkeypatch.setattr(benchmarks.tiles.CountedBasis, "vectors", lambda *arguments: 1.001 * right(*arguments))
+    products = benchmarks.tiles.main(["--n", "40", "--rows", "5"])["products"]
+    assert products["gram"]["error"] > 1e-3
+
+
 def test_gpu_hessian_needs_neither_snakemake_nor_zarr() -> None:
     code = """
 import sys
@@ -216,6 +238,48 @@ def test_count_agrees_with_torch_and_with_the_size() -> None:
     linear = layers[-1].products
     assert own == 9216 * (5 * pair.products + 4 * linear) + 96 * 4 * (pair.products + linear)
     assert cut < total / 3
+
+
+@pytest.mark.parametrize("name", benchmarks.scale.TABLES)
+def test_the_page_on_scale_has_the_counted_numbers(name: str) -> None:
+    assert f"<!-- {name} -->\n\n{benchmarks.scale.table(name)}\n" in (ROOT / "docs" / "scale.md").read_text()
+
+
+def test_the_page_on_scale_has_the_tiles_that_are_taken() -> None:
+    size = 104_234
+    rows, _ = projections._shape(size, size, 4, projections.HOST_MEMORY)
+    text = f"9 GiB hold {rows:,} rows and Q_b is read {-(-size // rows)} times"
+    assert text in (ROOT / "docs" / "scale.md").read_text()
+    assert projections._shape(size, size, 4, int(projections._DEVICE_SHARE * 80e9))[0] >= size
+
+
+@pytest.mark.parametrize("triangle", [False, True])
+def test_time_of_a_basis_is_the_sum_over_columns(triangle: bool) -> None:
+    n, panel = 3000, benchmarks.scale.PANEL
+    device = benchmarks.scale.Device("", 0, 7e9, 5e9, 3e9, 0, triangle)
+    remaining = np.arange(1.0, n + 1)
+    area = np.square(remaining) / (2 if triangle else 1)
+    found = benchmarks.scale.basis_seconds(n, device, 8, 2)
+    expected = (8 * area.sum() * (1 + 2 / panel) / 7e9 + 4 * area.sum() / 3e9) / 2
+    assert found["reduction"] == pytest.approx(expected, rel=1e-3)
+    assert found["divide and conquer"] == found["back-transformation"] == n**3 / 3e9
+
+
+def test_what_fits_fits_and_one_more_does_not() -> None:
+    for device in benchmarks.scale.DEVICES:
+        for itemsize in (4, 8):
+            size = benchmarks.scale.largest_size(device, itemsize)
+            free = device.memory - benchmarks.scale.RESERVED
+            assert itemsize * benchmarks.scale.STRIPS * size**2 <= free
+            assert itemsize * benchmarks.scale.STRIPS * (size + 1) ** 2 > free
+
+
+def test_networks_are_counted_without_their_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    objective, _ = setting.problem(1, "group", torch.float32, setting.random_data(1))
+    assert benchmarks.scale.layers(1) == benchmarks.count.layers_of(objective.model, objective.images)
+    summary = benchmarks.scale.main([])
+    assert last_json(capsys) == summary
+    assert summary["parameters"]["2"] == 104_234
 
 
 def test_pins_of_the_benchmarks_are_those_of_the_software() -> None:

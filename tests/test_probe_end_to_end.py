@@ -43,6 +43,6 @@ def test_lines_and_gradients_of_a_small_network() -> None:
     flat = fits.where(fits["is_zero"])
     assert set(flat["radius_positive_status"]) <= {"unresolved"}
 
-    table = gradients.measure(training, basis, theta, head, bands=8, batch=10, width=7)["gradients"]
+    table = gradients.measure(training, basis, theta, head, bands=8, memory=1)["gradients"]
     np.testing.assert_allclose(table["gradient"], basis.vectors(0, size).T @ slope, atol=1e-12)
     np.testing.assert_allclose(table["share"].sum(), 1)

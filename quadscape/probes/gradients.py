@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from quadscape.probes.interfaces import INNER_BYTES, OUTER_BYTES, BasisLike, ObjectiveLike, merged, tile_width
+from quadscape.probes.interfaces import BasisLike, ObjectiveLike, merged
 from quadscape.probes.ranks import rank_bands, signed_ranks
 from quadscape.tables import Column, Table, TableSchema
 
@@ -84,8 +84,7 @@ def measure(
     attributes: Mapping[str, Any],
     *,
     bands: int = 60,
-    batch: int | None = None,
-    width: int | None = None,
+    memory: int | None = None,
     seed: int = 0,
     device: Any = "cpu",
 ) -> dict[str, Table]:
@@ -97,8 +96,7 @@ def measure(
         theta: θ, float64, shape (P,).
         attributes: Head of the tables; see `checkpoint_attributes`.
         bands: Bands of log rank, at least 2.
-        batch: Examples per batch; by default as many as memory allows.
-        width: Eigenvectors per tile; by default as many as memory allows.
+        memory: Bytes that tiles may take; see `quadscape.curvature.projections.project`.
         seed: Seed of the bootstrap.
         device: Device of the products.
 
@@ -109,9 +107,9 @@ def measure(
     """
     import torch  # here, so that figures read the schemas above without loading it
 
+    from quadscape.curvature.projections import project
+
     size, count = len(basis.eigenvalues), objective.count
-    batch = min(count, tile_width(size, 8, OUTER_BYTES)) if batch is None else batch
-    width = min(size, tile_width(size, 8, INNER_BYTES)) if width is None else width
     # Weights belong to examples, so that no estimate depends on how these are cut into batches.
     weights = np.random.default_rng(seed).poisson(1.0, (count, REPLICATES)).astype(np.float64)
     bins = DECADES * BINS_PER_DECADE + 1
@@ -120,34 +118,33 @@ def measure(
     resampled = {name: np.zeros((size, REPLICATES)) for name in ("cosine", "square", "fourth")}
     top, top_example = np.full(size, -1.0), np.zeros(size, dtype=np.int64)
     norms = np.zeros(count)
-    for first in range(0, count, batch):
-        last = min(first + batch, count)
-        gradients = torch.as_tensor(objective.example_gradients(theta, slice(first, last))).to(device)
-        length = gradients.double().square().sum(dim=1).sqrt()
-        norms[first:last] = length.cpu().numpy()
-        inverse = torch.where(length > 0, 1 / length, torch.zeros_like(length))
+
+    def read(examples: slice) -> Any:
+        gradients = torch.as_tensor(objective.example_gradients(theta, examples)).to(device)
+        norms[examples] = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64).cpu().numpy()
+        return gradients
+
+    for tile in project(read, count, basis, memory=memory, device=device):
+        examples, directions = tile.rows, tile.columns
+        length = torch.as_tensor(norms[examples]).to(device)
         nonzero = length > 0
-        weight = torch.as_tensor(weights[first:last]).to(device)
-        for start in range(0, size, width):
-            stop = min(start + width, size)
-            vectors = torch.as_tensor(np.asarray(basis.vectors(start, stop))).to(device, gradients.dtype)
-            along = (gradients @ vectors).double()
-            cosine, square = along.abs() * inverse[:, None], along.square()
-            terms = {"cosine": cosine, "linear": along, "square": square, "fourth": square.square()}
-            for name, values in terms.items():
-                sums[name][start:stop] += values.sum(dim=0).cpu().numpy()
-                if name in resampled:
-                    resampled[name][start:stop] += (values.T @ weight).cpu().numpy()
-            place = (
-                torch.floor((torch.log10(cosine[nonzero]) + DECADES) * BINS_PER_DECADE).clamp(-1, bins - 2).long() + 1
-            )
-            place += bins * torch.arange(stop - start, device=place.device)
-            counted = torch.bincount(place.reshape(-1), minlength=bins * (stop - start))
-            histogram[start:stop] += counted.reshape(-1, bins).cpu().numpy()
-            best, where = (values.cpu().numpy() for values in square.max(dim=0))
-            better = best > top[start:stop]
-            top[start:stop] = np.where(better, best, top[start:stop])
-            top_example[start:stop] = np.where(better, where + first, top_example[start:stop])
+        inverse = torch.where(nonzero, 1 / length, torch.zeros_like(length))
+        weight = torch.as_tensor(weights[examples]).to(device)
+        along = tile.values.double()
+        cosine, square = along.abs() * inverse[:, None], along.square()
+        terms = {"cosine": cosine, "linear": along, "square": square, "fourth": square.square()}
+        for name, values in terms.items():
+            sums[name][directions] += values.sum(dim=0).cpu().numpy()
+            if name in resampled:
+                resampled[name][directions] += (values.T @ weight).cpu().numpy()
+        place = torch.floor((torch.log10(cosine[nonzero]) + DECADES) * BINS_PER_DECADE).clamp(-1, bins - 2).long() + 1
+        place += bins * torch.arange(place.shape[1], device=place.device)
+        counted = torch.bincount(place.reshape(-1), minlength=bins * place.shape[1])
+        histogram[directions] += counted.reshape(-1, bins).cpu().numpy()
+        best, where = (values.cpu().numpy() for values in square.max(dim=0))
+        better = best > top[directions]
+        top[directions] = np.where(better, best, top[directions])
+        top_example[directions] = np.where(better, where + examples.start, top_example[directions])
     directed = norms > 0
     total, totals = float(np.square(norms).sum()), np.square(norms) @ weights
     chance = math.sqrt(1 / size)
@@ -178,11 +175,11 @@ def measure(
         "top_example": top_example,
         "top_share": _ratio(top, squares),
     }
-    directions = Table(DIRECTIONS, columns, head)
+    table = Table(DIRECTIONS, columns, head)
     parts = rank_bands(basis.eigenvalues, bands)
     return {
-        "gradients": directions,
-        "gradient_bands": _banded(directions, parts, histogram, _ratio(resampled["square"], totals), head),
+        "gradients": table,
+        "gradient_bands": _banded(table, parts, histogram, _ratio(resampled["square"], totals), head),
     }
 
 

@@ -103,27 +103,6 @@ def checkpoint_attributes(checkpoint: CheckpointLike, basis: BasisLike, count: i
     return {**head, "zero_threshold": float(basis.zero_threshold)}
 
 
-OUTER_BYTES = 8 * 2**30
-"""Bytes of the outer tile of a double loop over a basis: the basis is read once per outer tile."""
-
-INNER_BYTES = 2**29
-"""Bytes of the inner tile, on which nothing but memory depends."""
-
-
-def tile_width(size: int, itemsize: int, budget: int) -> int:
-    """Columns (or rows) of length `size` that fit into a budget of bytes; at least one.
-
-    Args:
-        size: Entries of one column.
-        itemsize: Bytes of one entry.
-        budget: Bytes.
-
-    Returns:
-        The number of columns.
-    """
-    return max(1, budget // (size * itemsize))
-
-
 def merged(attributes: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Attributes with further ones added."""
     return {**attributes, **more}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from quadscape.probes.interfaces import INNER_BYTES, OUTER_BYTES, BasisLike, merged, tile_width
+from quadscape.probes.interfaces import BasisLike, merged
 from quadscape.probes.ranks import RankBands, log_indices, log_ranks, rank_bands, signed_ranks
 from quadscape.tables import Column, Table, TableSchema
 
@@ -99,20 +99,17 @@ def measure(
     bands: int,
     attributes: Mapping[str, Any],
     *,
-    width: int | None = None,
+    memory: int | None = None,
     device: Any = "cpu",
 ) -> dict[str, Table]:
-    """Compares two eigenbases of one size.
-
-    Never more than one tile of each basis and their product are held. A basis is read once per tile of the other, so
-    wide tiles are what makes it fast.
+    """Compares two eigenbases of one size, in tiles (`quadscape.curvature.projections.overlap_tiles`).
 
     Args:
         first: Qₐ, the rows.
         second: Q_b, the columns.
         bands: Bands of log rank per axis.
         attributes: Head of the tables: run, iteration_a, iteration_b and the like.
-        width: Eigenvectors per tile; by default as many as memory allows.
+        memory: Bytes that tiles may take; see `overlap_tiles`.
         device: Device of the products.
 
     Returns:
@@ -124,6 +121,8 @@ def measure(
     """
     import torch  # here, so that figures read the schemas above without loading it
 
+    from quadscape.curvature.projections import overlap_tiles
+
     size = len(first.eigenvalues)
     if len(second.eigenvalues) != size:
         raise ValueError(f"the bases have {size} and {len(second.eigenvalues)} eigenvectors")
@@ -133,25 +132,17 @@ def measure(
     cuts_a, cuts_b = (np.unique(np.concatenate([[0], b.stops, ks, size - ks])) for b in (bands_a, bands_b))
     blocks = np.zeros((len(cuts_a) - 1, len(cuts_b) - 1))
     maximum, partner, norms = np.full(size, -1.0), np.zeros(size, dtype=np.int64), np.zeros(size)
-    outer = tile_width(size, 8, OUTER_BYTES) if width is None else width
-    inner = tile_width(size, 8, INNER_BYTES) if width is None else width
-    for a in range(0, size, outer):
-        stop_a = min(a + outer, size)
-        rows = torch.as_tensor(np.asarray(first.vectors(a, stop_a))).to(device).T
-        in_a = _membership(cuts_a, a, stop_a, torch, device)
-        for b in range(0, size, inner):
-            stop_b = min(b + inner, size)
-            columns = torch.as_tensor(np.asarray(second.vectors(b, stop_b))).to(device)
-            dtype = torch.promote_types(rows.dtype, columns.dtype)
-            product = rows.to(dtype) @ columns.to(dtype)
-            best, where = (found.cpu().numpy() for found in product.abs().max(dim=1))
-            better = best > maximum[a:stop_a]
-            maximum[a:stop_a] = np.where(better, best, maximum[a:stop_a])
-            partner[a:stop_a] = np.where(better, where + b, partner[a:stop_a])
-            # Sums of squares in float64: thousands of tiny terms beside a few large ones.
-            square = product.double().square_()
-            norms[a:stop_a] += square.sum(dim=1).cpu().numpy()
-            blocks += (in_a.T @ (square @ _membership(cuts_b, b, stop_b, torch, device))).cpu().numpy()
+    for tile in overlap_tiles(first, second, memory=memory, device=device):
+        rows, columns = tile.rows, tile.columns
+        best, where = (found.cpu().numpy() for found in tile.values.abs().max(dim=1))
+        better = best > maximum[rows]
+        maximum[rows] = np.where(better, best, maximum[rows])
+        partner[rows] = np.where(better, where + columns.start, partner[rows])
+        # Sums of squares in float64: thousands of tiny terms beside a few large ones.
+        square = tile.values.double().square_()
+        norms[rows] += square.sum(dim=1).cpu().numpy()
+        in_a, in_b = (_membership(cuts, part, torch, device) for cuts, part in ((cuts_a, rows), (cuts_b, columns)))
+        blocks += (in_a.T @ (square @ in_b)).cpu().numpy()
     head = merged(
         attributes,
         P=size,
@@ -166,10 +157,10 @@ def measure(
     }
 
 
-def _membership(cuts: np.ndarray, start: int, stop: int, torch: Any, device: Any) -> Any:
-    """Indicator matrix of the blocks, shape (stop − start, blocks): turns block sums into matrix products."""
-    label = np.searchsorted(cuts, np.arange(start, stop), side="right") - 1
-    return torch.nn.functional.one_hot(torch.as_tensor(label), len(cuts) - 1).double().to(device)
+def _membership(cuts: np.ndarray, part: slice, torch: Any, device: Any) -> Any:
+    """Indicator matrix of the blocks, shape (part, blocks): turns block sums into matrix products."""
+    label = torch.as_tensor(np.searchsorted(cuts, np.arange(part.start, part.stop), side="right") - 1).to(device)
+    return (label[:, None] == torch.arange(len(cuts) - 1, device=device)).double()
 
 
 def _coarse(
