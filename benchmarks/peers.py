@@ -35,9 +35,11 @@ class Peer(ABC):
         blocks: Numbers of columns at once that are worth trying.
         formats: Whether images and weights lie with channels last: what is worth trying.
         uniform: Whether all columns cost the same by construction, so that a few tensors stand for all.
+        baseline: Whether it is our own refinement of a way in use, which nobody offers: reported apart from the peers.
     """
 
     name: str
+    baseline: bool = False
     blocks: tuple[int, ...] = (1,)
     formats: tuple[bool, ...] = (False, True)
     uniform = False
@@ -108,6 +110,7 @@ class DoubleBackwardByTensor(DoubleBackward):
     """The same through the gradient of the column's own tensor: autograd then skips what is known to be zero."""
 
     name = "double_backward_by_tensor"
+    baseline = True
     uniform = False
 
     def element(self, tensor: ParameterBlock, offset: int) -> torch.Tensor:
@@ -119,6 +122,7 @@ class BatchedDoubleBackward(DoubleBackward):
     """The same over a block of columns at once (`is_grads_batched`, which is vmap)."""
 
     name = "double_backward_vmap"
+    baseline = True
     blocks = (2, 4, 8, 16, 32)
     formats = (False,)
     uniform = False

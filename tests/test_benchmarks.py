@@ -100,8 +100,12 @@ def test_hessian(capsys: pytest.CaptureFixture[str]) -> None:
     assert summary.keys() >= required
     assert summary["best_peer"] == min(summary["peers"], key=summary["peers"].get)
     assert summary["ratio"] == pytest.approx(summary["peers"][summary["best_peer"]] / summary["ms_per_column"])
-    assert summary["ratio"] == min(summary["ratios"].values())
-    assert summary["peers"].keys() | summary["skipped"].keys() == {
+    assert summary["best_baseline"] == min(summary["baselines"], key=summary["baselines"].get)
+    reached = summary["baselines"][summary["best_baseline"]] / summary["ms_per_column"]
+    assert summary["ratio_to_baseline"] == pytest.approx(reached)
+    assert min(summary["ratio"], summary["ratio_to_baseline"]) == min(summary["ratios"].values())
+    assert not summary["baselines"].keys() & summary["peers"].keys()
+    assert summary["peers"].keys() | summary["baselines"].keys() | summary["skipped"].keys() == {
         *(kind.name for kind in peers.PEERS),
         peers.CompiledCurvlinops.name,
     }
