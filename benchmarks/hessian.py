@@ -163,9 +163,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     exact, _ = problem(arguments.width, arguments.norm, torch.float64, data, chunk=_REFERENCE_CHUNK)
     error = relative_error(columns, reference_columns(exact, theta, kept))
 
-    print(
-        f"{'columns':52s} {'number':>7s} {'ours':>8s} {best:>21s} {strongest:>26s} {'GEMM share':>11s}   (ms per column)"
-    )
+    print("ms per column:")
+    print(f"{'columns':52s} {'number':>7s} {'ours':>8s} {best:>21s} {strongest:>26s} {'GEMM share':>11s}")
     for group in dict.fromkeys(strip.group for strip in strips):
         chosen = [number for number, strip in enumerate(strips) if strip.group == group]
         weight = sum(strips[n].weight for n in chosen)
