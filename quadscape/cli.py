@@ -70,6 +70,17 @@ def _validate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _estimate(arguments: argparse.Namespace) -> int:
+    from quadscape.estimate import estimate_experiment, format_estimates
+    from quadscape.workflow import Problem
+
+    problem = Problem.of(load_experiment(arguments.config))
+    devices = (arguments.device,) if arguments.device else ("cpu", "cuda")
+    print(f"{arguments.config}: {problem.parameters:,} parameters, {problem.data.training:,} training images")
+    print(format_estimates(estimate_experiment(problem, devices)))
+    return 0
+
+
 def _reference(_: argparse.Namespace) -> int:
     from quadscape.reference import configuration_reference
 
@@ -96,6 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="check an experiment file, its data source and its model")
     validate.add_argument("config", nargs="?", default="config.yaml", help="experiment file (default: config.yaml)")
     validate.set_defaults(run=_validate)
+    estimate = commands.add_parser("estimate", help="memory, disk and time of every stage, before anything is queued")
+    estimate.add_argument("config", nargs="?", default="config.yaml", help="experiment file (default: config.yaml)")
+    estimate.add_argument("--device", choices=("cpu", "cuda"), help="only this one (default: both)")
+    estimate.set_defaults(run=_estimate)
     reference = commands.add_parser("reference", help="print docs/configuration.md")
     reference.set_defaults(run=_reference)
     return parser

@@ -4,7 +4,6 @@ A Hessian is needed until its eigenbasis is finished, and a Gauss–Newton matri
 that a figure shows of their checkpoint. Verified results, eigenvalues, plans and journals always stay.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from quadscape.errors import StoreError
 from quadscape.figures import FIGURES
-from quadscape.stage import Log, array_bytes, finished_manifest, load_purged, purge_stage
+from quadscape.stage import Log, array_bytes, finished_manifest, purge_stage
 from quadscape.status import find_stages, owner_lives
 
 LARGE_ARRAYS = {"hessian_shard": ["matrix"], "gauss_newton": ["matrix"], "eigenbasis": ["eigenvectors"]}

@@ -480,7 +480,8 @@ def _write_whole(descriptor: int, text: bytes) -> None:
 @dataclass
 class Journal:
     """What is done: files (size and SHA-256) of every finished unit, the results once they were computed, and the arrays
-    that were removed then, since they were needed only on the way."""
+    that were removed then, since they were needed only on the way.
+    """
 
     path: Path
     key: str

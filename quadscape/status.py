@@ -38,7 +38,8 @@ class StageStatus:
     Attributes:
         directory: The stage's directory.
         name: Kind of stage, for example `hessian`; the directory's name when it cannot be told.
-        state: complete; purged (complete, but its large arrays were removed to free disk); running (its owner lives); waiting (its owner is gone and another process is about to take
+        state: complete; purged (complete, but its large arrays were removed since); running (its owner lives);
+            waiting (its owner is gone and another process is about to take
             over); failed (the last attempt ended with an error); stopped (not begun, killed or interrupted).
         done: Units that are done.
         total: Units in all, None when it cannot be told.

@@ -234,7 +234,7 @@ def read_store(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     attributes = dict(group.attrs)
     expected, layout = attributes.pop("digest", None), attributes.pop("layout_digest", None)
     # The first stores had no digest of their layout.
-    if isinstance(layout, str) and layout == _layout_digest(where, layout) or layout is None:
+    if (isinstance(layout, str) and layout == _layout_digest(where, layout)) or layout is None:
         arrays = {name: read(member, directory=where) for name, member in _arrays(group, where)}
         if digest(arrays, attributes) == expected:
             return arrays, attributes

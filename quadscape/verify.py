@@ -6,7 +6,7 @@ manifest, or a whole directory, of another checkpoint is found out), and every r
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def verify_results(root: Path) -> Iterator[tuple[Path, str | None]]:
             subfolders.clear()
             if not {"manifest.json", PURGED} & set(files):
                 continue  # not finished: its own command will check it
-            check = _verify_stage
+            check: Callable[[Path], None] = _verify_stage
         elif here.suffix == ".zarr":
             subfolders.clear()
             check = _verify_store

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from results import curvature, make_results, small_experiment
 
 from quadscape import stage
 from quadscape.cli import main
@@ -19,6 +18,7 @@ from quadscape.purge import LARGE_ARRAYS, find_removable, purge
 from quadscape.stage import array_bytes, finished_manifest, open_stage
 from quadscape.status import stage_status
 from quadscape.verify import verify_results
+from results import curvature, make_results, small_experiment
 
 CHECKPOINTS = "results/small/runs/a/checkpoints"
 LARGE = [
@@ -93,7 +93,7 @@ def test_purged_and_computed_again(root: Path, capsys: pytest.CaptureFixture[str
         assert finished_manifest(root / name)["results"]
         assert stage_status(root / name).state == "purged"
     assert {path: path.read_bytes() for path in others} == others
-    with pytest.raises(StoreError, match="eigenvectors of .* were purged on 20..-..-..; run the workflow"):
+    with pytest.raises(StoreError, match=r"eigenvectors of .* were purged on 20..-..-..; run the workflow"):
         Eigenbasis(basis)
     assert removable(root) == {}
     assert main(["purge", str(root)]) == 0

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from results import make_results, measure_spectrum, small_experiment
 
 from quadscape.cli import main
 from quadscape.curvature.eigenbasis import Eigenbasis
@@ -17,6 +16,7 @@ from quadscape.probes.schemas import SCHEMAS
 from quadscape.stage import _hash, open_stage
 from quadscape.tables import read_table
 from quadscape.verify import verify_results
+from results import make_results, measure_spectrum, small_experiment
 
 CHECKPOINT = "runs/a/checkpoints/40"
 SHARD = f"{CHECKPOINT}/hessian_shards/1-of-1"
@@ -101,10 +101,10 @@ def test_a_table_asked_for_from_a_damaged_basis_fails_clearly(results: Path) -> 
     path = next(p for p in (results / BASIS / "store.zarr/eigenvectors/c").rglob("*") if p.is_file())
     flip(path, 12_345)
     basis = Eigenbasis(results / BASIS)
-    with pytest.raises(StoreError, match="eigenbasis is damaged.*remove that directory and run the workflow again"):
+    with pytest.raises(StoreError, match=r"eigenbasis is damaged.*remove that directory and run the workflow again"):
         basis.vectors(0, basis.size)
     flip(results / BASIS / "store.zarr/eigenvalues/c/0", 1234)
-    with pytest.raises(StoreError, match="eigenbasis is damaged.*remove that directory and run the workflow again"):
+    with pytest.raises(StoreError, match=r"eigenbasis is damaged.*remove that directory and run the workflow again"):
         measure_spectrum(root, experiment, 40)
 
 
