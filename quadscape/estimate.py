@@ -34,7 +34,7 @@ from quadscape.workflow import Problem
 
 _UNIT_OVERHEAD = 0.04
 """Seconds for which a unit is written, synced and journalled, whatever it holds (measured)."""
-_START = 1.0
+_START = 0.5
 """Seconds until a process has used everything for the first time (measured)."""
 _DISK_RATE = 1e9
 _CUDA_SHARE = 0.25
