@@ -17,17 +17,43 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from quadscape.stage import load_purged
     from quadscape.verify import verify_results
 
     problems = 0
     for path, problem in verify_results(Path(arguments.path)):
-        print(
-            f"{'ok     ' if problem is None else 'DAMAGED'} {path}{'' if problem is None else f': {problem}'}",
-            flush=True,
-        )
+        if problem is not None:
+            print(f"DAMAGED {path}: {problem}", flush=True)
+        elif not (path / "manifest.json").exists() and (purged := load_purged(path)) is not None:
+            print(f"ok      {path} ({' and '.join(purged.arrays)} purged on {purged.date})", flush=True)
+        else:
+            print(f"ok      {path}", flush=True)
         problems += problem is not None
     print(f"{problems} damaged" if problems else "everything is as it was written")
     return 1 if problems else 0
+
+
+def _purge(arguments: argparse.Namespace) -> int:
+    from quadscape.purge import find_removable, purge
+    from quadscape.stage import format_bytes
+
+    freed = 0
+    for found in find_removable(Path(arguments.path)):
+        if found.kept_for:
+            print(f"kept    {format_bytes(found.size_bytes):>8}  {found.directory}: {found.kept_for}", flush=True)
+            continue
+        freed += found.size_bytes
+        if arguments.yes:
+            purge(found, print)
+        word = "removed" if arguments.yes else "remove "
+        print(f"{word} {format_bytes(found.size_bytes):>8}  {found.directory}", flush=True)
+    if arguments.yes:
+        print(f"freed {format_bytes(freed)}; tables, figures, manifests and verification results are kept")
+    elif freed:
+        print(f"would free {format_bytes(freed)}; nothing was removed: add --yes to do it")
+    else:
+        print("nothing to free")
+    return 0
 
 
 def _validate(arguments: argparse.Namespace) -> int:
@@ -41,6 +67,17 @@ def _validate(arguments: argparse.Namespace) -> int:
         f"{data.validation:,} validation and {data.test:,} test images of {'×'.join(map(str, data.shape))}; "
         f"{len(experiment.runs)} runs, {sum(len(run.checkpoints) for run in experiment.runs)} checkpoints."
     )
+    return 0
+
+
+def _estimate(arguments: argparse.Namespace) -> int:
+    from quadscape.estimate import estimate_experiment, format_estimates
+    from quadscape.workflow import Problem
+
+    problem = Problem.of(load_experiment(arguments.config))
+    devices = (arguments.device,) if arguments.device else ("cpu", "cuda")
+    print(f"{arguments.config}: {problem.parameters:,} parameters, {problem.data.training:,} training images")
+    print(format_estimates(estimate_experiment(problem, devices)))
     return 0
 
 
@@ -60,9 +97,20 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="read every store and compare it with its checksums")
     verify.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
     verify.set_defaults(run=_verify)
+    purge = commands.add_parser(
+        "purge",
+        help="free the disk of Hessians and eigenbases whose tables are made; lists them, and removes with --yes",
+    )
+    purge.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
+    purge.add_argument("--yes", action="store_true", help="remove what is listed")
+    purge.set_defaults(run=_purge)
     validate = commands.add_parser("validate", help="check an experiment file, its data source and its model")
     validate.add_argument("config", nargs="?", default="config.yaml", help="experiment file (default: config.yaml)")
     validate.set_defaults(run=_validate)
+    estimate = commands.add_parser("estimate", help="memory, disk and time of every stage, before anything is queued")
+    estimate.add_argument("config", nargs="?", default="config.yaml", help="experiment file (default: config.yaml)")
+    estimate.add_argument("--device", choices=("cpu", "cuda"), help="only this one (default: both)")
+    estimate.set_defaults(run=_estimate)
     reference = commands.add_parser("reference", help="print docs/configuration.md")
     reference.set_defaults(run=_reference)
     return parser

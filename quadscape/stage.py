@@ -8,6 +8,7 @@ A long rule supplies a `Task`: what determines its result, a numerics plan, arra
     journal         one line per finished unit, with size and SHA-256 of every file that the unit wrote
     events.jsonl    what varies between equal runs: times, hosts, attempts, device
     lock/           one numbered directory: the present owner with its heartbeat, and the owner's workspace
+    purged.json     in the manifest's place once the large arrays were removed to free disk (`purge_stage`)
 
 A unit is written in the workspace, then renamed into the store, then journalled; what is not in the journal does not
 count and is swept. The journal is what tells a finished chunk from a missing one, which Zarr would read as NaN.
@@ -50,6 +51,7 @@ Files = dict[str, list[int | str]]
 """Size and SHA-256 of each file, by its path within the store."""
 Arrays = Mapping[str, tuple[tuple[slice | int, ...], np.ndarray]]
 
+PURGED = "purged.json"
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 """A lock whose heartbeat has not moved for this long, on the observer's own clock, has no living owner."""
@@ -680,7 +682,17 @@ def _root_attributes(directory: Path) -> dict[str, Any] | None:
 
 
 def _fingerprint(task: Task) -> str:
-    return _hash({"stage": task.name, "version": task.version, "parameters": task.parameters()})
+    return fingerprint_of({"stage": task.name, "version": task.version, "parameters": task.parameters()})
+
+
+def fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """Hash of everything that determines a stage's result: of its name, version and parameters."""
+    return _hash({key: manifest[key] for key in ("stage", "version", "parameters")})
+
+
+def stage_digest(manifest: Mapping[str, Any]) -> str:
+    """Digest of everything that a stage wrote, under its fingerprint."""
+    return _hash([manifest["fingerprint"], manifest["digest"]])
 
 
 class _Events:
@@ -736,6 +748,8 @@ class _Run:
         self.fingerprint = _fingerprint(task)
 
     def run(self) -> dict[str, Any]:
+        # What was purged is computed anew from here on; a purge that comes later must not go on with this one.
+        self.lock.discard(self.directory / PURGED)
         attributes = self._resume() or self._begin()
         plan = attributes["plan"]
         total = self.task.units(plan)
@@ -1112,7 +1126,7 @@ class FinishedStage(StageStore):
     @property
     def digest(self) -> str:
         """Digest of everything that the stage wrote, under its fingerprint."""
-        return _hash([self.manifest["fingerprint"], self.manifest["digest"]])
+        return stage_digest(self.manifest)
 
 
 def _directory_of(path: str | Path) -> Path:
@@ -1122,6 +1136,20 @@ def _directory_of(path: str | Path) -> Path:
 
 def _remedy(directory: Path) -> str:
     return f"remove the directory {directory} and run the workflow again (only what is missing is computed)"
+
+
+def _checked(directory: Path, name: str) -> dict[str, Any] | None:
+    """A JSON document that carries its own checksum; None when there is none."""
+    try:
+        document = json.loads((directory / name).read_text(encoding="utf-8"))
+        checksum = document.pop("checksum")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{name} of {directory} is damaged ({error}); {_remedy(directory)}.") from error
+    if checksum != _hash(document):
+        raise StoreError(f"{name} of {directory} was changed after it was written; {_remedy(directory)}.")
+    return document
 
 
 def load_manifest(directory: Path, name: str | None = None) -> dict[str, Any]:
@@ -1137,42 +1165,42 @@ def load_manifest(directory: Path, name: str | None = None) -> dict[str, Any]:
     Raises:
         StoreError: It is missing, damaged or another stage's.
     """
-    try:
-        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-        checksum = manifest.pop("checksum")
-    except FileNotFoundError:
-        raise StoreError(
-            f"There is no finished stage in {directory}: it has no manifest.json; run the workflow."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"The manifest of {directory} is damaged ({error}); {_remedy(directory)}.") from error
-    if checksum != _hash(manifest):
-        raise StoreError(f"The manifest of {directory} was changed after it was written; {_remedy(directory)}.")
+    manifest = _checked(directory, "manifest.json")
+    if manifest is None:
+        purged = load_purged(directory)
+        if purged is not None:
+            raise StoreError(
+                f"{' and '.join(purged.arrays)} of {directory} were purged on {purged.date}; run the workflow, which "
+                "computes them again for whatever needs them."
+            )
+        raise StoreError(f"There is no finished stage in {directory}: it has no manifest.json; run the workflow.")
     if name is not None and manifest["stage"] != name:
         raise StoreError(f"{directory} holds the stage '{manifest['stage']}', where '{name}' was expected.")
     return manifest
 
 
-def _check_finished(directory: Path, name: str | None, *, read: bool) -> tuple[dict[str, Any], Journal]:
-    manifest = load_manifest(directory, name)
+def _check_finished(directory: Path, manifest: dict[str, Any], purged: Sequence[str], *, read: bool) -> Journal:
+    """Compares store and journal with a manifest."""
     if not (directory / "store.zarr").exists():
         raise StoreError(f"The manifest of {directory} has no store beside it; {_remedy(directory)}.")
     attributes = _root_attributes(directory)
-    if (
-        attributes is None
-        or attributes["fingerprint"] != manifest["fingerprint"]
-        or attributes["plan"] != manifest["plan"]
-    ):
-        raise StoreError(f"The store's metadata in {directory} are damaged or another's; {_remedy(directory)}.")
+    if attributes is None:
+        raise StoreError(f"The store's metadata in {directory} are damaged; {_remedy(directory)}.")
+    if attributes["fingerprint"] != manifest["fingerprint"] or attributes["plan"] != manifest["plan"]:
+        raise StoreError(
+            f"The manifest of {directory} is another stage's or checkpoint's than the store beside it; "
+            f"{_remedy(directory)}."
+        )
     key = _hash({"fingerprint": manifest["fingerprint"], "plan": manifest["plan"]})[:16]
     journal = Journal.load(directory / "journal", key)
     if len(journal.units) != manifest["units"] or journal.digest() != manifest["digest"]:
         raise StoreError(f"The journal of {directory} does not match its manifest; {_remedy(directory)}.")
+    journal.discarded = [*journal.discarded, *purged]
     damaged = journal.damaged(directory / "store.zarr", read=read)
     if damaged:
         names = ", ".join(sorted(damaged.values())[:3])
         raise StoreError(f"{len(damaged)} units of {directory} are missing or damaged ({names}); {_remedy(directory)}.")
-    return manifest, journal
+    return journal
 
 
 def open_stage(path: str | Path, name: str | None = None) -> FinishedStage:
@@ -1186,16 +1214,129 @@ def open_stage(path: str | Path, name: str | None = None) -> FinishedStage:
         The stage.
     """
     directory = _directory_of(path)
-    return FinishedStage(directory, *_check_finished(directory, name, read=False))
+    manifest = load_manifest(directory, name)
+    return FinishedStage(directory, manifest, _check_finished(directory, manifest, [], read=False))
+
+
+def finished_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a stage that was finished, also where its large arrays were purged since.
+
+    Args:
+        directory: The stage's directory.
+
+    Returns:
+        The manifest, without its checksum.
+    """
+    purged = None if (directory / "manifest.json").exists() else load_purged(directory)
+    return load_manifest(directory) if purged is None else purged.manifest
 
 
 def verify_stage(path: str | Path) -> dict[str, Any]:
     """Reads everything that a finished stage wrote and compares it with the journal and the manifest.
+
+    What was purged need not be there; all the rest must.
 
     Args:
         path: The stage's directory, or the manifest in it.
 
     Returns:
         The manifest.
+
+    Raises:
+        StoreError: Something is missing, damaged, or there and was never written.
     """
-    return _check_finished(_directory_of(path), None, read=True)[0]
+    directory = _directory_of(path)
+    manifest = finished_manifest(directory)
+    purged = None if (directory / "manifest.json").exists() else load_purged(directory)
+    journal = _check_finished(directory, manifest, [] if purged is None else purged.arrays, read=True)
+    store = directory / "store.zarr"
+    known = {name for files in journal.units.values() for name in files}
+    found = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file() and path.name != "zarr.json"}
+    extra = sorted(name for name in found - known if purged is None or not journal.is_discarded(name))
+    if extra:
+        raise StoreError(f"{extra[0]} in the store of {directory} was never written by it; {_remedy(directory)}.")
+    return manifest
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Purging
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What is left in place of the manifest of a purged stage.
+
+    Attributes:
+        manifest: The manifest, with the results of the verification.
+        arrays: Which arrays were removed.
+        date: When, in UTC.
+        freed_bytes: What their files took on disk.
+    """
+
+    manifest: dict[str, Any]
+    arrays: list[str]
+    date: str
+    freed_bytes: int
+
+
+def load_purged(directory: Path) -> Purged | None:
+    """Reads the record of a purge.
+
+    Args:
+        directory: The stage's directory.
+
+    Returns:
+        The record, None when nothing was purged.
+    """
+    document = _checked(directory, PURGED)
+    return None if document is None else Purged(**document)
+
+
+def array_bytes(directory: Path, arrays: Sequence[str]) -> int:
+    """Bytes on disk of the files of some arrays of a stage, without their metadata."""
+    return sum(path.stat().st_size for path in _array_files(directory, arrays))
+
+
+def _array_files(directory: Path, arrays: Sequence[str]) -> list[Path]:
+    folders = [directory / "store.zarr" / name for name in arrays]
+    return [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name != "zarr.json"]
+
+
+def purge_stage(directory: Path, arrays: Sequence[str], log: Log = print) -> None:
+    """Removes arrays of a finished stage, or what a killed purge has left of them; the rest stays.
+
+    The manifest goes first, so that at no moment what is damaged looks finished: to the workflow the stage is one that
+    is yet to be computed, if anything needs it. Store, plan and journal stay, so that it is computed again under the
+    same plan, and its digest is the same.
+
+    Args:
+        directory: The stage's directory.
+        arrays: Names of the arrays.
+        log: Receives a line where it must wait for another process.
+    """
+    events = _Events(directory)
+    lock = Lock(directory, HEARTBEAT_SECONDS, STALE_SECONDS)
+    lock.acquire(log, events)
+    try:
+        # The manifest may have gone while this process waited; then the record of a purge must be there.
+        manifest = finished_manifest(directory)
+        if (directory / "manifest.json").exists():
+            size = array_bytes(directory, arrays)
+            record = {
+                "manifest": manifest,
+                "arrays": list(arrays),
+                "date": time.strftime("%Y-%m-%d", time.gmtime()),
+                "freed_bytes": size,
+            }
+            prepared = lock.workspace / PURGED
+            prepared.write_text(json.dumps({**record, "checksum": _hash(record)}, indent=1, sort_keys=True) + "\n")
+            _sync(prepared)
+            lock.publish(prepared, directory / PURGED)
+            _sync(directory)
+            lock.discard(directory / "manifest.json")
+            _sync(directory)
+            events("purge", arrays=list(arrays), bytes=size)
+        for path in _array_files(directory, arrays):
+            lock.discard(path)
+    finally:
+        lock.release()

@@ -15,16 +15,17 @@ from typing import Any, Literal
 
 from quadscape.errors import StoreError
 from quadscape.stage import (
+    PURGED,
     STALE_SECONDS,
+    finished_manifest,
     format_bytes,
     format_seconds,
-    load_manifest,
     present_owner,
     process_is_alive,
     read_events,
 )
 
-State = Literal["complete", "running", "waiting", "stopped", "failed"]
+State = Literal["complete", "purged", "running", "waiting", "stopped", "failed"]
 
 _RATE_UNITS = 20
 _BAR = 20
@@ -37,7 +38,8 @@ class StageStatus:
     Attributes:
         directory: The stage's directory.
         name: Kind of stage, for example `hessian`; the directory's name when it cannot be told.
-        state: complete; running (its owner lives); waiting (its owner is gone and another process is about to take
+        state: complete; purged (complete, but its large arrays were removed since); running (its owner lives);
+            waiting (its owner is gone and another process is about to take
             over); failed (the last attempt ended with an error); stopped (not begun, killed or interrupted).
         done: Units that are done.
         total: Units in all, None when it cannot be told.
@@ -83,13 +85,14 @@ def _events(directory: Path) -> list[dict[str, Any]]:
     events = [
         entry
         for entry in read_events(directory)
-        if isinstance(entry["time"], int | float) and isinstance(entry["event"], str)
+        if isinstance(entry["time"], int | float) and isinstance(entry["event"], str) and entry["event"] != "purge"
     ]
     afresh = [index for index, entry in enumerate(events) if entry["event"] == "afresh"]
     return events[afresh[-1] :] if afresh else events
 
 
-def _owner_lives(directory: Path) -> bool:
+def owner_lives(directory: Path) -> bool:
+    """Whether a process is at work in a stage, as far as can be told from here."""
     try:
         owner = present_owner(directory)
         alive = owner.is_alive(directory) if owner is not None else False
@@ -109,7 +112,7 @@ def _waits(entry: dict[str, Any]) -> bool:
 
 
 def _state(directory: Path, events: list[dict[str, Any]]) -> State:
-    if _owner_lives(directory):
+    if owner_lives(directory):
         return "running"
     if not events:
         return "stopped"
@@ -139,11 +142,11 @@ def stage_status(directory: str | Path) -> StageStatus:
     events = _events(directory)
     starts = [index for index, entry in enumerate(events) if entry["event"] == "start"]
     attempts = [events[start:stop] for start, stop in zip(starts, [*starts[1:], len(events)], strict=False)]
+    state: State = "complete" if (directory / "manifest.json").exists() else "purged"
     try:
-        manifest = load_manifest(directory)
+        manifest = finished_manifest(directory)
     except StoreError:
-        manifest = None
-    state = "complete" if manifest is not None else _state(directory, events)
+        manifest, state = None, _state(directory, events)
     now = time.time()
 
     name, done, total = directory.name, 0, None
@@ -180,7 +183,7 @@ def stage_status(directory: str | Path) -> StageStatus:
         elapsed=max(0.0, elapsed),
         attempts=len(attempts),
         owner="" if owner is None else str(owner),
-        last_error=errors[-1] if errors and state != "complete" else "",
+        last_error=errors[-1] if errors and manifest is None else "",
         size_bytes=_size(directory),
     )
 
@@ -202,7 +205,7 @@ def find_stages(root: str | Path) -> list[Path]:
         raise StoreError(f"There is no directory {root}; nothing has begun there.")
     found = []
     for folder, subfolders, files in os.walk(root):
-        if {"manifest.json", "journal", "events.jsonl"} & set(files):
+        if {"manifest.json", PURGED, "journal", "events.jsonl"} & set(files):
             found.append(Path(folder))
             subfolders.clear()
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and not name.endswith(".zarr"))

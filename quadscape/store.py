@@ -130,9 +130,32 @@ def write_store(
     group = zarr.open_group(temporary, mode="w", zarr_format=3)
     for spec, _ in arrays:
         create_array(group, spec)[...] = content[spec.name]
-    group.update_attributes({**attributes, "digest": digest(content, attributes)})
+    group.update_attributes({**attributes, "digest": digest(content, attributes), "layout_digest": _NO_DIGEST})
+    root = temporary / "zarr.json"
+    root.write_bytes(root.read_bytes().replace(_NO_DIGEST.encode(), _layout_digest(temporary, _NO_DIGEST).encode()))
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)
+
+
+_NO_DIGEST = "0" * 64
+
+
+def _layout_digest(path: Path, written: str) -> str:
+    """SHA-256 of all metadata, byte by byte; the digest of the content says nothing of units, dimensions and chunks.
+
+    Args:
+        path: Directory of the store.
+        written: What stands in the root for this digest, and does not count.
+
+    Returns:
+        Hexadecimal digest.
+    """
+    total = hashlib.sha256()
+    for file in sorted(path.rglob("zarr.json")):
+        text = file.read_bytes()
+        total.update(f"{file.relative_to(path)} {len(text)}\n".encode())
+        total.update(text.replace(written.encode(), _NO_DIGEST.encode()) if file.parent == path else text)
+    return total.hexdigest()
 
 
 def _store_directory(path: str | Path) -> Path:
@@ -201,23 +224,31 @@ def read_store(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         path: Directory of the store, or the `zarr.json` in it.
 
     Returns:
-        Arrays by name (nested groups as `group/name`), attributes without the digest.
+        Arrays by name (nested groups as `group/name`), attributes without the digests.
 
     Raises:
         StoreError: The store is missing or its content differs from its digest.
     """
     group = open_store(path)
     where = _store_directory(path)
-    arrays = {
-        name: read(member, directory=where)
-        for name, member in sorted(group.members(max_depth=None))
-        if isinstance(member, zarr.Array)
-    }
     attributes = dict(group.attrs)
-    expected = attributes.pop("digest", None)
-    if digest(arrays, attributes) != expected:
+    expected, layout = attributes.pop("digest", None), attributes.pop("layout_digest", None)
+    # The first stores had no digest of their layout.
+    if (isinstance(layout, str) and layout == _layout_digest(where, layout)) or layout is None:
+        arrays = {name: read(member, directory=where) for name, member in _arrays(group, where)}
+        if digest(arrays, attributes) == expected:
+            return arrays, attributes
+    raise StoreError(
+        f"The content of {where} differs from its digest, so a part is missing or was changed; "
+        "remove that directory and run the workflow again."
+    )
+
+
+def _arrays(group: zarr.Group, where: Path) -> list[tuple[str, zarr.Array]]:
+    """All arrays of a store by name, whose metadata may be damaged in any way."""
+    try:
+        return [(name, array) for name, array in sorted(group.members(max_depth=None)) if isinstance(array, zarr.Array)]
+    except Exception as error:
         raise StoreError(
-            f"The content of {where} differs from its digest, so a part is missing or was changed; "
-            "remove that directory and run the workflow again."
-        )
-    return arrays, attributes
+            f"The metadata of {where} are damaged ({error}); remove that directory and run the workflow again."
+        ) from error

@@ -1,0 +1,129 @@
+"""Frees the disk of what only unfinished work needs: the P×P arrays of stages whose tables are all made.
+
+A Hessian is needed until its eigenbasis is finished, and a Gauss–Newton matrix and an eigenbasis until every table is
+that a figure shows of their checkpoint. Verified results, eigenvalues, plans and journals always stay.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from quadscape.errors import StoreError
+from quadscape.figures import FIGURES
+from quadscape.stage import Log, array_bytes, finished_manifest, purge_stage
+from quadscape.status import find_stages, owner_lives
+
+LARGE_ARRAYS = {"hessian_shard": ["matrix"], "gauss_newton": ["matrix"], "eigenbasis": ["eigenvectors"]}
+"""Arrays of P×P entries, by stage."""
+
+
+@dataclass(frozen=True)
+class Removable:
+    """A stage with large arrays on disk.
+
+    Attributes:
+        directory: The stage's directory.
+        stage: Its name.
+        size_bytes: What its large arrays take.
+        kept_for: Why they are kept; empty when they can be removed.
+    """
+
+    directory: Path
+    stage: str
+    size_bytes: int
+    kept_for: str
+
+
+def find_removable(root: str | Path) -> Iterator[Removable]:
+    """Looks for stages with large arrays.
+
+    Args:
+        root: Where to look, itself included; results of a workflow.
+
+    Yields:
+        The stages in the order of their paths, those that must be kept included.
+    """
+    for directory in find_stages(root):
+        try:
+            stage = str(finished_manifest(directory)["stage"])
+        except StoreError as error:
+            # Not finished: what its own directory is called tells what it is going to be.
+            stage, reason = _stage_of(directory), "it is not finished"
+            if (directory / "manifest.json").exists():
+                reason = f"it is damaged ({error})"
+        else:
+            reason = ""
+        if stage not in LARGE_ARRAYS:
+            continue
+        size = array_bytes(directory, LARGE_ARRAYS[stage])
+        if not size:
+            continue
+        if owner_lives(directory):
+            reason = "a process is at work in it"
+        elif not reason and (directory / "manifest.json").exists():
+            reason = _needed_by(directory.absolute(), stage)
+        yield Removable(directory, stage, size, reason)
+
+
+def _stage_of(directory: Path) -> str:
+    return "hessian_shard" if directory.parent.name == "hessian_shards" else directory.name
+
+
+def _is_finished(directory: Path) -> bool:
+    try:
+        finished_manifest(directory)
+    except StoreError:
+        return False
+    return True
+
+
+def _needed_by(directory: Path, stage: str) -> str:
+    """What is not finished yet and will read the stage; empty when nothing is."""
+    checkpoint = directory.parents[1] if stage == "hessian_shard" else directory.parent
+    run = checkpoint.parents[1]
+    if checkpoint.parent.name != "checkpoints" or run.parent.name != "runs":
+        return "it lies in no runs/<run>/checkpoints/<iteration>, so that what needs it cannot be told"
+    missing = _missing_tables(checkpoint, parts=stage != "eigenbasis" or (checkpoint / "gauss_newton").exists())
+    if stage == "hessian_shard":
+        if not _is_finished(checkpoint / "eigenbasis"):
+            return "the eigenbasis of its checkpoint is not finished"
+        # Beside the eigenbasis only the comparison with the Gauss–Newton matrix reads it.
+        if not (checkpoint / "gauss_newton").exists():
+            return ""
+        missing = [name for name in missing if name in FIGURES["curvature_parts"].tables]
+    elif stage == "gauss_newton":
+        missing = [name for name in missing if name in FIGURES["curvature_parts"].tables]
+    if not missing:
+        return ""
+    return f"needed by {len(missing)} unfinished table{'s' if len(missing) > 1 else ''}: {', '.join(missing)}"
+
+
+def _missing_tables(checkpoint: Path, *, parts: bool) -> list[str]:
+    """Tables that figures show of a checkpoint, and of it with each other one of its run, and that are not there."""
+    run = checkpoint.parents[1]
+    tables = run.parents[1] / "tables" / run.name
+    iterations = sorted((path.name for path in checkpoint.parent.iterdir() if path.name.isdecimal()), key=int)
+    pairs = [f"{a}-{b}" for a, b in combinations(iterations, 2) if checkpoint.name in {a, b}]
+    missing = []
+    for spec in FIGURES.values():
+        if spec.name == "curvature_parts" and not parts:
+            continue
+        keys = {"runs": [], "checkpoints": [checkpoint.name], "pairs": pairs}[spec.scope]
+        missing += [
+            table if key == checkpoint.name else f"{table} {key}"
+            for key in keys
+            for table in spec.tables
+            if not (tables / key / f"{table}.zarr/zarr.json").exists()
+        ]
+    return list(dict.fromkeys(missing))
+
+
+def purge(found: Removable, log: Log) -> None:
+    """Removes the large arrays of a stage; killed in the middle, the same call goes on.
+
+    Args:
+        found: One that need not be kept.
+        log: Receives a line where it must wait for another process.
+    """
+    purge_stage(found.directory, LARGE_ARRAYS[found.stage], log)

@@ -1,0 +1,137 @@
+"""Estimates beside what stages take: disk and memory of real ones, times of two sizes, and the command."""
+
+from pathlib import Path
+
+import pytest
+
+from quadscape.cli import main
+from quadscape.config import parse_experiment
+from quadscape.estimate import Estimates, Need, estimate_experiment, format_estimates, measure_rates
+from quadscape.stage import read_events
+from quadscape.workflow import Problem
+from results import make_results, small_experiment
+
+SMALL = """
+name: small
+data: {source: digits, held_out: 0.8}
+model: {factory: mlp, hidden: [3]}
+training: {iterations: 40, batch_size: 32, learning_rate: {schedule: constant, value: 0.1}, evaluate_every: 10}
+runs: [{name: a, checkpoints: [0, 40]}]
+"""
+STAGES = ["training", "hessian_shard", "hessian", "gauss_newton", "eigenbasis", "tables"]
+
+
+def by_stage(estimates: Estimates) -> dict[str, Need]:
+    return {need.stage: need for need in estimates.needs}
+
+
+def store_bytes(directory: Path) -> int:
+    return sum(
+        path.stat().st_size
+        for path in (directory / "store.zarr").rglob("*")
+        if path.name != "zarr.json" and path.is_file()
+    )
+
+
+@pytest.fixture(scope="module")
+def estimated() -> dict[str, Need]:
+    experiment = small_experiment(curvature={"dtype": "float64", "gauss_newton": True})
+    return by_stage(estimate_experiment(Problem.of(experiment), ["cpu"])[0])
+
+
+def test_disk_and_time_of_real_stages(estimated: dict[str, Need], tmp_path: Path) -> None:
+    results = make_results(tmp_path)
+    places = {
+        "training": "trajectory",
+        "hessian_shard": "checkpoints/40/hessian_shards/1-of-1",
+        "hessian": "checkpoints/40/hessian",
+        "gauss_newton": "checkpoints/40/gauss_newton",
+        "eigenbasis": "checkpoints/40/eigenbasis",
+    }
+    for stage, place in places.items():
+        directory = results / "runs/a" / place
+        assert estimated[stage].disk_bytes == pytest.approx(store_bytes(directory), rel=0.1), stage
+        events = read_events(directory)
+        seconds = sum(event["seconds"] for event in events if event["event"] == "unit")
+        # Wide, for a machine that does other things too; it would catch a wrong power of P or N.
+        assert seconds / 30 < estimated[stage].seconds < 30 * (seconds + 0.5), stage
+
+
+def test_it_needs_no_data_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = estimate_experiment(Problem.of(small_experiment()), ["cpu", "cuda"])
+    assert [part.device for part in found] == ["cpu", "cuda"]
+    assert not list(tmp_path.iterdir())
+    for part in found:
+        needs = by_stage(part)
+        assert list(needs) == [stage for stage in STAGES if stage != "gauss_newton"]
+        assert needs["eigenbasis"].jobs == needs["hessian"].jobs == 2
+        assert needs["eigenbasis"].disk_bytes >= 235**2 * 8
+        assert needs["eigenbasis"].memory_bytes >= 3 * 235**2 * 8
+        assert part.seconds == sum(need.jobs * need.seconds for need in part.needs)
+
+
+def test_growth_follows_the_laws() -> None:
+    def estimated(hidden: int) -> tuple[int, dict[str, Need]]:
+        experiment = small_experiment(model={"factory": "mlp", "hidden": [hidden]})
+        problem = Problem.of(experiment)
+        return problem.parameters, by_stage(estimate_experiment(problem, ["cuda"])[0])
+
+    (small, few), (large, many) = estimated(20), estimated(160)
+    ratio = large / small
+    assert many["eigenbasis"].disk_bytes / few["eigenbasis"].disk_bytes == pytest.approx(ratio**2, rel=0.15)
+    assert many["hessian_shard"].disk_bytes / few["hessian_shard"].disk_bytes > 0.45 * ratio**2
+    assert many["eigenbasis"].seconds < few["eigenbasis"].seconds * ratio**3
+
+
+def test_shards_share_the_work() -> None:
+    whole, parts = (
+        by_stage(estimate_experiment(Problem.of(small_experiment(curvature={"shards": k})), ["cuda"])[0])[
+            "hessian_shard"
+        ]
+        for k in (1, 4)
+    )
+    assert (whole.jobs, parts.jobs) == (2, 8)
+    assert parts.disk_bytes == pytest.approx(whole.disk_bytes / 4, abs=1)
+
+
+def test_the_real_experiment_is_told_for_a_gpu_that_is_not_here() -> None:
+    # Sizes as `validate` reads them from a source that need not be here.
+    from quadscape.data import DataDescription
+
+    experiment = parse_experiment({"model": {"factory": "resnet9", "width": 2}})
+    data = DataDescription((3, 32, 32), tuple("abcdefghij"), 50_000, 5_000, 5_000, "")
+    needs = by_stage(estimate_experiment(Problem(experiment, data, 104_234), ["cuda"])[0])
+    assert needs["hessian_shard"].disk_bytes == pytest.approx(21.7e9, rel=0.02)
+    assert needs["eigenbasis"].disk_bytes == pytest.approx(2 * 43.5e9, rel=0.05)  # half of it only on the way
+    assert 5 * 60 < needs["hessian_shard"].seconds < 5 * 3600
+    assert 5 * 60 < needs["eigenbasis"].seconds < 5 * 3600
+
+
+def test_rates_are_plausible() -> None:
+    rates = measure_rates("cpu", 300)
+    assert 1e8 < rates.bandwidth < 1e13
+    assert 1e8 < rates.float64 < 1e14
+
+
+def test_totals_and_table() -> None:
+    needs = (Need("training", 1, 1e9, 2e6, 60.0), Need("eigenbasis", 4, 5e9, 1e9, 30.0))
+    part = Estimates("cuda", False, needs)
+    assert (part.memory_bytes, part.disk_bytes, part.seconds) == (5e9, 4e9 + 2e6, 180.0)
+    table = format_estimates([part]).splitlines()
+    assert "assumed nominal rates" in table[0]
+    assert table[-1].split() == ["total", "5", "GB", "4", "GB", "3", "min", "00", "s"]
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    assert main(["estimate", str(tmp_path / "small.yaml"), "--device", "cuda"]) == 0
+    said = capsys.readouterr().out
+    assert "235 parameters" in said
+    for stage in STAGES:
+        assert (stage in said) == (stage != "gauss_newton")
+    (tmp_path / "wrong.yaml").write_text(SMALL.replace("training:", "trainig:"))
+    assert main(["estimate", str(tmp_path / "wrong.yaml")]) == 1
+    error = capsys.readouterr().err
+    assert "did you mean 'training'" in error
+    assert error.count("\n") == 1

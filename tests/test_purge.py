@@ -1,0 +1,200 @@
+"""Purging frees the P×P arrays and nothing else, survives kills, and what was purged can be computed again."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quadscape import stage
+from quadscape.cli import main
+from quadscape.curvature.eigenbasis import Eigenbasis
+from quadscape.errors import StoreError
+from quadscape.figures import FIGURES
+from quadscape.purge import LARGE_ARRAYS, find_removable, purge
+from quadscape.stage import array_bytes, finished_manifest, open_stage
+from quadscape.status import stage_status
+from quadscape.verify import verify_results
+from results import curvature, make_results, small_experiment
+
+CHECKPOINTS = "results/small/runs/a/checkpoints"
+LARGE = [
+    f"{CHECKPOINTS}/0/eigenbasis",
+    f"{CHECKPOINTS}/0/hessian_shards/1-of-1",
+    f"{CHECKPOINTS}/40/eigenbasis",
+    f"{CHECKPOINTS}/40/gauss_newton",
+    f"{CHECKPOINTS}/40/hessian_shards/1-of-1",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("purge")
+    results = make_results(root)
+    # What the probes would write, as far as purging looks at it.
+    for key in ("0", "40", "0-40"):
+        for spec in FIGURES.values():
+            if spec.scope == ("pairs" if "-" in key else "checkpoints"):
+                for table in spec.tables:
+                    path = results / f"tables/a/{key}/{table}.zarr/zarr.json"
+                    if not path.exists() and (key != "0" or spec.name != "curvature_parts"):
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        path.write_text("{}")
+    return root
+
+
+@pytest.fixture
+def root(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "root"))
+
+
+def removable(root: Path) -> dict[str, str]:
+    """Why each large stage is kept, by place."""
+    return {str(found.directory.relative_to(root)): found.kept_for for found in find_removable(root)}
+
+
+def purge_all(root: Path) -> None:
+    for found in find_removable(root):
+        if not found.kept_for:
+            purge(found, lambda _: None)
+
+
+def test_it_is_dry_unless_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    assert removable(root) == dict.fromkeys(LARGE, "")
+    assert main(["purge", str(root)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("remove ") == len(LARGE)
+    size = sum(found.size_bytes for found in find_removable(root))
+    assert len(LARGE) * 235**2 * 4 < size < len(LARGE) * 235**2 * 8.2
+    assert f"would free {stage.format_bytes(size)}; nothing was removed" in said
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+
+
+def test_purged_and_computed_again(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    basis = root / CHECKPOINTS / "40/eigenbasis"
+    manifests = {name: (root / name / "manifest.json").read_bytes() for name in LARGE}
+    vectors, values = Eigenbasis(basis).vectors(0, 235), Eigenbasis(basis).eigenvalues
+    others = {
+        path: path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
+        and not any(part in {"matrix", "eigenvectors", "lock"} for part in path.parts)
+        and path.name not in {"manifest.json", "events.jsonl"}
+    }
+    assert main(["purge", str(root), "--yes"]) == 0
+    assert "freed 2.26 MB; tables" in capsys.readouterr().out
+    for name in LARGE:
+        assert array_bytes(root / name, ["matrix", "eigenvectors"]) == 0
+        assert not (root / name / "manifest.json").exists()
+        assert finished_manifest(root / name)["results"]
+        assert stage_status(root / name).state == "purged"
+    assert {path: path.read_bytes() for path in others} == others
+    with pytest.raises(StoreError, match=r"eigenvectors of .* were purged on 20..-..-..; run the workflow"):
+        Eigenbasis(basis)
+    assert removable(root) == {}
+    assert main(["purge", str(root)]) == 0
+    assert "nothing to free" in capsys.readouterr().out
+
+    for iteration in (0, 40):
+        curvature(root, small_experiment(), iteration)
+    assert {name: (root / name / "manifest.json").read_bytes() for name in LARGE} == manifests
+    np.testing.assert_array_equal(Eigenbasis(basis).vectors(0, 235), vectors)
+    np.testing.assert_array_equal(Eigenbasis(basis).eigenvalues, values)
+    assert not list(root.rglob("purged.json"))
+
+
+def test_verify_checks_what_is_left_of_purged_stages(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(root / "results/small/tables")  # stand-ins
+    stage.purge_stage(root / CHECKPOINTS / "40/eigenbasis", ["eigenvectors"], lambda _: None)
+    assert main(["verify", str(root)]) == 0
+    assert "purged on 20" in capsys.readouterr().out
+    path = root / CHECKPOINTS / "40/eigenbasis/store.zarr/eigenvalues/c/0"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 4
+    path.write_bytes(content)
+    problems = [str(place.relative_to(root)) for place, text in verify_results(root) if text]
+    assert problems == [f"{CHECKPOINTS}/40/eigenbasis"]
+
+
+def _purge_and_die(directory: str, arrays: list[str], at: int) -> None:
+    """Kills itself before its `at`-th change of the file system."""
+    count = 0
+
+    def counted(function):
+        def call(*arguments, **keywords):
+            nonlocal count
+            count += 1
+            if count == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
+
+        return call
+
+    for name in ("rename", "replace", "unlink", "write_text", "mkdir"):
+        setattr(Path, name, counted(getattr(Path, name)))
+    stage.purge_stage(Path(directory), arrays, lambda _: None)
+
+
+def test_killed_before_each_change(root: Path) -> None:
+    original = root / CHECKPOINTS / "40/hessian_shards/1-of-1"
+    name, arrays = "results/small/runs/a/checkpoints/40/hessian_shards/1-of-1", LARGE_ARRAYS["hessian_shard"]
+    context = multiprocessing.get_context("fork")
+    at, partly, whole = 0, 0, open_stage(original).manifest
+    while True:
+        at += 1
+        copy = root.parent / f"killed-{at}"
+        for part in ("runs/a/checkpoints/40", "tables"):
+            shutil.copytree(root / "results/small" / part, copy / "results/small" / part)
+        child = context.Process(target=_purge_and_die, args=(str(copy / name), arrays, at))
+        child.start()
+        child.join()
+        size = array_bytes(copy / name, arrays)
+        if (copy / name / "manifest.json").exists():
+            # Finished, so whole.
+            assert stage.verify_stage(copy / name) == whole
+        else:
+            with pytest.raises(StoreError, match="purged"):
+                open_stage(copy / name)
+            assert stage.verify_stage(copy / name) == whole
+            partly += size > 0
+        purge_all(copy)
+        assert array_bytes(copy / name, arrays) == 0
+        assert stage.verify_stage(copy / name) == whole
+        assert stage_status(copy / name).state == "purged"
+        if child.exitcode == 0:
+            break
+        shutil.rmtree(copy)
+    assert at > 5
+    assert partly > 2
+
+
+def test_what_is_still_needed_is_kept(root: Path) -> None:
+    tables = root / "results/small/tables/a"
+    shutil.rmtree(tables / "40/gradient_bands.zarr")
+    shutil.rmtree(tables / "0-40/overlap_rows.zarr")
+    (root / CHECKPOINTS / "0/eigenbasis/manifest.json").unlink()
+    kept = removable(root)
+    assert kept[LARGE[0]] == "it is not finished"
+    assert kept[LARGE[1]] == "the eigenbasis of its checkpoint is not finished"
+    assert kept[LARGE[2]] == "needed by 2 unfinished tables: gradient_bands, overlap_rows 0-40"
+    assert kept[LARGE[3]] == kept[LARGE[4]] == ""
+    shutil.rmtree(tables / "40/parts_ritz.zarr")
+    kept = removable(root)
+    assert kept[LARGE[3]] == kept[LARGE[4]] == "needed by 1 unfinished table: parts_ritz"
+
+
+def test_a_stage_at_work_is_kept(root: Path) -> None:
+    directory = root / LARGE[3]
+    lock = stage.Lock(directory, 0.1, 60.0)
+    lock.acquire(lambda _: None, lambda event, **details: None)
+    try:
+        assert removable(root)[LARGE[3]] == "a process is at work in it"
+        purge_all(root)
+        assert (directory / "manifest.json").exists()
+    finally:
+        lock.release()
+    assert not removable(root)[LARGE[3]]

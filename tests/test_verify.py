@@ -1,0 +1,197 @@
+"""Results that were changed after they were written: `verify` names each, and readers refuse them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from quadscape.cli import main
+from quadscape.curvature.eigenbasis import Eigenbasis
+from quadscape.curvature.hessian import HessianMatrix
+from quadscape.errors import StoreError
+from quadscape.probes.schemas import SCHEMAS
+from quadscape.stage import _hash, open_stage
+from quadscape.tables import read_table
+from quadscape.verify import verify_results
+from results import make_results, measure_spectrum, small_experiment
+
+CHECKPOINT = "runs/a/checkpoints/40"
+SHARD = f"{CHECKPOINT}/hessian_shards/1-of-1"
+BASIS = f"{CHECKPOINT}/eigenbasis"
+TABLE = "tables/a/40/spectrum.zarr"
+STORES = [SHARD, BASIS, f"{CHECKPOINT}/hessian", f"{CHECKPOINT}/gauss_newton", "runs/a/trajectory", TABLE, "data.zarr"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_results(tmp_path_factory.mktemp("verify"))
+
+
+@pytest.fixture
+def results(finished: Path, tmp_path: Path) -> Path:
+    """A copy for one test to change."""
+    return Path(shutil.copytree(finished, tmp_path / "results/small"))
+
+
+def named(results: Path) -> dict[str, str]:
+    """What is wrong, by place below the results."""
+    return {str(path.relative_to(results)): text for path, text in verify_results(results) if text is not None}
+
+
+def content_files(results: Path, store: str) -> list[Path]:
+    """Everything in a stage or store whose bytes were checksummed when they were written."""
+    if store.endswith(".zarr"):
+        return sorted(path for path in (results / store).rglob("*") if path.is_file())
+    return sorted(path for path in (results / store / "store.zarr").rglob("*") if path.is_file())
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_everything_is_well(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert named(results) == {}
+    assert main(["verify", str(results)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("ok ") == 13
+    assert "everything is as it was written" in said
+
+
+@pytest.mark.parametrize("store", STORES)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_one_flipped_bit_is_named(finished: Path, store: str, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(content_files(finished, store)))
+    before = path.read_bytes()
+    bit = data.draw(st.integers(0, 8 * len(before) - 1))
+    try:
+        flip(path, bit)
+        # Only what is in the same directory, since the search goes over all results otherwise.
+        problems = dict(verify_results(finished / store))
+        assert list(problems) == [finished / store]
+        assert problems[finished / store]
+    finally:
+        path.write_bytes(before)
+    assert dict(verify_results(finished / store)) == {finished / store: None}
+
+
+@pytest.mark.parametrize(("part", "store"), [("eigenvectors", BASIS), ("matrix", SHARD)])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_flipped_bit_is_noticed_as_it_is_read(finished: Path, part: str, store: str, data: st.DataObject) -> None:
+    path = data.draw(
+        st.sampled_from(sorted(p for p in (finished / store / f"store.zarr/{part}/c").rglob("*") if p.is_file()))
+    )
+    before = path.read_bytes()
+    try:
+        flip(path, data.draw(st.integers(0, 8 * len(before) - 1)))
+        with pytest.raises(StoreError, match=store):
+            open_stage(finished / store).read(part)
+    finally:
+        path.write_bytes(before)
+
+
+def test_a_table_asked_for_from_a_damaged_basis_fails_clearly(results: Path) -> None:
+    experiment, root = small_experiment(), results.parents[1]
+    path = next(p for p in (results / BASIS / "store.zarr/eigenvectors/c").rglob("*") if p.is_file())
+    flip(path, 12_345)
+    basis = Eigenbasis(results / BASIS)
+    with pytest.raises(StoreError, match=r"eigenbasis is damaged.*remove that directory and run the workflow again"):
+        basis.vectors(0, basis.size)
+    flip(results / BASIS / "store.zarr/eigenvalues/c/0", 1234)
+    with pytest.raises(StoreError, match=r"eigenbasis is damaged.*remove that directory and run the workflow again"):
+        measure_spectrum(root, experiment, 40)
+
+
+def test_a_figure_asked_for_from_a_damaged_table_fails_clearly(results: Path) -> None:
+    flip(results / TABLE / "eigenvalue/c/0", 777)
+    with pytest.raises(StoreError, match=r"spectrum\.zarr is damaged.*remove that directory and run the workflow"):
+        read_table(results / TABLE, SCHEMAS["spectrum"])
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("harm", ["missing", "truncated", "extra"])
+def test_missing_truncated_and_extra_files_are_named(results: Path, store: str, harm: str) -> None:
+    files = [path for path in content_files(results, store) if path.name != "zarr.json"]
+    path = max(files, key=lambda file: file.stat().st_size)
+    if harm == "missing":
+        path.unlink()
+    elif harm == "truncated":
+        path.write_bytes(path.read_bytes()[:-3])
+    else:
+        shutil.copy(path, path.with_name("97"))
+    assert list(named(results)) == [store]
+
+
+@pytest.mark.parametrize("stage", ["hessian_shards/1-of-1", "hessian", "eigenbasis"])
+@pytest.mark.parametrize("what", ["manifest", "directory"])
+def test_what_belongs_to_another_checkpoint_is_named(results: Path, stage: str, what: str) -> None:
+    there, here = results / "runs/a/checkpoints/0" / stage, results / CHECKPOINT / stage
+    if what == "manifest":
+        shutil.copy(there / "manifest.json", here / "manifest.json")
+    else:
+        shutil.rmtree(here)
+        shutil.copytree(there, here)
+    problems = named(results)
+    assert f"{CHECKPOINT}/{stage}" in problems
+    words = "another stage's or checkpoint's" if what == "manifest" else "computed from another checkpoint"
+    assert words in problems[f"{CHECKPOINT}/{stage}"]
+
+
+def test_an_eigenbasis_of_another_hessian_is_named(results: Path) -> None:
+    # Manifests that are whole, of the same checkpoint, and made to disagree in one digest only.
+    path = results / CHECKPOINT / "hessian/manifest.json"
+    _change_manifest(path, lambda manifest: manifest["results"].update(content="0" * 64))
+    problems = named(results)
+    assert list(problems) == [BASIS]
+    assert "computed from another Hessian" in problems[BASIS]
+
+
+def test_a_hessian_of_another_shard_is_named(results: Path) -> None:
+    listed = results / CHECKPOINT / "hessian/manifest.json"
+    _change_manifest(listed, lambda manifest: manifest["parameters"]["shards"].update({"1-of-1": "0" * 64}))
+    # A changed parameter shows in the fingerprint first; a forged one is then found by the digest.
+    assert "fingerprint" in named(results)[f"{CHECKPOINT}/hessian"]
+    with pytest.raises(StoreError, match="not the shard"):
+        HessianMatrix(results / CHECKPOINT / "hessian")
+
+
+def _change_manifest(path: Path, change: object) -> None:
+    manifest = json.loads(path.read_text())
+    change(manifest)  # type: ignore[operator]
+    del manifest["checksum"]
+    path.write_text(json.dumps({**manifest, "checksum": _hash(manifest)}))
+
+
+def test_a_recorded_check_above_its_threshold_is_named(results: Path) -> None:
+    def spoil(manifest: dict) -> None:
+        checks = manifest["results"]["verification"]["checks"]
+        checks["largest entry of |QᵀQ − I|"]["value"] = 0.5
+
+    _change_manifest(results / BASIS / "manifest.json", spoil)
+    assert "largest entry of |QᵀQ − I| is 0.5" in named(results)[BASIS]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "words"),
+    [
+        ("tables/a/0/spectrum.zarr", TABLE, "iteration 0"),
+        ("runs/a/checkpoints/0/checkpoint.zarr", f"{CHECKPOINT}/checkpoint.zarr", "holds the checkpoint 0 of run 'a'"),
+        (f"{CHECKPOINT}/hessian", BASIS, "holds the stage 'hessian'"),
+    ],
+)
+def test_what_lies_in_the_wrong_place_is_named(results: Path, source: str, target: str, words: str) -> None:
+    shutil.rmtree(results / target)
+    shutil.copytree(results / source, results / target)
+    assert words in named(results)[target]
+
+
+def test_a_manifest_with_changed_text_is_named(results: Path) -> None:
+    path = results / BASIS / "manifest.json"
+    path.write_text(path.read_text().replace('"size": 235', '"size": 236'))
+    assert "changed after it was written" in named(results)[BASIS]
