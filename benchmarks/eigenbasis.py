@@ -265,7 +265,9 @@ def errors(matrix: np.ndarray, values: np.ndarray, block: Callable[[int, int], n
         for first in range(0, start + 1, step):
             product = block(first, min(size, first + step)).astype(np.float64).T @ columns
             if first == start:
-                product -= np.eye(len(product))
+                # Squares in pairs: a product adds them up with errors larger than those that are looked for.
+                lengths = np.square(np.ascontiguousarray(columns.T)).sum(axis=1)
+                np.fill_diagonal(product, lengths - 1.0)
             orthogonality = max(orthogonality, float(np.abs(product).max()))
     return residual / float(np.abs(values).max()), orthogonality
 

@@ -28,6 +28,8 @@ _LEAF = 64
 _GROUP = 32
 """Rows that plane rotations which are multiplied into one small matrix may touch."""
 _ITERATIONS = 100
+_DEFLATION = 2.0
+"""What counts as zero, in units of eps: the residual that deflation leaves. LAPACK has 8."""
 _EPS = float(np.finfo("float64").eps)
 
 FIELDS = (
@@ -130,7 +132,7 @@ def _deflate(
     Returns:
         Positions that stay coupled, those that are deflated, and the rotations (first, second, cosine, sine).
     """
-    tolerance = 8.0 * _EPS * max(float(np.abs(d).max()), float(np.abs(z).max()))
+    tolerance = _DEFLATION * _EPS * max(float(np.abs(d).max()), float(np.abs(z).max()))
     coupled: list[int] = []
     deflated: list[int] = []
     rotations: list[tuple[int, int, float, float]] = []
@@ -342,7 +344,7 @@ def _merge(below: np.ndarray, middle: int, coupling: float, device: torch.device
         for columns in _tiles(count, count, tile_bytes):
             inverse = ((dk - dk[origins[columns]][:, None]) - offsets[columns][:, None]).reciprocal_()
             products[:, columns] = rows_of @ inverse.T
-            norms[columns] = (inverse.square_() @ squares).rsqrt()
+            norms[columns] = inverse.square_().mul_(squares).sum(dim=1).rsqrt()  # in pairs: more exactly than a product
         found[:count] = (dk[origins] + offsets).cpu().numpy()
         ends[:, :count] = (products * norms).cpu().numpy()
         field["weights"][:count], field["norms"][:count] = exact.cpu().numpy(), norms.cpu().numpy()

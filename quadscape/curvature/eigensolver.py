@@ -128,8 +128,8 @@ def streamed_plan(size: int, dtype: str, device: torch.device) -> dict[str, Any]
     """
     itemsize = np.dtype(dtype).itemsize
     matrix = size**2 * itemsize
-    # A strip of V and one of W, an eighth of the matrix with what storing them needs, and a minute of work at most.
-    columns = min(matrix // (64 * size * itemsize), 2 * _UNIT_BYTES // (size * itemsize))
+    # A strip of V and one of W, a seventh of the matrix with what storing them needs, and a minute of work at most.
+    columns = min(size // 40, 2 * _UNIT_BYTES // (size * itemsize))
     columns = min(columns, int(_UNIT_SECONDS * NOMINAL_RATES[device.type].bandwidth / matrix))
     # A range with all copies is a fifth of the matrix, of which only a half is needed then, as reflectors.
     block = min(size // (5 * _RANGE_COPIES), 4 * _UNIT_BYTES // (size * itemsize))
@@ -139,7 +139,7 @@ def streamed_plan(size: int, dtype: str, device: torch.device) -> dict[str, Any]
         "block": max(_INNER, block // _INNER * _INNER),
         "columns": max(PANEL, columns // PANEL * PANEL),
         "engine": "torch" if device.type == "cuda" else "lapack",
-        "tile_bytes": min(_TILE_BYTES[device.type], max(1 << 20, matrix // 128)),
+        "tile_bytes": min(_TILE_BYTES[device.type], max(1 << 20, matrix // 32)),
     }
 
 
