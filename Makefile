@@ -58,6 +58,7 @@ bench: $(VENV)/.bench  ## the benchmarks and what they compare with (see docs/pe
 	  $(BIN)/python -m benchmarks.hessian --width $$width --norm $$norm || exit 1; done; done
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.topk
+	$(BIN)/python -m benchmarks.eigenbasis
 	$(BIN)/python -m benchmarks.tiles
 
 clean:  ## remove everything made here but results

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 
 from quadscape.config import Curvature, Experiment, Run
+from quadscape.curvature.eigenbasis import disk_bytes, host_bytes
 from quadscape.curvature.eigensolver import NOMINAL_RATES, Rates, basis_specs, make_solver, plan_solver, streamed_plan
 from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.gauss_newton import GaussNewtonEngine, GaussNewtonTask
 from quadscape.curvature.hessian import HessianShardTask, resident_bytes
 from quadscape.curvature.strips import column_block, flops_per_example, matrix_spec
-from quadscape.curvature.verification import PROBES, sampled_ranks
+from quadscape.curvature.verification import FORCED, PROBES, sampled_ranks
 from quadscape.models import build_model, initial_vector
 from quadscape.numerics import apply_numerics, current_threads
 from quadscape.objective import CheckpointObjectives, Objective, data_chunk
@@ -365,19 +366,14 @@ class _Estimator:
             plan = streamed_plan(self.size, dtype, torch.device(self.device))
         solver = make_solver(self.size, dtype, {**plan, "device": self.device, "threads": current_threads()}, _no_fill)
         rate = self.rates.float32 if dtype == "float32" else self.rates.float64
-        checked = len(sampled_ranks(self.size)) + PROBES
+        checked = len(sampled_ranks(self.size)) + PROBES + len(self.objectives.checkpoint.layout.blocks) + 2 * FORCED
         specs = basis_specs(self.size, dtype, plan["block"])
-        disk = sum(spec.nbytes for spec in [*specs, *solver.scratch]) + 8 * self.size * checked
-        # What is stored of V and W on the way are triangles.
-        disk -= sum(spec.nbytes // 2 for spec in solver.scratch if spec.shape == (self.size, self.size))
+        disk = disk_bytes([*specs, *solver.scratch]) + 8 * self.size * checked
         units = solver.units + -(-checked // 4)
         seconds = sum(solver.seconds(self.rates)) + checked * self.product(torch.float64) + units * _UNIT_OVERHEAD
         # The check of orthogonality multiplies half of QᵀQ; estimates of all residuals are in float64.
         seconds += self.size**3 / rate + 4 * self.size**2 * PROBES / self.rates.float64 + 3 * disk / _DISK_RATE
-        if self.device == "cuda":
-            memory: float = (3 << 30) + (solver.memory_bytes() if plan["solver"] == "cusolver" else 4 << 30)
-        else:
-            memory = (1 << 30) + max(self.product_bytes(), solver.memory_bytes())
+        memory = host_bytes({**plan, "device": self.device}, solver, self.product_bytes())
         return Need("eigenbasis", 1, memory, disk, seconds)
 
     def tables(self, run: Run) -> Need:

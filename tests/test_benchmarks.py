@@ -13,6 +13,8 @@ from problems import dense_hessian, relative_error
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.count
+import benchmarks.eigenbasis
+import benchmarks.gpu_eigenbasis
 import benchmarks.gpu_hessian
 import benchmarks.hessian
 import benchmarks.scale
@@ -298,3 +300,62 @@ def test_pins_of_the_benchmarks_are_those_of_the_software() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     block = project[project.index("bench = [") : project.index("]", project.index("bench = ["))]
     assert set(re.findall(r'"([A-Za-z0-9-]+)>=', block)) == set(direct)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_eigenbasis(capsys: pytest.CaptureFixture[str], dtype: str) -> None:
+    summary = benchmarks.eigenbasis.main(["--n", "300", "--dtype", dtype])
+    assert last_json(capsys) == summary
+    assert (summary["n"], summary["dtype"], summary["driver"]) == (300, dtype, "evd")
+    assert summary["spectra"].keys() == {"clustered", "power_law", "real_hessian"}
+    eps = float(np.finfo(dtype).eps)
+    for row in summary["spectra"].values():
+        for name in ("residual", "orthogonality", "lapack_residual", "lapack_orthogonality"):
+            assert 0 < row[name] < 100 * eps
+        assert sum(row["parts"].values()) <= row["seconds"]
+    assert summary["peak_matrices"] == max(row["peak_matrices"] for row in summary["spectra"].values())
+    assert summary["seconds"] >= max(row["seconds"] for row in summary["spectra"].values())
+
+
+def test_matrices_of_the_eigenbasis_benchmark_have_their_spectra() -> None:
+    for make in (benchmarks.eigenbasis.clustered, benchmarks.eigenbasis.power_law):
+        matrix = make(200)
+        assert np.array_equal(matrix, matrix.T)
+    values = np.linalg.eigvalsh(benchmarks.eigenbasis.power_law(200))
+    expected = np.arange(1.0, 201) ** -1.5 * np.where(np.arange(1, 201) % 5 == 0, -1, 1)
+    np.testing.assert_allclose(values, np.sort(expected), atol=1e-14)
+    hessian = benchmarks.eigenbasis.real_hessian(700)
+    assert np.isfinite(hessian).all()
+    assert np.array_equal(hessian, hessian.T)
+    assert np.linalg.eigvalsh(hessian).max() > 0.01
+
+
+def test_errors_of_an_eigenbasis_are_seen() -> None:
+    matrix = benchmarks.eigenbasis.power_law(150)
+    values, vectors = np.linalg.eigh(matrix)
+    residual, orthogonality = benchmarks.eigenbasis.errors(matrix, values, lambda a, b: vectors[:, a:b])
+    assert max(residual, orthogonality) < 1e-13
+    vectors[:, 7] *= 1.001
+    vectors[:, 30] += 1e-4 * vectors[:, 31]
+    residual, orthogonality = benchmarks.eigenbasis.errors(matrix, values, lambda a, b: vectors[:, a:b])
+    assert orthogonality == pytest.approx(2e-3, rel=1e-2)
+    assert residual == pytest.approx(1e-4 * abs(values[31] - values[30]), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["reduction"], ["reduction", "--whole"], ["vectors"], ["library", "--sizes", "100", "200"]],
+    ids=["panels", "whole", "vectors", "library"],
+)
+def test_gpu_eigenbasis(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    summary = benchmarks.gpu_eigenbasis.main(["--n", "400", "--device", "cpu", "--stage", *arguments])
+    assert last_json(capsys) == summary
+    if "--whole" in arguments:
+        assert not summary["extrapolated"]
+        assert summary["error"] < 1e-4
+    elif arguments == ["reduction"]:
+        assert summary["panels_measured"] == summary["panels"] == 7
+    elif arguments == ["vectors"]:
+        assert max(summary["residual"], summary["orthogonality"]) < 1e-13
+    else:
+        assert summary["largest_right"] == 200

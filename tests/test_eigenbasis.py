@@ -129,7 +129,12 @@ def test_an_interrupted_chain_resumes_bit_for_bit(network, finished, tmp_path):
         for folder in (directory, tmp_path / "eigenbasis")
     }
     assert kept[directory] == kept[tmp_path / "eigenbasis"]
-    assert {name.split("/")[1] for name in kept[directory]} == {"eigenvalues", "eigenvectors", "products"}
+    assert {name.split("/")[1] for name in kept[directory]} == {
+        "eigenvalues",
+        "eigenvectors",
+        "products",
+        "generator_overlaps",
+    }
 
 
 def test_a_damaged_chunk_is_made_again_although_what_it_came_from_is_gone(finished):

@@ -6,10 +6,11 @@ from quadscape.probes.schemas import SCHEMAS
 from quadscape.tables import read_table
 
 HEAD = {"run": "a", "iteration": 3, "P": 5, "N": 10, "weight_decay": 0.0, "zero_threshold": 0.5}
+OVERLAPS = np.zeros((5, 2))
 
 
 def test_counts_and_sums_of_a_known_spectrum() -> None:
-    table = spectrum.measure(np.array([4.0, 2.0, 0.1, -0.5, -1.0]), 0.5, HEAD)
+    table = spectrum.measure(np.array([4.0, 2.0, 0.1, -0.5, -1.0]), 0.5, OVERLAPS, HEAD)
     assert table["sign"].tolist() == [1, 1, 1, -1, -1]
     assert table["rank"].tolist() == [1, 2, 3, 2, 1]
     assert table["is_zero"].tolist() == [False, False, True, True, False]
@@ -23,14 +24,17 @@ def test_counts_and_sums_of_a_known_spectrum() -> None:
 
 
 def test_effective_rank_of_equal_eigenvalues_is_their_number() -> None:
-    table = spectrum.measure(np.array([2.0] * 7 + [0.0] * 3), 0.0, HEAD)
+    table = spectrum.measure(np.array([2.0] * 7 + [0.0] * 3), 0.0, np.zeros((10, 2)), HEAD)
     assert table.attributes["effective_rank"] == pytest.approx(7)
     assert table.attributes["participation_rank"] == pytest.approx(7)
 
 
 def test_a_long_spectrum_is_thinned_but_sums_are_exact(tmp_path) -> None:
     eigenvalues = np.concatenate([np.geomspace(10, 1e-8, 20000), -np.geomspace(1e-8, 1, 5000)])
-    table = spectrum.measure(eigenvalues, 1e-6, HEAD)
+    overlaps = np.random.default_rng(0).uniform(size=(25000, 2))
+    table = spectrum.measure(eigenvalues, 1e-6, overlaps, HEAD)
+    np.testing.assert_array_equal(table["scale_overlap"], overlaps[table["index"], 0])
+    np.testing.assert_array_equal(table["shift_overlap"], overlaps[table["index"], 1])
     assert len(table) == 2000
     assert table.attributes["trace"] == pytest.approx(eigenvalues.sum(), rel=1e-12)
     assert table.attributes["cuts"][0]["negative"] == 5000
@@ -41,6 +45,6 @@ def test_a_long_spectrum_is_thinned_but_sums_are_exact(tmp_path) -> None:
 
 
 def test_the_zero_matrix_has_a_spectrum() -> None:
-    table = spectrum.measure(np.zeros(5), 0.0, HEAD)
+    table = spectrum.measure(np.zeros(5), 0.0, OVERLAPS, HEAD)
     assert table.attributes["effective_rank"] == 0
     assert table["is_zero"].all()

@@ -8,6 +8,8 @@ from quadscape.curvature.verification import (
     PROBES,
     Checks,
     Evidence,
+    Forced,
+    Spots,
     deflated_indices,
     project_out,
     sampled_ranks,
@@ -189,7 +191,7 @@ class ArrayBasis:
         return self._vectors[:, indices]
 
 
-def check_basis(exact, values, vectors, dtype, hessian_error=0.0, tile=64):
+def check_basis(exact, values, vectors, dtype, hessian_error=0.0, tile=64, spots=None, forced=None):
     basis = ArrayBasis(values, vectors.astype(dtype))
     norm = np.linalg.norm(exact)
     hessian = {
@@ -207,6 +209,8 @@ def check_basis(exact, values, vectors, dtype, hessian_error=0.0, tile=64):
         Evidence(probes, exact @ probes),
         Evidence(chosen, exact @ chosen),
         Evidence(left, exact @ left),
+        spots or Spots(exact[:, :5], exact[:, :5]),
+        forced or {},
         dtype,
         tile=tile,
     )
@@ -230,6 +234,46 @@ def test_a_right_eigenbasis_passes(exact, dtype):
     assert check_basis(exact, values, vectors, dtype, tile=300)["orthogonality"] == pytest.approx(
         numbers["orthogonality"], rel=0.5
     )
+
+
+def forced_by(exact, deviation, off=0.0):
+    """Directions whose products are known, but for an error."""
+    u = np.linalg.qr(np.random.default_rng(3).standard_normal((SIZE, 2)))[0]
+    expected = exact @ u
+    return {"scale": Forced(u, exact @ u, expected * (1 + off), deviation)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_invariances_force_is_compared_with_products_and_with_the_basis(exact, dtype):
+    values, vectors = right_basis(exact, dtype)
+    checks = check_basis(exact, values, vectors, dtype, forced=forced_by(exact, 0.0))["checks"]
+    assert sum("scale generators" in name for name in checks) == 2
+    with pytest.raises(VerificationError, match="deviation of Hu from what scale generators u force"):
+        check_basis(exact, values, vectors, dtype, forced=forced_by(exact, 0.0, off=1e-3))
+    # What holds only approximately is compared approximately.
+    check_basis(exact, values, vectors, dtype, forced=forced_by(exact, 1e-3, off=1e-3))
+    # A basis that is wrong in the bulk, where neither sampled ranks nor the top see it.
+    damaged = vectors.copy()
+    damaged[:, [101, 140]] = damaged[:, [140, 101]]
+    with pytest.raises(VerificationError, match=r"largest error \|QΛQᵀu − Hu\| along scale generators"):
+        check_basis(exact, values, damaged, dtype, forced=forced_by(exact, 0.0))
+
+
+def test_a_wrong_column_is_found_and_the_numerical_zero_includes_what_columns_show(exact):
+    values, vectors = right_basis(exact, "float64")
+    stored = exact[:, :5].copy()
+    stored[7, 3] += 1e-6
+    with pytest.raises(VerificationError, match="error of a column of the Hessian against float64 is 1e-06"):
+        check_basis(exact, values, vectors, "float64", spots=Spots(stored, exact[:, :5]))
+    error = 1e-8
+    numbers = check_basis(
+        exact, values, vectors, "float64", hessian_error=error, spots=Spots(stored * 0 + exact[:, :5], exact[:, :5])
+    )
+    assert numbers["column_error"] == 0.0
+    assert numbers["zero_threshold"] >= error * np.linalg.norm(exact) * 0.999
+    stored[7, 3] = exact[7, 3] + 1.5 * error * np.linalg.norm(exact)
+    larger = check_basis(exact, values, vectors, "float64", hessian_error=error, spots=Spots(stored, exact[:, :5]))
+    assert larger["zero_threshold"] > 1.4 * numbers["zero_threshold"]
 
 
 def swapped_pair(values, vectors):

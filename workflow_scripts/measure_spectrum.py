@@ -4,5 +4,7 @@ from quadscape.probes.setting import Setting
 
 experiment, log = start_job(snakemake)
 setting = Setting.load(snakemake.input, experiment)
-table = spectrum.measure(setting.basis.eigenvalues, setting.basis.zero_threshold, setting.attributes)
+basis = setting.basis
+attributes = {**setting.attributes, "invariances": basis.invariances}
+table = spectrum.measure(basis.eigenvalues, basis.zero_threshold, basis.generator_overlaps, attributes)
 write_tables(snakemake, {"spectrum": table})

@@ -2,10 +2,10 @@
 
 H = QΛQᵀ with λ₁ ≥ … ≥ λ_P, each qᵢ with its component of largest magnitude positive, by one of the ways of
 `quadscape.curvature.eigensolver` and in the precision of the Hessian. Further units compute the float64 products that
-the basis is verified against.
+the basis is verified against, and the overlaps of the eigenvectors with the network's invariances.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,32 @@ import torch
 from quadscape.config import Curvature
 from quadscape.curvature.eigensolver import NOMINAL_RATES, Solver, basis_specs, make_solver, plan_solver
 from quadscape.curvature.hessian import HessianMatrix
+from quadscape.curvature.invariances import (
+    KINDS,
+    Generators,
+    combined,
+    find_generators,
+    joined,
+    negatives_without,
+    overlaps,
+)
 from quadscape.curvature.strips import flops_per_example
 from quadscape.curvature.verification import (
     DEFLATED_SEED,
+    FORCED,
+    FORCED_SEED,
     PROBE_SEED,
     PROBES,
+    SPOT_SEED,
     Evidence,
+    Forced,
+    Spots,
     deflated_indices,
     project_out,
+    rounded,
     sampled_ranks,
     sign_probes,
+    spot_columns,
     verify_eigenbasis,
 )
 from quadscape.numerics import apply_numerics, current_threads, resolve_device
@@ -102,6 +118,7 @@ class Eigenbasis(_StoredBasis):
     Attributes:
         verification: Value and threshold of every check, and the estimates behind them.
         zero_threshold: Numerical zero ε_λ: eigenvalues of smaller magnitude cannot be told from 0.
+        invariances: Numbers of generators, and of negative eigenvalues with and without them.
         digest: Digest of its content.
     """
 
@@ -110,7 +127,43 @@ class Eigenbasis(_StoredBasis):
         super().__init__(stage)
         self.verification: dict[str, Any] = stage.manifest["results"]["verification"]
         self.zero_threshold: float = self.verification["zero_threshold"]
+        self.invariances: dict[str, Any] = stage.manifest["results"]["invariances"]
         self.digest = stage.digest
+
+    @cached_property
+    def generator_overlaps(self) -> np.ndarray:
+        """Squared lengths of the eigenvectors' projections onto scale, then shift generators, shape (P, 2)."""
+        return self._store.read("generator_overlaps")
+
+
+def host_bytes(plan: Mapping[str, Any], solver: Solver, product_bytes: int) -> int:
+    """Memory that the stage takes of the host.
+
+    Args:
+        plan: With `device` and `solver`.
+        solver: The solver.
+        product_bytes: What one product of the float64 objective takes on a CPU.
+
+    Returns:
+        Bytes.
+    """
+    if plan["device"] == "cuda":
+        # The matrix is on the GPU; the host holds strips, and a library's results.
+        return (3 << 30) + (solver.memory_bytes() if plan["solver"] == "cusolver" else 8 * _TILE_BYTES)
+    return (1 << 30) + max(product_bytes, solver.memory_bytes())
+
+
+def disk_bytes(specs: Sequence[ArraySpec]) -> int:
+    """Disk that the stage takes while it runs.
+
+    Args:
+        specs: All its arrays.
+
+    Returns:
+        Bytes; of the strips of a reduction only triangles are stored.
+    """
+    triangles = {"reflectors", "updates"}
+    return sum(spec.nbytes // 2 if spec.name in triangles else spec.nbytes for spec in specs)
 
 
 class EigenbasisTask:
@@ -138,6 +191,7 @@ class EigenbasisTask:
         self._device = device
         self._solver: Solver | None = None
         self._checked: np.ndarray | None = None
+        self._found: list[Generators] | None = None
 
     @property
     def _size(self) -> int:
@@ -146,6 +200,7 @@ class EigenbasisTask:
     def parameters(self) -> dict[str, Any]:
         """What determines the result."""
         seeds = {"probes": PROBES, "seed": PROBE_SEED, "deflated_seed": DEFLATED_SEED}
+        seeds |= {"spot_seed": SPOT_SEED, "forced_seed": FORCED_SEED}
         return {
             **self._objectives.parameters(),
             "hessian": self._hessian.digest,
@@ -167,13 +222,13 @@ class EigenbasisTask:
             "product_bytes": objective.product_bytes(),
             "product_flops": objective.count * sum(flops_per_example(objective, self._objectives.theta)) * 2,
             "check_block": _CHECK_BLOCK,
+            "generators": [part.count for part in self._generators(device, objective.chunk)],
             "tile": max(1, min(size, _TILE_BYTES // (size * itemsize))),
         }
 
     def arrays(self, plan: dict[str, Any]) -> list[ArraySpec]:
         """Eigenvalues, eigenvectors, what the solver needs on its way, and the products that they are verified with."""
-        size = self._size
-        checked = len(sampled_ranks(size)) + PROBES
+        size, checked, generators = self._size, self._checked_count(plan), sum(plan["generators"])
         return [
             *basis_specs(size, self._config.dtype, plan["block"]),
             *self._solver_of(plan).scratch,
@@ -184,11 +239,42 @@ class EigenbasisTask:
                 ("parameter", "check"),
                 (size, plan["check_block"]),
                 attributes={
-                    "description": "Hessian times eigenvectors of sampled ranks, then deflated sign vectors",
+                    "description": "Hessian times eigenvectors of sampled ranks, deflated sign vectors, single "
+                    "coordinates, and generators of invariances",
                     "unit": "1",
                 },
             ),
+            ArraySpec(
+                "generator_overlaps",
+                (size, len(KINDS)),
+                "float64",
+                ("index", "kind"),
+                (plan["tile"], len(KINDS)),
+                attributes={
+                    "description": "Squared length of each eigenvector's projection onto scale, then shift generators",
+                    "unit": "1",
+                },
+            ),
+            ArraySpec(
+                "generator_components",
+                (size, max(1, generators)),
+                "float64",
+                ("index", "generator"),
+                (plan["tile"], max(1, generators)),
+                scratch=True,
+            ),
         ]
+
+    def _generators(self, device: torch.device | str, chunk: int) -> list[Generators]:
+        if self._found is None:
+            objective = self._objectives.get(torch.float64, device, chunk)
+            self._found = find_generators(objective, self._objectives.theta)
+        return self._found
+
+    def _checked_count(self, plan: dict[str, Any]) -> int:
+        kinds = sum(count > 0 for count in plan["generators"])
+        blocks = len(self._objectives.checkpoint.layout.blocks)
+        return len(sampled_ranks(self._size)) + PROBES + blocks + FORCED * kinds
 
     def _solver_of(self, plan: dict[str, Any]) -> Solver:
         if self._solver is None:
@@ -196,27 +282,24 @@ class EigenbasisTask:
         return self._solver
 
     def _product_units(self, plan: dict[str, Any]) -> int:
-        return -(-(len(sampled_ranks(self._size)) + PROBES) // plan["check_block"])
+        return -(-self._checked_count(plan) // plan["check_block"])
+
+    def _overlap_units(self, plan: dict[str, Any]) -> int:
+        return -(-self._size // plan["tile"])
 
     def units(self, plan: dict[str, Any]) -> int:
-        """The solver's, then blocks of products."""
-        return self._solver_of(plan).units + self._product_units(plan)
+        """The solver's, then tiles of overlaps, then blocks of products."""
+        return self._solver_of(plan).units + self._overlap_units(plan) + self._product_units(plan)
 
     def estimate(self, plan: dict[str, Any]) -> Estimate:
         """Memory and disk of the solver, and its time at nominal rates."""
         solver = self._solver_of(plan)
-        disk = sum(spec.nbytes for spec in self.arrays(plan))
-        # What is stored of V and W are triangles.
-        disk -= sum(spec.nbytes // 2 for spec in solver.scratch if spec.shape == (self._size, self._size))
         rates = NOMINAL_RATES[plan["device"]]
         seconds = solver.seconds(rates)
+        seconds += [self._size * plan["tile"] * 4 / 1e9] * self._overlap_units(plan)
         seconds += [plan["check_block"] * plan["product_flops"] / rates.float64] * self._product_units(plan)
-        if plan["device"] == "cuda":
-            # The matrix is on the GPU; the host holds strips, and a library's results.
-            host = (3 << 30) + (solver.memory_bytes() if plan["solver"] == "cusolver" else 8 * _TILE_BYTES)
-        else:
-            host = (1 << 30) + max(plan["product_bytes"], solver.memory_bytes())
-        return Estimate(host, disk, sum(seconds), seconds, solver.method)
+        memory = host_bytes(plan, solver, plan["product_bytes"])
+        return Estimate(memory, disk_bytes(self.arrays(plan)), sum(seconds), seconds, solver.method)
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism."""
@@ -228,10 +311,29 @@ class EigenbasisTask:
         if unit < solver.units:
             return solver.compute(unit, store)
         self._solver = None  # and its memory
-        return self._products(unit - solver.units, plan, store)
+        unit -= solver.units
+        if unit < self._overlap_units(plan):
+            return self._overlaps(unit, plan, store)
+        return self._products(unit - self._overlap_units(plan), plan, store)
+
+    def _overlaps(self, number: int, plan: dict[str, Any], store: StageStore) -> Arrays:
+        rows = slice(number * plan["tile"], min(self._size, (number + 1) * plan["tile"]))
+        vectors = _StoredBasis(store).vectors(rows.start, rows.stop).astype(np.float64)
+        squares = np.zeros((rows.stop - rows.start, len(KINDS)))
+        components = []
+        for kind, part in enumerate(self._generators(plan["device"], plan["chunk"])):
+            along = (part.vectors.T @ vectors).T
+            squares[:, kind] = overlaps(along, part.gram)
+            components.append(along)
+        # An array has at least one column; it is left empty where there are no generators.
+        every = np.concatenate(components, axis=1) if sum(plan["generators"]) else np.zeros((len(squares), 1))
+        return {
+            "generator_overlaps": ((rows, slice(0, len(KINDS))), squares),
+            "generator_components": ((rows, slice(0, every.shape[1])), every),
+        }
 
     def _products(self, number: int, plan: dict[str, Any], store: StageStore) -> Arrays:
-        vectors = self._checked_vectors(store)
+        vectors = self._checked_vectors(plan, store)
         start = number * plan["check_block"]
         stop = min(vectors.shape[1], start + plan["check_block"])
         objective = self._objectives.get(torch.float64, plan["device"], plan["chunk"])
@@ -239,28 +341,60 @@ class EigenbasisTask:
         columns = [objective.hessian_product(theta, vector).numpy() for vector in vectors[:, start:stop].T]
         return {"products": ((slice(0, self._size), slice(start, stop)), np.stack(columns, axis=1))}
 
-    def _checked_vectors(self, store: StageStore) -> np.ndarray:
-        """Eigenvectors of sampled ranks, then deflated sign vectors; float64."""
+    def _checked_vectors(self, plan: dict[str, Any], store: StageStore) -> np.ndarray:
+        """Eigenvectors of sampled ranks, deflated sign vectors, unit vectors, sums of generators; float64."""
         if self._checked is None:
             basis = _StoredBasis(store)
             signs = sign_probes(self._size, PROBES, DEFLATED_SEED)
             deflated = project_out(basis.select(deflated_indices(basis.eigenvalues)), signs)
             sampled = basis.select(sampled_ranks(self._size)).astype(np.float64)
-            self._checked = np.concatenate([sampled, deflated], axis=1)
+            spots = spot_columns(self._objectives.checkpoint.layout)
+            units = np.zeros((self._size, len(spots)))
+            units[spots, np.arange(len(spots))] = 1.0
+            sums = [vectors for vectors, _ in self._combined(plan).values()]
+            self._checked = np.concatenate([sampled, deflated, units, *sums], axis=1)
         return self._checked
 
+    def _combined(self, plan: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Random sums of the generators of each kind that there is, with the diagonals of their A."""
+        parts = self._generators(plan["device"], plan["chunk"])
+        return {p.kind: combined(p, sign_probes(p.count, FORCED, FORCED_SEED)) for p in parts if p.count}
+
     def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
-        """Size, and under `verification` every check with its threshold."""
-        vectors, products = self._checked_vectors(store), store.read("products")
+        """Size, under `verification` every check with its threshold, and what the invariances are."""
+        vectors, products = self._checked_vectors(plan, store), store.read("products")
+        spots = spot_columns(self._objectives.checkpoint.layout)
         sampled = len(sampled_ranks(self._size))
+        ends = np.cumsum([sampled, PROBES, len(spots)])
+        generators = self._generators(plan["device"], plan["chunk"])
+        deviations: dict[str, float] = {part.kind: part.deviation for part in generators}
+        gradient = self._objectives.get(torch.float64, plan["device"], plan["chunk"]).gradient(self._objectives.theta)
+        forced = {}
+        for number, (kind, (sums, exponents)) in enumerate(self._combined(plan).items()):
+            columns = slice(ends[2] + FORCED * number, ends[2] + FORCED * (number + 1))
+            expected = -exponents * gradient.numpy()[:, None]
+            forced[kind] = Forced(sums, products[:, columns], expected, deviations[kind])
+        stored = np.concatenate([self._hessian.columns(int(j), int(j) + 1) for j in spots], axis=1)
+        basis = _StoredBasis(store)
         verification = verify_eigenbasis(
-            _StoredBasis(store),
+            basis,
             self._hessian.results["verification"],
             Evidence(sign_probes(self._size, PROBES, PROBE_SEED), self._hessian.products()),
             Evidence(vectors[:, :sampled], products[:, :sampled]),
-            Evidence(vectors[:, sampled:], products[:, sampled:]),
+            Evidence(vectors[:, sampled : ends[1]], products[:, sampled : ends[1]]),
+            Spots(stored.astype(np.float64), products[:, ends[1] : ends[2]]),
+            forced,
             self._config.dtype,
             plan["device"],
             plan["tile"],
         )
-        return {"size": self._size, "verification": verification}
+        cut = verification["zero_threshold"]
+        every = joined(generators)
+        components = store.read("generator_components", (slice(None), slice(0, every.shape[1])))
+        gram = (every.T @ every).toarray()
+        invariances: dict[str, Any] = {
+            **{part.kind: {"generators": part.count, "deviation": rounded(part.deviation)} for part in generators},
+            "negative": int((basis.eigenvalues < -cut).sum()),
+            "negative_without_generators": negatives_without(basis.eigenvalues, components, gram, cut),
+        }
+        return {"size": self._size, "verification": verification, "invariances": invariances}

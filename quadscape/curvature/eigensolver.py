@@ -115,6 +115,23 @@ def plan_solver(size: int, dtype: str, device: torch.device) -> dict[str, Any]:
     return streamed_plan(size, dtype, device)
 
 
+def advisable_bytes(size: int, dtype: str) -> int:
+    """Memory of a machine on which `plan_solver` chooses the fastest way that a CPU has for this size.
+
+    Args:
+        size: n.
+        dtype: `float32` or `float64`.
+
+    Returns:
+        Bytes.
+    """
+    if size <= _LAPACK_LIMIT:
+        return int(_LIBRARY_MATRICES * size**2 * np.dtype(dtype).itemsize / _USABLE)
+    device = torch.device("cpu")
+    plan = {**streamed_plan(size, dtype, device), "device": "cpu", "threads": 1}
+    return _Streamed(size, dtype, plan, lambda _: None).memory_bytes()
+
+
 def streamed_plan(size: int, dtype: str, device: torch.device) -> dict[str, Any]:
     """Sizes of the streamed way.
 

@@ -1,9 +1,9 @@
 """Directions in which the parameters can move while the network's function stays: generators of scales and shifts.
 
 Where a normalisation follows a weight W, sW gives the same function; where a positively homogeneous operation (ReLU,
-pooling) lies between two weights, so do sW₁ and W₂/s, for each channel of its own. With u = Aθ, A the diagonal matrix of
-the exponents, L(exp(tA)θ) = L(θ) for all t, so g·u = 0 and, differentiated by θ, Hu = −Ag: for a single weight Hu = −g_u,
-and uᵀHu = −u·g_u = 0 forces negative eigenvalues next to it whenever g_u ≠ 0. Where a constant is added that a
+pooling) lies between two weights, so do sW₁ and W₂/s, for each channel of its own. With u = Aθ, A the diagonal matrix
+of the exponents, L(exp(tA)θ) = L(θ) for all t, so g·u = 0 and, differentiated by θ, Hu = −Ag: for a single weight
+Hu = −g_u, and uᵀHu = −u·g_u = 0 forces a negative eigenvalue whenever g_u ≠ 0. Where a constant is added that a
 normalisation or the softmax takes away again, u does not depend on θ and Hu = 0: an exact null vector.
 
 Generators are found on the traced graph. Every channel of every value has an exponent (or a shift); each operation says
@@ -15,6 +15,7 @@ breaks it.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -75,19 +76,13 @@ class Generators:
 
     @property
     def count(self) -> int:
-        """k."""
+        """Number of generators."""
         return int(self.vectors.shape[1])
 
-    def forced(self, gradient: np.ndarray) -> scipy.sparse.csc_array:
-        """What Hu is: −Ag.
-
-        Args:
-            gradient: ∇L, shape (P,).
-
-        Returns:
-            Columns, shape (P, k).
-        """
-        return scipy.sparse.csc_array(-(self.exponents * gradient[:, None]))
+    @cached_property
+    def gram(self) -> np.ndarray:
+        """UᵀU, shape (k, k)."""
+        return (self.vectors.T @ self.vectors).toarray()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,6 +151,7 @@ class _Walk:
         for node in graph.nodes:
             self._found[node.name] = self._visit(node)
         outputs = self._value(graph.outputs)
+        self.softmax: np.ndarray | None = None
         if kind == "shift" and softmax and outputs.axis == values[graph.outputs].ndim - 1:
             self.classes.join(outputs.classes, outputs.classes[:1])
             self.softmax = outputs.classes
@@ -348,23 +344,21 @@ def _candidates(kind: Kind, walk: _Walk, blocks: Sequence[ParameterBlock], size:
         put(places, entries.plus.reshape(-1), 1.0)
         put(places, entries.minus.reshape(-1), -1.0)
     extra = int(max((c.max(initial=0) for c in classes), default=0)) + 1
-    if kind == "shift" and hasattr(walk, "softmax"):
+    if walk.softmax is not None:
         (scores,) = np.unique(walk.classes.roots(walk.softmax))
         for index, out in walk.columns:
-            if scores and (walk.classes.roots(out) == scores).all():
+            if scores != 0 and (walk.classes.roots(out) == scores).all():
                 # Each input's weights to all classes: as the bias, times that input.
                 inputs = (blocks[index].stop - blocks[index].start) // len(out)
-                places = np.arange(blocks[index].start, blocks[index].stop).reshape(len(out), inputs)
-                rows.append(places.reshape(-1))
-                classes.append(np.broadcast_to(extra + np.arange(inputs), places.shape).reshape(-1))
-                values.append(np.ones(places.size))
+                rows.append(np.arange(blocks[index].start, blocks[index].stop))
+                classes.append(np.tile(extra + np.arange(inputs), len(out)))
+                values.append(np.ones(inputs * len(out)))
                 extra += inputs
     if not rows:
         return scipy.sparse.csc_array((size, 0))
     _, numbers = np.unique(np.concatenate(classes), return_inverse=True)
-    matrix = scipy.sparse.csc_array(
-        (np.concatenate(values), (np.concatenate(rows), numbers)), shape=(size, int(numbers.max(initial=-1)) + 1)
-    )
+    count = int(numbers.max(initial=-1)) + 1
+    matrix = scipy.sparse.csc_array((np.concatenate(values), (np.concatenate(rows), numbers)), shape=(size, count))
     matrix.eliminate_zeros()
     return matrix
 
@@ -374,7 +368,7 @@ def _normalised(columns: scipy.sparse.csc_array) -> np.ndarray:
 
 
 def _deviations(objective: Objective, theta: np.ndarray, columns: scipy.sparse.csc_array) -> np.ndarray:
-    """max over examples of |gₙ·u| / (|gₙ| |u|), gₙ restricted to the entries of u, for columns of unit length."""
+    """Largest |gₙ·u| / (|gₙ| |u|) of some examples, gₙ restricted to the entries of u, for columns of unit length."""
     count = min(_EXAMPLES, objective.count)
     gradients = objective.example_gradients(theta, slice(0, count)).double().cpu().numpy()
     support = columns.astype(bool).astype(np.float64)
@@ -478,5 +472,28 @@ def negatives_without(eigenvalues: np.ndarray, components: np.ndarray, gram: np.
 
 
 def joined(generators: Iterable[Generators]) -> scipy.sparse.csc_array:
-    """All generators as columns, shape (P, k)."""
+    """All generators as columns.
+
+    Args:
+        generators: Of every kind.
+
+    Returns:
+        Shape (P, k), k of all kinds together.
+    """
     return scipy.sparse.csc_array(scipy.sparse.hstack([part.vectors for part in generators]))
+
+
+def combined(generators: Generators, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of generators, which are generators too.
+
+    Args:
+        generators: Of one kind.
+        weights: Shape (k, m).
+
+    Returns:
+        Vectors u of unit length, and the diagonals of A that belong to them; shapes (P, m).
+    """
+    vectors, exponents = generators.vectors @ weights, generators.exponents @ weights
+    lengths = np.linalg.norm(vectors, axis=0)
+    lengths[lengths == 0] = 1.0
+    return vectors / lengths, exponents / lengths

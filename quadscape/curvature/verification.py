@@ -11,7 +11,7 @@ fails it.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,6 +27,11 @@ PROBE_SEED = 20_240_001
 DEFLATED_SEED = 20_240_002
 DEFLATED = 256
 """At most so many eigenpairs of largest |λ| are taken out before the tail is tested, and at most a tenth of them."""
+SPOT_SEED = 20_240_003
+"""One column in every parameter tensor is compared with float64."""
+FORCED_SEED = 20_240_004
+FORCED = 2
+"""Random sums of the generators of each kind of invariance."""
 SAMPLED_RANKS = 12
 """Exact residuals are computed on about so many log-spaced ranks from each end of the spectrum."""
 
@@ -43,6 +48,11 @@ STANDARD_ERRORS = 6.0
 """Allowed deviation of a Hutchinson estimate. zᵀAz has sub-exponential tails (its worst case, rank one, is χ² with one
 degree of freedom per probe): 6 standard errors of 16 probes are exceeded with probability below 1e-4 even then, and far
 less once the top of the spectrum is deflated."""
+INVARIANCE_ROUNDING = 1e-6
+"""Allowed deviation of Hu, in float64 and relative to ‖H‖_F, where an invariance is exact."""
+INVARIANCE_AMPLIFICATION = 100.0
+"""Where it is not, for the ε of a normalisation: what holds to δ in gradients of examples holds to a multiple of δ in
+products, since H can be much larger along single parameters than on average."""
 UNLUCKY = 1e-6
 """Probability that the largest of all P estimated residuals exceeds its bound by chance."""
 
@@ -251,6 +261,36 @@ class Basis(Protocol):
 
 
 @dataclass(frozen=True)
+class Forced:
+    """Directions whose products with H are known in advance: those of the network's invariances.
+
+    Attributes:
+        vectors: u, of unit length, shape (P, k).
+        products: Hu, independent, in float64, shape (P, k).
+        expected: What the invariance forces Hu to be: −Ag, or 0; shape (P, k).
+        deviation: How far the network is from invariant: `Generators.deviation`.
+    """
+
+    vectors: np.ndarray
+    products: np.ndarray
+    expected: np.ndarray
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Single columns of the stored Hessian, and the same in float64.
+
+    Attributes:
+        stored: Shape (P, k).
+        products: H·eⱼ, shape (P, k).
+    """
+
+    stored: np.ndarray
+    products: np.ndarray
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Vectors and their independent float64 products with H.
 
@@ -290,6 +330,8 @@ def verify_eigenbasis(
     probes: Evidence,
     sampled: Evidence,
     deflated: Evidence,
+    spots: Spots,
+    forced: Mapping[str, Forced],
     dtype: str,
     device: torch.device | str = "cpu",
     tile: int = 1024,
@@ -304,13 +346,15 @@ def verify_eigenbasis(
         probes: Sign vectors and their products: residuals of all pairs.
         sampled: Eigenvectors of `sampled_ranks` and their products: exact residuals.
         deflated: Sign vectors without their components along `deflated_indices`, and their products.
+        spots: Columns of the matrix that was decomposed, in every tensor.
+        forced: Invariances by kind.
         dtype: In which the eigenvectors are stored.
         device: Where the tiles of QᵀQ are multiplied.
         tile: Columns of one tile.
 
     Returns:
-        zero_threshold (ε_λ: largest sampled residual plus ‖ΔH‖), the estimates with their standard errors, and every
-        check with its threshold.
+        zero_threshold (ε_λ: largest sampled residual plus ‖ΔH‖, as estimated or as seen in a column, whichever is
+        larger), the estimates with their standard errors, and every check with its threshold.
     """
     size, values = basis.size, basis.eigenvalues
     checks = Checks("The eigenbasis")
@@ -328,7 +372,23 @@ def verify_eigenbasis(
     worst = float(residuals.max())
     checks.require("largest residual |Hq − λq| of the sampled eigenpairs", worst, bound)
 
-    every, orthogonality = _all_pairs(basis, probes, device, tile)
+    # What a column of H is off by is at most ‖ΔH‖₂.
+    column_error = float(np.linalg.norm(spots.stored - spots.products, axis=0).max())
+    checks.require(
+        "largest error of a column of the Hessian against float64",
+        column_error,
+        2.0 * hessian["error_norm"] + eps * largest,
+    )
+
+    kinds = {kind: Evidence(invariance.vectors, invariance.products) for kind, invariance in forced.items()}
+    every, along, orthogonality = _all_pairs(basis, probes, kinds, device, tile)
+    for kind, invariance in forced.items():
+        checks.require(f"largest error |QΛQᵀu − Hu| along {kind} generators u", along[kind], bound)
+        # Where the invariance holds to δ, so does what follows from it, on the scale of H.
+        off = np.linalg.norm(invariance.products - invariance.expected, axis=0).max()
+        scale = hessian["frobenius"] + float(np.linalg.norm(invariance.expected, axis=0).max())
+        allowed = (INVARIANCE_ROUNDING + INVARIANCE_AMPLIFICATION * invariance.deviation) * scale
+        checks.require(f"largest deviation of Hu from what {kind} generators u force", float(off), allowed)
     # The mean of m squared projections of a residual is at most χ²_m/m times its square; the largest of P exceeds this
     # bound (Laurent and Massart 2000, lemma 1) with probability UNLUCKY.
     count = probes.vectors.shape[1]
@@ -376,8 +436,9 @@ def verify_eigenbasis(
         STANDARD_ERRORS * square_error + (2.0 * rest_norm + perturbation) * perturbation,
     )
     numbers = {
-        "zero_threshold": worst + hessian["error_norm"],
+        "zero_threshold": worst + max(hessian["error_norm"], column_error),
         "largest_residual": worst,
+        "column_error": column_error,
         "orthogonality": orthogonality,
         "deflated_trace": float(rest.sum()),
         "deflated_trace_estimate": trace_estimate,
@@ -395,11 +456,17 @@ def verify_eigenbasis(
     }
 
 
-def _all_pairs(basis: Basis, probes: Evidence, device: torch.device | str, width: int) -> tuple[np.ndarray, float]:
-    """Estimated residual of every eigenpair, and the largest entry of |QᵀQ − I|, in tiles."""
-    z = torch.tensor(probes.vectors, dtype=torch.float64)
-    h = torch.tensor(probes.products, dtype=torch.float64)
+def _all_pairs(
+    basis: Basis, probes: Evidence, forced: Mapping[str, Evidence], device: torch.device | str, width: int
+) -> tuple[np.ndarray, dict[str, float], float]:
+    """Estimated residual of every eigenpair, the largest |QΛQᵀu − Hu|, and the largest entry of |QᵀQ − I|, in tiles."""
     values = torch.tensor(basis.eigenvalues, dtype=torch.float64)
+    z, h = (torch.tensor(part, dtype=torch.float64) for part in (probes.vectors, probes.products))
+    pairs = {
+        kind: [torch.tensor(part, dtype=torch.float64) for part in (evidence.vectors, evidence.products)]
+        for kind, evidence in forced.items()
+    }
+    squares = {kind: torch.zeros(u.shape[1], dtype=torch.float64) for kind, (u, _) in pairs.items()}
     estimated, orthogonality = torch.empty_like(values), 0.0
     for start, columns in basis.tiles(width):
         tile = torch.tensor(columns)
@@ -407,6 +474,8 @@ def _all_pairs(basis: Basis, probes: Evidence, device: torch.device | str, width
         exact = tile.double()
         projected = exact.T @ h - values[start:stop, None] * (exact.T @ z)
         estimated[start:stop] = projected.square().mean(dim=1).sqrt()
+        for kind, (u, hu) in pairs.items():
+            squares[kind] += (exact.T @ hu - values[start:stop, None] * (exact.T @ u)).square().sum(dim=0)
         left = tile.to(device)
         for other, others in basis.tiles(width):
             if other > start:
@@ -417,5 +486,11 @@ def _all_pairs(basis: Basis, probes: Evidence, device: torch.device | str, width
             entry = float(gram.abs().max())
             orthogonality = entry if math.isnan(entry) else max(orthogonality, entry)
             if math.isnan(orthogonality):
-                return np.full(basis.size, np.nan), orthogonality
-    return estimated.numpy(), orthogonality
+                return np.full(basis.size, np.nan), dict.fromkeys(pairs, math.nan), orthogonality
+    return estimated.numpy(), {kind: float(part.sqrt().max()) for kind, part in squares.items()}, orthogonality
+
+
+def spot_columns(layout: ParameterLayout) -> np.ndarray:
+    """A random column of every parameter tensor, always the same; int64."""
+    generator = np.random.Generator(np.random.PCG64(SPOT_SEED))
+    return np.array([generator.integers(block.start, block.stop) for block in layout.blocks], dtype=np.int64)

@@ -66,9 +66,11 @@ def _summary(table: "Table") -> str:
     counts = ", ".join(
         f"{style.thousands(at_threshold[key])} {sign}" for key, sign in (("positive", "> 0"), ("negative", "< 0"))
     )
+    without = table.attributes["invariances"]["negative_without_generators"]
     return (
         f"tr H = {style.power(table.attributes['trace'], 3)},  $λ_1$ = {style.power(table.attributes['largest'], 3)}\n"
-        f"{counts}, {style.thousands(at_threshold['zero'])} ≈ 0"
+        f"{counts}, {style.thousands(at_threshold['zero'])} ≈ 0\n"
+        f"{style.thousands(without)} < 0 without invariances"
     )
 
 
@@ -105,8 +107,11 @@ panel per checkpoint.
 Positive eigenvalues are ranked from the largest down (blue circles, solid), negative ones from the most negative up
 and drawn as \\|λ\\| (vermillion squares, dashed). A straight line is a power law of the rank. In the grey area the
 eigenvalues are zero to within the measured error of Hessian and solver, ε\\ :sub:`λ`; their sign means nothing, and
-the counts in the corner leave them out. Compare the height of the first eigenvalues between checkpoints, the
-steepness, and how far the negative part reaches up.
+the counts in the corner leave them out. The last line counts the negative eigenvalues that remain when the
+directions are taken out along which the network does not change (scales before a normalisation or around a ReLU,
+shifts before a normalisation or the softmax): scales force negative eigenvalues that say nothing of the data.
+Compare the height of the first eigenvalues between checkpoints, the steepness, and how far the negative part
+reaches up.
 """,
     tables=("spectrum",),
     scope="checkpoints",

@@ -24,6 +24,8 @@ SCHEMA = TableSchema(
         Column("rank", "1", "Rank by magnitude among the eigenvalues of this sign, from 1.", "int"),
         Column("eigenvalue", "loss / parameter²", "Eigenvalue λ."),
         Column("is_zero", "1", "Whether |λ| is at most the numerical zero ε_λ.", "bool"),
+        Column("scale_overlap", "1", "Part of the eigenvector's squared length in the span of scale generators."),
+        Column("shift_overlap", "1", "Part of the eigenvector's squared length in the span of shift generators."),
     ),
 )
 
@@ -79,12 +81,15 @@ def summarise(eigenvalues: np.ndarray, zero_threshold: float) -> dict[str, Any]:
     }
 
 
-def measure(eigenvalues: np.ndarray, zero_threshold: float, attributes: Mapping[str, Any]) -> Table:
+def measure(
+    eigenvalues: np.ndarray, zero_threshold: float, generator_overlaps: np.ndarray, attributes: Mapping[str, Any]
+) -> Table:
     """The spectrum of one checkpoint.
 
     Args:
         eigenvalues: In descending order, float64, shape (P,).
         zero_threshold: Numerical zero ε_λ.
+        generator_overlaps: `Eigenbasis.generator_overlaps`, shape (P, 2).
         attributes: Head of the table; see `checkpoint_attributes`.
 
     Returns:
@@ -99,5 +104,7 @@ def measure(eigenvalues: np.ndarray, zero_threshold: float, attributes: Mapping[
         "rank": ranks[rows],
         "eigenvalue": eigenvalues[rows],
         "is_zero": np.abs(eigenvalues[rows]) <= zero_threshold,
+        "scale_overlap": generator_overlaps[rows, 0],
+        "shift_overlap": generator_overlaps[rows, 1],
     }
     return Table(SCHEMA, columns, merged(attributes, **summarise(eigenvalues, zero_threshold)))
