@@ -16,6 +16,22 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _submit(arguments: argparse.Namespace) -> int:
+    from quadscape.submission import submit
+
+    print(
+        submit(
+            Path.cwd(),
+            arguments.arguments,
+            local=arguments.local,
+            partition=arguments.partition,
+            account=arguments.account,
+            minutes=arguments.minutes,
+        )
+    )
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from quadscape.stage import load_purged
     from quadscape.verify import verify_results
@@ -94,6 +110,17 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="progress, rate and time left of every long stage")
     status.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
     status.set_defaults(run=_status)
+    submit = commands.add_parser(
+        "submit",
+        help="keep snakemake at work for days: a controller that goes on after kills, time limits and preemption",
+        usage="quadscape submit [--local] [--partition P] [--account A] [--minutes M] -- <snakemake arguments>",
+    )
+    submit.add_argument("--local", action="store_true", help="as a process of this machine, not as a small SLURM job")
+    submit.add_argument("--partition", help="of the controller's job (default: the profile's slurm_partition)")
+    submit.add_argument("--account", help="of the controller's job (default: the profile's slurm_account)")
+    submit.add_argument("--minutes", type=int, help="after which the controller is queued again (default: 1440)")
+    submit.add_argument("arguments", nargs="*", help="snakemake's, after --")
+    submit.set_defaults(run=_submit)
     verify = commands.add_parser("verify", help="read every store and compare it with its checksums")
     verify.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
     verify.set_defaults(run=_verify)
