@@ -5,10 +5,13 @@ which the workflow writes when a head starts and when it ends: a record that say
 belongs to a head that was killed.
 """
 
+import contextlib
 import json
 import os
+import re
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +39,8 @@ class Head:
         state: running; finished; failed; killed (it left no word); unknown (on another machine: running or killed).
         updated: When that state was recorded, in seconds since 1970.
         on_slurm: Whether it sends jobs away; otherwise they run below it.
+        controlled: Whether a controller has started it.
+        log: Snakemake's log of it; empty when that is not known.
     """
 
     host: str
@@ -44,6 +49,16 @@ class Head:
     state: HeadState
     updated: float
     on_slurm: bool = False
+    controlled: bool = False
+    log: str = ""
+
+    @property
+    def run_name(self) -> str:
+        """What all its SLURM jobs are called; empty when that is not known."""
+        with contextlib.suppress(OSError):
+            found = re.search(r"^SLURM run ID: (\S+)", Path(self.log).read_text(errors="replace"), re.MULTILINE)
+            return found[1] if found else ""
+        return ""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -97,23 +112,26 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def record_head(state: str, *, on_slurm: bool) -> None:
+def record_head(state: str, *, on_slurm: bool, logs: Sequence[str]) -> None:
     """Records the start or the end of the head that this process is, in the working directory.
 
     Args:
         state: `running`, `finished` or `failed`.
         on_slurm: Whether it sends jobs away.
+        logs: Snakemake's logs of it.
     """
-    PLACE.mkdir(exist_ok=True)
-    since = psutil.Process().create_time()
     record = {
         "state": state,
-        "since": since,
+        "since": psutil.Process().create_time(),
         "updated": time.time(),
         "on_slurm": on_slurm,
-        **process_record(PLACE, os.getpid()),
+        "controlled": MARK in os.environ,
+        "log": str(logs[0]) if logs else "",
     }
-    write_json(PLACE / "head.json", record)
+    # A head must not fail for want of its record.
+    with contextlib.suppress(OSError):
+        PLACE.mkdir(exist_ok=True)
+        write_json(PLACE / "head.json", record | process_record(PLACE, os.getpid()))
 
 
 def _nothing_was_left_to_do(root: Path, since: float) -> bool:
@@ -144,7 +162,9 @@ def last_head(root: Path) -> Head | None:
         state = "running" if alive else "unknown" if alive is None else "killed"
     if state in {"killed", "failed"} and _nothing_was_left_to_do(root, updated):
         state = "finished"
-    return Head(str(record.get("host", "?")), pid, float(since), state, float(updated), record.get("on_slurm") is True)
+    on_slurm, controlled = record.get("on_slurm") is True, record.get("controlled") is True
+    log, host = str(record.get("log", "")), str(record.get("host", "?"))
+    return Head(host, pid, float(since), state, float(updated), on_slurm, controlled, log)
 
 
 def _is_head(words: list[str]) -> bool:

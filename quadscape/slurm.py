@@ -143,8 +143,10 @@ def list_jobs(root: Path) -> list[Job]:
         root: The working directory.
 
     Returns:
-        Controllers and jobs of heads, active and lately ended; none where there is no SLURM. A `ClusterError` when it
-        does not answer, or not with jobs.
+        Controllers and jobs of heads, active and lately ended; none where there is no SLURM.
+
+    Raises:
+        ClusterError: It does not answer, or not with jobs.
     """
     if not is_available():
         return []
