@@ -25,7 +25,7 @@ from quadscape.heads import PLACE, process_record, write_json
 from quadscape.stage import present_owner
 from quadscape.submission import read_profile, submit
 
-LIMIT = 60.0
+LIMIT = 180.0
 
 
 @pytest.fixture
