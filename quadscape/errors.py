@@ -30,6 +30,10 @@ class StageError(QuadscapeError):
     """A long stage cannot start or go on (too little memory or disk, no device, fenced by another owner)."""
 
 
+class DeviceMemoryError(StageError):
+    """The device's memory does not hold what a unit of a long stage needs at once."""
+
+
 class FencedError(StageError):
     """Another process has taken over the stage; this one must stop without writing anything more."""
 

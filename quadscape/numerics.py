@@ -2,11 +2,13 @@
 
 import contextlib
 import ctypes
+import gc
 import os
+from collections.abc import Generator
 
 import torch
 
-from quadscape.errors import StageError
+from quadscape.errors import DeviceMemoryError, StageError
 
 # cuBLAS is deterministic only with a fixed workspace, and reads this when CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -88,6 +90,48 @@ def give_freed_memory_back() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def device_memory_explained(what: str, remedy: str = "use a device with more memory") -> Generator[None, None, None]:
+    """Turns a device's out-of-memory error into a sentence, and frees what the failed work left on the device.
+
+    Args:
+        what: What did not fit, for example `a training step with batch_size 512`.
+        remedy: What the user can do.
+
+    Raises:
+        DeviceMemoryError: The device's memory did not hold it.
+        RuntimeError: Something else went wrong.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Libraries on the device report it in their own words.
+        if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
+            raise
+        message = str(error).partition(". ")[0]
+        # The frames that failed hold their tensors as long as the traceback lives.
+        error.__traceback__ = None
+    else:
+        return
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    raise DeviceMemoryError(f"The device's memory does not hold {what} ({message}); {remedy}.")
+
+
+def halved(sizes: dict[str, int]) -> dict[str, int] | None:
+    """Block sizes for a device whose memory did not hold the present ones.
+
+    Args:
+        sizes: Each at least 1.
+
+    Returns:
+        Half of each, at least 1; None when all of them are 1 already.
+    """
+    smaller = {name: max(1, size // 2) for name, size in sizes.items()}
+    return None if smaller == sizes else smaller
 
 
 def _mallopt(options: dict[int, int]) -> None:

@@ -428,4 +428,7 @@ class CheckpointObjectives:
 
             data = DataSet.load(self._data_path, device=device, dtype=dtype)
             self._loaded[dtype] = objective_for(self.checkpoint, data, self.split, dtype, device, chunk)
-        return self._loaded[dtype]
+        objective = self._loaded[dtype]
+        if chunk is not None:  # a plan with smaller chunks may have taken the place of the first one
+            objective.chunk = chunk
+        return objective

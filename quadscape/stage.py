@@ -42,7 +42,7 @@ import numpy as np
 import psutil
 import zarr
 
-from quadscape.errors import FencedError, QuadscapeError, StageError, StoreError
+from quadscape.errors import DeviceMemoryError, FencedError, QuadscapeError, StageError, StoreError
 from quadscape.store import ArraySpec, create_array, open_store
 from quadscape.store import read as read_array
 
@@ -133,7 +133,14 @@ class Task(Protocol):
         """Called once per process before the first unit: threads, device, data."""
 
     def compute(self, unit: int, plan: dict[str, Any], store: StageStore) -> Arrays:
-        """Values of one unit, by array: a selection that covers whole files, and what it holds."""
+        """Values of one unit, by array: a selection that covers whole files, and what it holds.
+
+        Raises:
+            DeviceMemoryError: The device's memory does not hold the work; `smaller` is asked for another plan.
+        """
+
+    def smaller(self, plan: dict[str, Any]) -> dict[str, Any] | None:
+        """The plan with half of its blocks and the same units and arrays; None where they cannot be halved."""
 
     def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
         """JSON values for the manifest, once all units are done; raises when a check of the result fails."""
@@ -481,13 +488,15 @@ def _write_whole(descriptor: int, text: bytes) -> None:
 class Journal:
     """What is done.
 
-    That is: files (size and SHA-256) of every finished unit, the results once they were computed, and the arrays that
-    were removed then, since they were needed only on the way.
+    That is: files (size and SHA-256) of every finished unit, the plans that took the place of the first one, with the
+    unit from which on they did, the results once they were computed, and the arrays that were removed then, since they
+    were needed only on the way.
     """
 
     path: Path
     key: str
     units: dict[int, Files]
+    replanned: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, Any] | None = None
     discarded: list[str] = field(default_factory=list)
     descriptor: int = -1
@@ -519,6 +528,8 @@ class Journal:
                 journal.results = entry["results"]
             elif "discarded" in entry:
                 journal.discarded = entry["discarded"]
+            elif "replanned" in entry:
+                journal.replanned.append(entry["replanned"])
             else:
                 journal.units[entry["unit"]] = entry["files"]
         return journal
@@ -536,6 +547,11 @@ class Journal:
         self._append({"unit": unit, "files": files})
         self.units[unit] = files
 
+    def add_plan(self, unit: int, plan: dict[str, Any]) -> None:
+        """Records that another plan is in use from a unit on."""
+        self._append({"replanned": {"unit": unit, "plan": plan}})
+        self.replanned.append({"unit": unit, "plan": plan})
+
     def add_results(self, results: dict[str, Any]) -> None:
         """Records the results."""
         self._append({"results": results})
@@ -549,6 +565,7 @@ class Journal:
     def rewrite(self, lock: Lock) -> None:
         """Writes the journal anew with what counts, into a file that a former owner does not have open."""
         entries: list[dict[str, Any]] = [{"unit": u, "files": self.units[u]} for u in sorted(self.units)]
+        entries += [{"replanned": entry} for entry in self.replanned]
         if self.results is not None:
             entries.append({"results": self.results})
         if self.discarded:
@@ -751,10 +768,12 @@ class _Run:
         # What was purged is computed anew from here on; a purge that comes later must not go on with this one.
         self.lock.discard(self.directory / PURGED)
         attributes = self._resume() or self._begin()
-        plan = attributes["plan"]
+        plan = first = attributes["plan"]
         total = self.task.units(plan)
         with contextlib.closing(Journal.load(self.directory / "journal", self._key(plan))) as journal:
             self._repair(journal, total)
+            if journal.replanned:
+                plan = journal.replanned[-1]["plan"]
             pending = [unit for unit in range(total) if unit not in journal.units]
             estimate = self._check_resources(plan, journal) if pending or journal.results is None else None
             self.events(
@@ -765,7 +784,7 @@ class _Run:
                 if pending:
                     self._announce(total, pending, estimate)
                 self.task.start(plan)
-                self._compute(pending, total, plan, journal, store, estimate)
+                plan = self._compute(pending, total, plan, journal, store, estimate)
             if journal.results is None:
                 self.log(f"{self.task.name}: all {total} units are done; checking the result.")
                 # Through JSON, so that this process and a later one see the very same results.
@@ -774,7 +793,7 @@ class _Run:
                 journal.add_results(results)
             self._discard_scratch(plan, journal)
             self._check_again(journal, read=bool(pending))
-            return self._write_manifest(plan, total, journal)
+            return self._write_manifest(first, total, journal)
 
     def _key(self, plan: dict[str, Any]) -> str:
         return _hash({"fingerprint": self.fingerprint, "plan": plan})[:16]
@@ -784,7 +803,8 @@ class _Run:
             unit: f"{name} in {self.store_path}" for unit, name in journal.damaged(self.store_path, read=read).items()
         }
         stored = Journal.load(journal.path, journal.key)
-        if (stored.units, stored.results, stored.discarded) != (journal.units, journal.results, journal.discarded):
+        parts = ("units", "replanned", "results", "discarded")
+        if any(getattr(stored, name) != getattr(journal, name) for name in parts):
             damaged[-1] = str(journal.path)
         if damaged:
             raise StoreError(
@@ -924,14 +944,15 @@ class _Run:
         journal: Journal,
         store: StageStore,
         estimate: Estimate,
-    ) -> None:
+    ) -> dict[str, Any]:
+        """Computes units; the plan that it ends with may be a smaller one than it began with."""
         if not pending:
-            return
+            return plan
         staging = self._create_staging()
         began = said = time.monotonic()
         for count, unit in enumerate(pending, start=1):
             started = time.monotonic()
-            arrays = self.task.compute(unit, plan, store)
+            arrays, plan = self._arrays(unit, plan, journal, store)
             self._commit(unit, arrays, staging, journal)
             now = time.monotonic()
             self.events("unit", unit=unit, seconds=round(now - started, 3), done=len(journal.units), total=total)
@@ -948,6 +969,31 @@ class _Run:
                         else f"{format_seconds(now - began)} in all."
                     )
                 )
+
+        return plan
+
+    def _arrays(
+        self, unit: int, plan: dict[str, Any], journal: Journal, store: StageStore
+    ) -> tuple[Arrays, dict[str, Any]]:
+        """One unit, with smaller blocks from here on where the device's memory does not hold those of the plan."""
+        while True:
+            try:
+                return self.task.compute(unit, plan, store), plan
+            except DeviceMemoryError as error:
+                smaller = self.task.smaller(plan)
+                if smaller is None:
+                    raise
+                reason = str(error)
+            smaller = json.loads(canonical(smaller))
+            changed = ", ".join(
+                f"{key} {canonical(plan[key])} → {canonical(smaller[key])}" for key in plan if smaller[key] != plan[key]
+            )
+            self.log(f"{self.task.name}: {reason.partition(';')[0]}; going on with smaller blocks ({changed}).")
+            self.events("smaller", unit=unit, changed=changed)
+            self.lock.check()
+            journal.add_plan(unit, smaller)
+            self.task.start(smaller)
+            plan = smaller
 
     def _create_staging(self) -> zarr.Group:
         """An empty store with the same arrays, into which a unit is written before it is renamed into place."""
@@ -992,6 +1038,8 @@ class _Run:
             "digest": journal.digest(),
             "results": journal.results,
         }
+        if journal.replanned:
+            manifest["replanned"] = journal.replanned
         manifest["checksum"] = _hash(manifest)
         prepared = self.lock.workspace / "manifest.json"
         prepared.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -1193,7 +1241,8 @@ def _check_finished(directory: Path, manifest: dict[str, Any], purged: Sequence[
         )
     key = _hash({"fingerprint": manifest["fingerprint"], "plan": manifest["plan"]})[:16]
     journal = Journal.load(directory / "journal", key)
-    if len(journal.units) != manifest["units"] or journal.digest() != manifest["digest"]:
+    expected = (manifest["units"], manifest["digest"], manifest.get("replanned", []))
+    if (len(journal.units), journal.digest(), journal.replanned) != expected:
         raise StoreError(f"The journal of {directory} does not match its manifest; {_remedy(directory)}.")
     journal.discarded = [*journal.discarded, *purged]
     damaged = journal.damaged(directory / "store.zarr", read=read)

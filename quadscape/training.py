@@ -8,6 +8,7 @@ A network with BatchNorm trains on batch statistics; the evaluations along the r
 (A checkpoint's statistics are recomputed over the whole training set, see `quadscape.checkpoint`.)
 """
 
+import contextlib
 import json
 import math
 import time
@@ -27,7 +28,7 @@ from quadscape.data import SPLITS, DataSet, data_info
 from quadscape.errors import ConfigError, StageError
 from quadscape.losses import example_losses
 from quadscape.models import build_model, check_model, derive_seed, factory_code, initial_vector
-from quadscape.numerics import apply_numerics, current_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, device_memory_explained, resolve_device
 from quadscape.parameters import ParameterLayout
 from quadscape.stage import Arrays, Estimate, FinishedStage, StageStore, open_stage
 from quadscape.store import ArraySpec
@@ -302,7 +303,7 @@ class TrainingTask:
         best = math.inf
         for _ in range(2):
             began = time.perf_counter()
-            with self._out_of_memory_explained(), torch.random.fork_rng(devices=self._devices()):
+            with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
                 loss, _ = problem.gradient(state, self._batches.batch(0))
             float(loss)
             best = min(best, time.perf_counter() - began)
@@ -449,7 +450,7 @@ class TrainingTask:
             )
         self._problem = _Problem(self, torch.device(plan["device"]))
         try:
-            with self._out_of_memory_explained(), torch.random.fork_rng(devices=self._devices()):
+            with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
                 state = self._problem.start_state(self._start_theta())
                 self._problem.gradient(state, self._batches.batch(0)[: self._batches.smallest])
         except ValueError as error:
@@ -462,8 +463,10 @@ class TrainingTask:
         assert self._problem is not None, "start() comes first"
         return self._problem
 
-    def _out_of_memory_explained(self) -> "_OutOfMemoryExplained":
-        return _OutOfMemoryExplained(self.run.batch_size)
+    def _memory_explained(self) -> contextlib.AbstractContextManager[None]:
+        return device_memory_explained(
+            f"a training step with batch_size {self.run.batch_size}", "lower it, or use a device with more memory"
+        )
 
     def _state(self, unit: int, store: StageStore) -> _State:
         """The state at the start of a unit: the one that the unit before it left, or the initial one."""
@@ -516,7 +519,7 @@ class TrainingTask:
             fused=False,
         )
         optimiser.state[theta]["momentum_buffer"] = state.momentum
-        with self._out_of_memory_explained(), torch.random.fork_rng(devices=self._devices()):
+        with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
             for row in range(rows):
                 iteration = first + row
                 if run.is_saved(iteration):
@@ -574,6 +577,9 @@ class TrainingTask:
             f"rate {rate:g}); lower learning_rate.value, or lengthen learning_rate.warmup."
         )
 
+    def smaller(self, plan: dict[str, Any]) -> None:
+        """Nothing: a batch is what the experiment says."""
+
     def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
         """Names of layers, layout of θ, sizes of the splits, and the final losses and accuracies."""
         final = store.read("evaluation", self.run.iterations)
@@ -587,23 +593,6 @@ class TrainingTask:
                 for i, split in enumerate(SPLITS)
             },
         }
-
-
-class _OutOfMemoryExplained:
-    """Turns the device's out-of-memory error into a sentence."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise StageError(
-                f"The device's memory does not hold a training step with batch_size {self._batch_size}; lower it, or "
-                "use a device with more memory."
-            ) from error
 
 
 def _flat(state: _State) -> dict[str, np.ndarray]:

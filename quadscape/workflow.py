@@ -163,11 +163,12 @@ class Problem:
         check_problem(experiment, parameters, data.training)
         return cls(experiment, data, parameters)
 
-    def memory_mb(self, job: str) -> int:
+    def memory_mb(self, job: str, attempt: int = 1) -> int:
         """Memory that a job asks for; growth laws with generous constants, in MB.
 
         Args:
             job: Kind of job.
+            attempt: Which attempt, from 1: each asks for half of the first's more, in case that SLURM killed it.
 
         Returns:
             Megabytes.
@@ -195,13 +196,14 @@ class Problem:
             "tables": 512 * columns,
             "figures": 500.0,
         }
-        return int(1500 + extra[job])
+        return int((1500 + extra[job]) * (1 + attempt) / 2)
 
-    def runtime_minutes(self, job: str, run: Run | None = None) -> int:
+    def runtime_minutes(self, job: str, attempt: int = 1, run: Run | None = None) -> int:
         """Time limit of a job; growth laws that leave a factor of two or more on one current GPU.
 
         Args:
             job: Kind of job.
+            attempt: Which attempt, from 1: each asks for the first's time more.
             run: The run, for training.
 
         Returns:
@@ -228,4 +230,4 @@ class Problem:
             "tables": 5.0,
             "figures": 0.0,
         }
-        return int(10 + extra[job])
+        return int((10 + extra[job]) * attempt)

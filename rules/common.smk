@@ -28,6 +28,16 @@ def probe_hash(name, *others):
     )
 
 
+def memory(job):
+    """What a job asks for, and more with every attempt: SLURM may have killed the one before for it."""
+    return lambda wildcards, attempt: problem.memory_mb(job, attempt)
+
+
+def runtime(job):
+    """Time limit of a job, which grows with every attempt."""
+    return lambda wildcards, attempt: problem.runtime_minutes(job, attempt)
+
+
 wildcard_constraints:
     run="|".join(re.escape(run.name) for run in experiment.runs),
     iteration=r"\d+",

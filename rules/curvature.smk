@@ -16,8 +16,8 @@ rule compute_hessian_shard:
         "../envs/quadscape.yaml"
     threads: 2
     resources:
-        mem_mb=problem.memory_mb("hessian_shard"),
-        runtime=problem.runtime_minutes("hessian_shard"),
+        mem_mb=memory("hessian_shard"),
+        runtime=runtime("hessian_shard"),
     params:
         version=STAGE_VERSIONS["hessian"],
         dtype=experiment.curvature.dtype,
@@ -41,8 +41,8 @@ rule compute_hessian:
         "../envs/quadscape.yaml"
     threads: 2
     resources:
-        mem_mb=problem.memory_mb("hessian"),
-        runtime=problem.runtime_minutes("hessian"),
+        mem_mb=memory("hessian"),
+        runtime=runtime("hessian"),
     params:
         version=STAGE_VERSIONS["hessian"],
         dtype=experiment.curvature.dtype,
@@ -68,8 +68,8 @@ rule compute_eigenbasis:
         "../envs/quadscape.yaml"
     threads: 2
     resources:
-        mem_mb=problem.memory_mb("eigenbasis"),
-        runtime=problem.runtime_minutes("eigenbasis"),
+        mem_mb=memory("eigenbasis"),
+        runtime=runtime("eigenbasis"),
     params:
         version=STAGE_VERSIONS["eigenbasis"],
         dtype=experiment.curvature.dtype,
@@ -90,8 +90,8 @@ rule compute_gauss_newton:
         "../envs/quadscape.yaml"
     threads: 2
     resources:
-        mem_mb=problem.memory_mb("gauss_newton"),
-        runtime=problem.runtime_minutes("gauss_newton"),
+        mem_mb=memory("gauss_newton"),
+        runtime=runtime("gauss_newton"),
     params:
         version=STAGE_VERSIONS["gauss_newton"],
         dtype=experiment.curvature.dtype,

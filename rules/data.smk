@@ -6,8 +6,8 @@ rule prepare_data:
     conda:
         "../envs/quadscape.yaml"
     resources:
-        mem_mb=problem.memory_mb("data"),
-        runtime=problem.runtime_minutes("data"),
+        mem_mb=memory("data"),
+        runtime=runtime("data"),
     params:
         data=resolved(experiment.data),
         seed=experiment.seed,

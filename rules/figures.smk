@@ -15,8 +15,8 @@ rule draw_figure:
     conda:
         "../envs/quadscape.yaml"
     resources:
-        mem_mb=problem.memory_mb("figures"),
-        runtime=problem.runtime_minutes("figures"),
+        mem_mb=memory("figures"),
+        runtime=runtime("figures"),
     params:
         title=lambda wildcards: FIGURES[wildcards.figure].title,
         caption=lambda wildcards: FIGURES[wildcards.figure].caption,

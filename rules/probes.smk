@@ -11,8 +11,8 @@ rule measure_curves:
     conda:
         "../envs/quadscape.yaml"
     resources:
-        mem_mb=problem.memory_mb("tables"),
-        runtime=problem.runtime_minutes("tables"),
+        mem_mb=memory("tables"),
+        runtime=runtime("tables"),
     params:
         code=probe_hash("curves"),
     script:
@@ -31,8 +31,8 @@ rule measure_spectrum:
     conda:
         "../envs/quadscape.yaml"
     resources:
-        mem_mb=problem.memory_mb("tables"),
-        runtime=problem.runtime_minutes("tables"),
+        mem_mb=memory("tables"),
+        runtime=runtime("tables"),
     params:
         code=probe_hash("spectrum"),
     script:
@@ -57,8 +57,8 @@ rule measure_parts:
         "../envs/quadscape.yaml"
     threads: 2
     resources:
-        mem_mb=problem.memory_mb("parts"),
-        runtime=problem.runtime_minutes("parts"),
+        mem_mb=memory("parts"),
+        runtime=runtime("parts"),
     params:
         code=probe_hash("parts"),
         spectrum=module_hash("quadscape.probes.spectrum"),
@@ -78,8 +78,8 @@ rule measure_density:
         "../envs/quadscape.yaml"
     threads: 2
     resources:
-        mem_mb=problem.memory_mb("density"),
-        runtime=problem.runtime_minutes("density"),
+        mem_mb=memory("density"),
+        runtime=runtime("density"),
     params:
         options=resolved(experiment.probes.density),
         dtype=experiment.probes.dtype,
@@ -102,8 +102,8 @@ rule search_lines:
         "../envs/quadscape.yaml"
     threads: 2
     resources:
-        mem_mb=problem.memory_mb("line_search"),
-        runtime=problem.runtime_minutes("line_search"),
+        mem_mb=memory("line_search"),
+        runtime=runtime("line_search"),
     params:
         options=resolved(experiment.probes.line_search),
         dtype=experiment.probes.dtype,
@@ -126,8 +126,8 @@ rule project_gradients:
         "../envs/quadscape.yaml"
     threads: 2
     resources:
-        mem_mb=problem.memory_mb("gradients"),
-        runtime=problem.runtime_minutes("gradients"),
+        mem_mb=memory("gradients"),
+        runtime=runtime("gradients"),
     params:
         dtype=experiment.probes.dtype,
         code=probe_hash("gradients", "quadscape.curvature.projections"),
@@ -152,8 +152,8 @@ rule measure_overlap:
         "../envs/quadscape.yaml"
     threads: 2
     resources:
-        mem_mb=problem.memory_mb("overlap"),
-        runtime=problem.runtime_minutes("overlap"),
+        mem_mb=memory("overlap"),
+        runtime=runtime("overlap"),
     params:
         options=resolved(experiment.probes.overlap),
         code=probe_hash("overlap", "quadscape.curvature.projections"),

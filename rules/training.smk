@@ -10,9 +10,9 @@ rule train:
         "../envs/quadscape.yaml"
     threads: 2
     resources:
-        mem_mb=problem.memory_mb("training"),
-        runtime=lambda wildcards: problem.runtime_minutes(
-            "training", experiment.run(wildcards.run)
+        mem_mb=memory("training"),
+        runtime=lambda wildcards, attempt: problem.runtime_minutes(
+            "training", attempt, experiment.run(wildcards.run)
         ),
     params:
         version=STAGE_VERSIONS["training"],
@@ -38,8 +38,8 @@ rule extract_checkpoint:
     conda:
         "../envs/quadscape.yaml"
     resources:
-        mem_mb=problem.memory_mb("checkpoint"),
-        runtime=problem.runtime_minutes("checkpoint"),
+        mem_mb=memory("checkpoint"),
+        runtime=runtime("checkpoint"),
     params:
         model=resolved(experiment.model),
         model_code=factory_code(experiment.model),

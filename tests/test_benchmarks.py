@@ -13,6 +13,7 @@ from problems import dense_hessian, relative_error
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.count
+import benchmarks.dag
 import benchmarks.eigenbasis
 import benchmarks.gpu_eigenbasis
 import benchmarks.gpu_hessian
@@ -359,3 +360,13 @@ def test_gpu_eigenbasis(capsys: pytest.CaptureFixture[str], arguments: list[str]
         assert max(summary["residual"], summary["orthogonality"]) < 1e-13
     else:
         assert summary["largest_right"] == 200
+
+
+@pytest.mark.slow
+def test_dag_counts_every_job(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmarks.dag.main(["--checkpoints", "3"])
+    result = last_json(capsys)
+    per_checkpoint, pairs, once, figures = 8, 3, 4, 7  # once: data, training, its curves, and the target of all
+    assert result["jobs"] == 3 * per_checkpoint + pairs + once + figures
+    assert result["seconds"] > 0
+    assert result["head_mb"] > 10

@@ -395,6 +395,27 @@ def test_more_shards_than_strips_are_refused(finished, tmp_path):
         run_stage(task, tmp_path / "shard", log=lambda line: None)
 
 
+def test_out_of_device_memory_halves_chunks_and_tiles(finished, tmp_path, monkeypatch):
+    directory, *_ = finished
+    columns, limits = HessianEngine.columns, []
+
+    def too_large(engine, start, stop):
+        limits.append(engine.plan["chunk"])
+        if start >= 64 and engine.plan["chunk"] > limits[0] // 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+        return columns(engine, start, stop)
+
+    monkeypatch.setattr(HessianEngine, "columns", too_large)
+    log = []
+    task = HessianShardTask(*paths(directory), Curvature(dtype="float64"), "cpu")
+    manifest = run_stage(task, tmp_path / "shard", log=log.append)
+    chunks = [entry["plan"]["engine"]["float64"]["chunk"] for entry in manifest["replanned"]]
+    assert chunks == [limits[0] // 2, limits[0] // 4]
+    assert sum("does not hold columns" in line and "CUDA out of memory" in line for line in log) == 2
+    found, expected = (open_stage(p).read("matrix") for p in (tmp_path / "shard", shard_directory(directory, 1, 1)))
+    np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
+
+
 @pytest.fixture
 def three_shards(finished, tmp_path):
     run_hessian(tmp_path / "hessian", *paths(finished[0]), Curvature(dtype="float64", shards=3))

@@ -26,7 +26,7 @@ from toy_stage import FLAWS, Toy, Worker, compete, finished, run
 
 import quadscape
 from quadscape import stage as stage_module
-from quadscape.errors import FencedError, StageError, StoreError, VerificationError
+from quadscape.errors import DeviceMemoryError, FencedError, StageError, StoreError, VerificationError
 from quadscape.stage import Estimate, Lock, open_stage, present_owner, read_events, run_stage, verify_stage
 
 QUICK = {"heartbeat": 0.05, "stale_after": 0.5}
@@ -450,7 +450,7 @@ def test_manifest_of_another_stage(place: Path, undisturbed: Any) -> None:
     complete(place / "toy")
     complete(place / "other", seed=4)
     shutil.copy(place / "other/manifest.json", place / "toy/manifest.json")
-    with pytest.raises(StoreError, match=f"metadata in {place / 'toy'} .* remove the directory"):
+    with pytest.raises(StoreError, match=f"manifest of {place / 'toy'} is another .* remove the directory"):
         open_stage(place / "toy")
     with pytest.raises(StoreError, match="holds the stage 'toy', where 'hessian' was expected"):
         open_stage(place / "other", "hessian")
@@ -997,3 +997,52 @@ def test_work_is_shared_by_cost():
     assert Estimate(0, 0, costs=[6.0, 3.0, 1.0]).share([1, 2], 3) == pytest.approx(0.4)
     assert Estimate(0, 0, costs=[0.0, 0.0]).share([1], 2) == 0.5
     assert Estimate(0, 0, costs=[]).share([], 0) == 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Too little memory on the device
+
+
+def test_out_of_device_memory_goes_on_with_smaller_blocks(place: Path, undisturbed: Any) -> None:
+    log = complete(place / "toy", fits={2: 2})
+    arrays, text = finished(place / "toy")
+    assert_equal(arrays, undisturbed[0])
+    manifest = json.loads(text)
+    assert manifest["plan"]["block"] == 8
+    assert [(entry["unit"], entry["plan"]["block"]) for entry in manifest["replanned"]] == [(2, 4), (2, 2)]
+    assert [line for line in log if "smaller blocks" in line] == [
+        f"toy: The device's memory does not hold {rows} rows; going on with smaller blocks (block {rows} → {half})."
+        for rows, half in ((8, 4), (4, 2))
+    ]
+    assert [event["event"] for event in read_events(place / "toy")].count("smaller") == 2
+    complete(place / "toy")
+    assert (place / "toy/manifest.json").read_bytes() == text
+
+
+def test_the_smaller_plan_outlives_a_kill(place: Path, undisturbed: Any) -> None:
+    worker = run(place / "toy", {"fits": {1: 4}, "stop_in": 3}, PATIENT)
+    wait_for(lambda: any(event.get("done") == 3 for event in read_events(place / "toy")))
+    worker.kill()
+    log = complete(place / "toy", fits={3: 4, 4: 2})
+    assert [line for line in log if "smaller blocks" in line] == [
+        "toy: The device's memory does not hold 4 rows; going on with smaller blocks (block 4 → 2)."
+    ]
+    arrays, text = finished(place / "toy")
+    assert_equal(arrays, undisturbed[0])
+    assert [(e["unit"], e["plan"]["block"]) for e in json.loads(text)["replanned"]] == [(1, 4), (4, 2)]
+
+
+def test_what_does_not_fit_in_the_smallest_blocks_is_an_error_and_loses_nothing(place: Path, undisturbed: Any) -> None:
+    with pytest.raises(DeviceMemoryError, match="does not hold 1 rows; use a larger one"):
+        complete(place / "toy", fits={3: 0})
+    assert [event["done"] for event in read_events(place / "toy") if event["event"] == "unit"] == [1, 2, 3]
+    complete(place / "toy")
+    assert_equal(finished(place / "toy")[0], undisturbed[0])
+
+
+def test_a_forgotten_plan_is_noticed(place: Path) -> None:
+    complete(place / "toy", fits={2: 4})
+    journal = place / "toy/journal"
+    journal.write_text("".join(line for line in journal.read_text().splitlines(True) if "replanned" not in line))
+    with pytest.raises(StoreError, match="does not match its manifest"):
+        verify_stage(place / "toy")

@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
+from quadscape.config import parse_experiment
+from quadscape.workflow import Problem
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = ["Snakefile", "config.yaml", "rules", "workflow_scripts", "quadscape", "profiles", "envs", "docs"]
 TINY: dict[str, Any] = {
@@ -342,3 +345,23 @@ def test_mistakes_stop_the_workflow_before_any_job(tmp_path: Path, changes: dict
         assert word in output
     assert "Traceback" not in output
     assert not (checkout.path / "results").exists()
+
+
+def test_later_attempts_ask_for_more() -> None:
+    problem = Problem.of(parse_experiment(TINY))
+    run = problem.experiment.runs[0]
+    jobs = re.findall(r'(?:memory|memory_mb)\("(\w+)"', "".join(p.read_text() for p in (ROOT / "rules").glob("*.smk")))
+    assert len(set(jobs)) >= 12
+    for job in jobs:
+        memory = [problem.memory_mb(job, attempt) for attempt in (1, 2, 3)]
+        minutes = [problem.runtime_minutes(job, attempt, run) for attempt in (1, 2, 3)]
+        assert memory == pytest.approx([memory[0], 1.5 * memory[0], 2 * memory[0]], abs=1)
+        assert minutes == pytest.approx([minutes[0], 2 * minutes[0], 3 * minutes[0]], abs=3)
+    # No rule asks for the same whatever happened before.
+    for path in (ROOT / "rules").glob("*.smk"):
+        text = path.read_text()
+        assert (
+            len(re.findall(r"^rule ", text, re.M))
+            == len(re.findall(r"mem_mb=memory\(", text))
+            == text.count("runtime=")
+        )

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from quadscape import stage
-from quadscape.errors import VerificationError
+from quadscape.errors import DeviceMemoryError, VerificationError
 from quadscape.stage import Estimate, Lock, open_stage, run_stage, verify_stage
 from quadscape.store import ArraySpec, fill_value
 
@@ -42,17 +42,21 @@ class Toy:
         stop_in: int = -1,
         mark: str = "",
         fail: str = "",
+        fits: dict[int, int] | None = None,
     ) -> None:
         self.rows, self.width, self.seed, self.version, self.pause = rows, width, seed, version, pause
         self.offered, self.memory, self.disk, self.flaw, self.fail = offered, memory, disk, flaw, fail
-        self.stop_in, self.mark = stop_in, mark
+        self.stop_in, self.mark, self.fits = stop_in, mark, fits or {}
         self.started = 0
 
     def parameters(self) -> dict[str, Any]:
         return {"rows": self.rows, "width": self.width, "seed": self.seed}
 
     def plan(self) -> dict[str, Any]:
-        return {"step": STEP, "offered": self.offered, "device": "cpu"}
+        return {"step": STEP, "offered": self.offered, "device": "cpu", "block": 8}
+
+    def smaller(self, plan: dict[str, Any]) -> dict[str, Any] | None:
+        return None if plan["block"] == 1 else {**plan, "block": plan["block"] // 2}
 
     def units(self, plan: dict[str, Any]) -> int:
         return -(-self.rows // plan["step"])
@@ -79,6 +83,8 @@ class Toy:
     def compute(self, unit: int, plan: dict[str, Any], store: Any) -> Any:
         if self.mark:
             Path(f"{self.mark}.{unit}").touch()
+        if plan["block"] > self.fits.get(unit, 8):
+            raise DeviceMemoryError(f"The device's memory does not hold {plan['block']} rows; use a larger one.")
         if unit == self.stop_in:
             os.kill(os.getpid(), signal.SIGSTOP)
         time.sleep(self.pause)

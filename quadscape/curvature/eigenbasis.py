@@ -44,7 +44,7 @@ from quadscape.curvature.verification import (
     spot_columns,
     verify_eigenbasis,
 )
-from quadscape.numerics import apply_numerics, current_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, device_memory_explained, halved, resolve_device
 from quadscape.objective import CheckpointObjectives
 from quadscape.stage import Arrays, Estimate, StageStore, open_stage
 from quadscape.store import ArraySpec
@@ -309,7 +309,8 @@ class EigenbasisTask:
         """One unit of the solver, or one block of products."""
         solver = self._solver_of(plan)
         if unit < solver.units:
-            return solver.compute(unit, store)
+            with device_memory_explained(f"the eigenproblem of {self._size} columns"):
+                return solver.compute(unit, store)
         self._solver = None  # and its memory
         unit -= solver.units
         if unit < self._overlap_units(plan):
@@ -338,8 +339,16 @@ class EigenbasisTask:
         stop = min(vectors.shape[1], start + plan["check_block"])
         objective = self._objectives.get(torch.float64, plan["device"], plan["chunk"])
         theta = self._objectives.theta
-        columns = [objective.hessian_product(theta, vector).numpy() for vector in vectors[:, start:stop].T]
+        with device_memory_explained("a product with the Hessian"):
+            columns = [objective.hessian_product(theta, vector).numpy() for vector in vectors[:, start:stop].T]
         return {"products": ((slice(0, self._size), slice(start, stop)), np.stack(columns, axis=1))}
+
+    def smaller(self, plan: dict[str, Any]) -> dict[str, Any] | None:
+        """Half of the chunks of examples in products; the solver needs what it needs."""
+        if self._solver is not None:
+            return None
+        chunk = halved({"chunk": plan["chunk"]})
+        return None if chunk is None else plan | chunk
 
     def _checked_vectors(self, plan: dict[str, Any], store: StageStore) -> np.ndarray:
         """Eigenvectors of sampled ranks, deflated sign vectors, unit vectors, sums of generators; float64."""

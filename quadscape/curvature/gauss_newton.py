@@ -45,7 +45,7 @@ from quadscape.curvature.verification import (
     verify_hessian,
 )
 from quadscape.errors import VerificationError
-from quadscape.numerics import apply_numerics, current_threads, resolve_device
+from quadscape.numerics import apply_numerics, current_threads, device_memory_explained, halved, resolve_device
 from quadscape.objective import CheckpointObjectives, Objective, Parameters, Vector
 from quadscape.stage import Arrays, Estimate, StageStore, open_stage
 from quadscape.store import ArraySpec
@@ -277,15 +277,24 @@ class GaussNewtonTask:
             start, stop = plan["runs"][unit : unit + 2]
             engine = GaussNewtonEngine(self._objective(self._config.dtype, plan), theta, plan["examples"])
             values = np.full((size, stop - start), np.nan, dtype=self._config.dtype)
-            for first, strip in engine.columns(start, stop, plan["block"]):
-                check_finite(strip.numpy(), first, "the Gauss–Newton matrix")
-                values[first:, first - start : first - start + strip.shape[1]] = strip.numpy()
+            with device_memory_explained(f"columns {start} to {stop} of the Gauss–Newton matrix"):
+                for first, strip in engine.columns(start, stop, plan["block"]):
+                    check_finite(strip.numpy(), first, "the Gauss–Newton matrix")
+                    values[first:, first - start : first - start + strip.shape[1]] = strip.numpy()
             return {"matrix": ((slice(0, size), slice(start, stop)), values)}
         first = (unit - runs) * plan["probe_block"]
         block = slice(first, min(PROBES, first + plan["probe_block"]))
-        return multiply_probes(
-            size, block, lambda dtype, v: self._objective(dtype, plan).gauss_newton_product(theta, v)
-        )
+        with device_memory_explained("a product with the Gauss–Newton matrix"):
+            return multiply_probes(
+                size, block, lambda dtype, v: self._objective(dtype, plan).gauss_newton_product(theta, v)
+            )
+
+    def smaller(self, plan: dict[str, Any]) -> dict[str, Any] | None:
+        """Half of the examples of one Jacobian and of the chunks in products; the runs of columns stay."""
+        sizes = halved({"examples": plan["examples"], **plan["chunk"]})
+        if sizes is None:
+            return None
+        return {**plan, "examples": sizes["examples"], "chunk": {name: sizes[name] for name in plan["chunk"]}}
 
     def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
         """Size, trace, norm and errors of the matrix, under `verification`."""

@@ -34,8 +34,15 @@ from quadscape.curvature.strips import (
     strip_bounds,
 )
 from quadscape.curvature.verification import PROBE_SEED, PROBES, sign_probes, verify_hessian
-from quadscape.errors import StageError, StoreError
-from quadscape.numerics import apply_numerics, current_threads, keep_large_freed_memory, resolve_device
+from quadscape.errors import DeviceMemoryError, StageError, StoreError
+from quadscape.numerics import (
+    apply_numerics,
+    current_threads,
+    device_memory_explained,
+    halved,
+    keep_large_freed_memory,
+    resolve_device,
+)
 from quadscape.objective import CheckpointObjectives, Objective
 from quadscape.stage import Arrays, Estimate, FinishedStage, StageStore, open_stage
 from quadscape.store import ArraySpec
@@ -134,17 +141,21 @@ class HessianShardTask:
             "memory_bytes": engine.memory_bytes(int(np.diff(strips).max())),
         }
 
-    def _expected_seconds(self, strips: list[int], costs: list[float], tiles: dict[str, int]) -> float:
+    def _expected_seconds(self, strips: list[int], costs: list[float], tiles: dict[str, int]) -> float | None:
         """Time of all strips at the speed of a usual one over one data chunk; shown, and no part of the plan."""
         assert self._engine is not None
         whole = self._engine.objective
         few = whole.part(slice(0, whole.chunk))
         engine = HessianEngine(few, self._objectives.theta, tiles)
         half = int(np.searchsorted(np.cumsum(costs), sum(costs) / 2))  # half of the work is before this strip
-        engine.columns(strips[half], strips[half] + 1)  # warms up
-        began = time.perf_counter()
-        engine.columns(strips[half], strips[half + 1])
-        seconds = time.perf_counter() - began
+        try:
+            with device_memory_explained("a strip of the Hessian"):
+                engine.columns(strips[half], strips[half] + 1)  # warms up
+                began = time.perf_counter()
+                engine.columns(strips[half], strips[half + 1])
+                seconds = time.perf_counter() - began
+        except DeviceMemoryError:  # `smaller` will be asked for another plan
+            return None
         counted = engine.flops(strips[half], strips[half + 1])
         return seconds * (sum(costs) / counted if counted else whole.count / few.count * len(costs))
 
@@ -179,11 +190,18 @@ class HessianShardTask:
         assert self._engine is not None
         size = self._objectives.size
         start, stop = plan["strips"][unit : unit + 2]
-        strip = self._engine.columns(start, stop).numpy()
+        with device_memory_explained(f"columns {start} to {stop} of the Hessian"):
+            strip = self._engine.columns(start, stop).numpy()
         check_finite(strip, start, "the Hessian")
         values = np.full((size, stop - start), np.nan, dtype=self._config.dtype)
         values[start:] = strip
         return {"matrix": ((slice(0, size), slice(start, stop)), values)}
+
+    def smaller(self, plan: dict[str, Any]) -> dict[str, Any] | None:
+        """Half of the engine's chunks of examples and tiles of tangents; the strips stay."""
+        self._engine = None  # and its memory
+        tiles = halved(plan["engine"][self._config.dtype])
+        return None if tiles is None else {**plan, "engine": {self._config.dtype: tiles}}
 
     def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
         """Which columns these are; what they are worth is told once all shards are there."""
@@ -288,7 +306,13 @@ class HessianTask:
         """The products with one block of probes."""
         size, theta = self._objectives.size, self._objectives.theta
         block = slice(unit * plan["probe_block"], min(PROBES, (unit + 1) * plan["probe_block"]))
-        return multiply_probes(size, block, lambda dtype, v: self._objective(dtype, plan).hessian_product(theta, v))
+        with device_memory_explained("a product with the Hessian"):
+            return multiply_probes(size, block, lambda dtype, v: self._objective(dtype, plan).hessian_product(theta, v))
+
+    def smaller(self, plan: dict[str, Any]) -> dict[str, Any] | None:
+        """Half of the chunks of examples."""
+        chunk = halved(plan["chunk"])
+        return None if chunk is None else {**plan, "chunk": chunk}
 
     def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
         """Size, a digest of matrix and products, and under `verification` trace, norm and errors of the matrix."""
