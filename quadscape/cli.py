@@ -10,9 +10,39 @@ from quadscape.errors import QuadscapeError
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    from quadscape.activity import format_activity, look
     from quadscape.status import find_stages, format_status, stage_status
 
-    print(format_status([stage_status(directory) for directory in find_stages(Path(arguments.path))]))
+    activity = look(Path.cwd())
+    path = Path(arguments.path or "results")
+    # At the very start there is a controller, but no results.
+    begun = path.is_dir() or arguments.path is not None or activity.is_empty
+    stages = [stage_status(directory) for directory in find_stages(path)] if begun else []
+    blocks = [format_activity(activity), format_status(stages)]
+    print("\n\n".join(block for block in blocks if block))
+    return activity.exit_code(stages)
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from quadscape.joblogs import format_logs
+
+    print(format_logs(Path.cwd(), arguments.rule))
+    return 0
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from quadscape.submission import submit
+
+    print(
+        submit(
+            Path.cwd(),
+            arguments.arguments,
+            local=arguments.local,
+            partition=arguments.partition,
+            account=arguments.account,
+            minutes=arguments.minutes,
+        )
+    )
     return 0
 
 
@@ -91,9 +121,28 @@ def _reference(_: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quadscape", description="Exact loss landscapes of 100k-parameter networks.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    status = commands.add_parser("status", help="progress, rate and time left of every long stage")
-    status.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
+    status = commands.add_parser(
+        "status",
+        help="controller, head, jobs, and progress, rate and time left of every long stage",
+        description="Exit code: 0 all that has begun is complete; 3 something is queued or running; 4 nothing is at "
+        "work and something is unfinished or the last head did not end well; 1 an error.",
+    )
+    status.add_argument("path", nargs="?", help="where to look for stages (default: results)")
     status.set_defaults(run=_status)
+    logs = commands.add_parser("logs", help="newest lines of the logs of a rule's jobs")
+    logs.add_argument("rule", help="for example compute_eigenbasis, or controller")
+    logs.set_defaults(run=_logs)
+    submit = commands.add_parser(
+        "submit",
+        help="keep snakemake at work for days: a controller that goes on after kills, time limits and preemption",
+        usage="quadscape submit [--local] [--partition P] [--account A] [--minutes M] -- <snakemake arguments>",
+    )
+    submit.add_argument("--local", action="store_true", help="as a process of this machine, not as a small SLURM job")
+    submit.add_argument("--partition", help="of the controller's job (default: the profile's slurm_partition)")
+    submit.add_argument("--account", help="of the controller's job (default: the profile's slurm_account)")
+    submit.add_argument("--minutes", type=int, help="after which the controller is queued again (default: 1440)")
+    submit.add_argument("arguments", nargs="*", help="snakemake's, after --")
+    submit.set_defaults(run=_submit)
     verify = commands.add_parser("verify", help="read every store and compare it with its checksums")
     verify.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
     verify.set_defaults(run=_verify)
@@ -123,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; by default the process's.
 
     Returns:
-        Exit code: 0 fine, 1 an error (one sentence on standard error) or damage found.
+        Exit code: 0 fine, 1 an error (one sentence on standard error) or damage found; 3 and 4: see `status`.
     """
     arguments = _parser().parse_args(argv)
     try:

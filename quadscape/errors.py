@@ -38,5 +38,9 @@ class FencedError(StageError):
     """Another process has taken over the stage; this one must stop without writing anything more."""
 
 
+class ClusterError(QuadscapeError):
+    """SLURM does not answer or refuses a job, or a controller cannot be submitted."""
+
+
 class VerificationError(QuadscapeError):
     """A result failed one of its a-posteriori checks; the message gives the number and the threshold."""

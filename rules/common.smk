@@ -1,10 +1,12 @@
 # Validates the experiment and names its places. Everything here is cheap: it runs at every start, also on a dry run.
-from snakemake.exceptions import WorkflowError
+import snakemake.exceptions as snakemake_exceptions
+from snakemake.exceptions import LockException, WorkflowError
 
 from quadscape.codehash import module_hash
 from quadscape.config import parse_experiment, resolved
 from quadscape.errors import QuadscapeError
 from quadscape.figures import FIGURES
+from quadscape.heads import record_head
 from quadscape.models import factory_code
 from quadscape.versions import STAGE_VERSIONS, STYLE_VERSION
 from quadscape.workflow import Places, Problem
@@ -16,6 +18,32 @@ except QuadscapeError as error:
     raise WorkflowError(str(error)) from None
 
 places = Places(experiment)
+
+
+class ExplainedLock(LockException):
+    """What Snakemake raises where it finds the directory locked, saying by whom and what to do."""
+
+    def __init__(self):
+        from quadscape.activity import explain_lock
+
+        WorkflowError.__init__(self, explain_lock())
+
+
+# Snakemake looks the name up when it raises it: only a head that would run jobs and cannot lock the directory does.
+snakemake_exceptions.LockException = ExplainedLock
+
+
+# For `quadscape status`: who is at work here, and how the last head ended.
+onstart:
+    record_head("running", on_slurm=not workflow.local_exec, logs=log)
+
+
+onsuccess:
+    record_head("finished", on_slurm=not workflow.local_exec, logs=log)
+
+
+onerror:
+    record_head("failed", on_slurm=not workflow.local_exec, logs=log)
 
 
 def probe_hash(name, *others):

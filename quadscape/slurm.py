@@ -1,0 +1,199 @@
+"""What SLURM tells of the jobs of a working directory, and the few things asked of it.
+
+Every call has a time limit, and what cannot be read is an error, never "no jobs": whoever unlocks a directory relies on
+it. A machine without SLURM is no error; it has no jobs.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quadscape.errors import ClusterError
+
+JOB_PREFIX = "quadscape_"
+"""How the names of jobs of a Snakemake head begin: `slurm-jobname-prefix` in profiles/slurm, and Snakemake's `_`."""
+CONTROLLER_NAME = "quadscape-controller"
+TIMEOUT_SECONDS = 20.0
+
+_ENDED = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+}
+# Limits of a job, a partition or an account that waiting does not change; held after failed launches. Not
+# JobHeldUser and JobHeldAdmin: a person has done that, and can undo it.
+_NEVER = re.compile(
+    r"DependencyNeverSatisfied|BadConstraints|Partition(Node|Time)Limit|AccountNotAllowed|Invalid(Account|QOS)"
+    r"|QOSNotAllowed|JobHoldMaxRequeue|launch[ _]failed[ _]requeued[ _]held|(QOS|Assoc)Max\w*PerJob\w*"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A SLURM job of this user.
+
+    Attributes:
+        id: As SLURM numbers it.
+        name: For jobs of a head: prefix and a random name of that head, the same for all its jobs.
+        state: SLURM's word, for example `PENDING`.
+        reason: Why it waits, for example `Priority`.
+        partition: Where it was submitted to.
+        nodes: Where it runs or ran.
+        rule: Rule or group, and wildcards, where Snakemake's comment tells; otherwise empty.
+        restarts: How often SLURM has put it back into the queue.
+    """
+
+    id: str
+    name: str
+    state: str
+    reason: str = ""
+    partition: str = ""
+    nodes: str = ""
+    rule: str = ""
+    restarts: int = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether it is queued, running, or coming to its end."""
+        return self.state not in _ENDED
+
+    @property
+    def queued(self) -> bool:
+        """Whether it waits for its turn."""
+        return self.state in {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"}
+
+    @property
+    def never_starts(self) -> bool:
+        """Whether it waits for what cannot come."""
+        return self.queued and _NEVER.fullmatch(self.reason) is not None
+
+    @property
+    def of_head(self) -> bool:
+        """Whether a Snakemake head of this project submitted it."""
+        return self.name.startswith(JOB_PREFIX)
+
+    @property
+    def rule_name(self) -> str:
+        """Rule or group without wildcards."""
+        return self.rule.partition(" ")[0]
+
+
+def is_available() -> bool:
+    """Whether this machine has SLURM's commands."""
+    return shutil.which("squeue") is not None
+
+
+def _call(*command: str) -> str:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"SLURM's {command[0]} did not answer within {TIMEOUT_SECONDS:.0f} s.") from None
+    except OSError as error:
+        raise ClusterError(f"SLURM's {command[0]} cannot be run: {error.strerror}.") from None
+    if done.returncode:
+        message = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise ClusterError(f"SLURM's {command[0]} failed: {message.rstrip('.')}.")
+    return done.stdout
+
+
+def _rule(comment: str) -> str:
+    """Snakemake's comment `rule_train_wildcards_a` as `train a`."""
+    if not comment.startswith("rule_"):
+        return ""
+    rule, _, wildcards = comment.removeprefix("rule_").partition("_wildcards_")
+    return f"{rule} {wildcards}".rstrip()
+
+
+def _parse(output: str, root: Path, command: str) -> list[Job]:
+    """Jobs of a working directory from lines `id|state|reason|partition|nodes|name|directory|comment`."""
+    found = []
+    for line in output.splitlines():
+        if not line.strip():
+            continue
+        fields = line.split("|")
+        if len(fields) < 8 or not re.fullmatch(r"\d+\S*", fields[0]) or not re.match(r"[A-Z_]+\b", fields[1]):
+            raise ClusterError(f"SLURM's {command} gave a line that is none of its jobs: '{line[:80]}'.")
+        number, state, reason, partition, nodes, name = fields[:6]
+        directory, comment = "|".join(fields[6:-1]), fields[-1]
+        if name != CONTROLLER_NAME and not name.startswith(JOB_PREFIX):
+            continue
+        if os.path.realpath(directory) == os.path.realpath(root):
+            state = state.split()[0]  # sacct: "CANCELLED by 1000"
+            found.append(Job(number, name, state, reason, partition, nodes, _rule(comment)))
+    return found
+
+
+def list_jobs(root: Path) -> list[Job]:
+    """The jobs of this user and of a working directory that SLURM still has in its queue's memory.
+
+    Args:
+        root: The working directory.
+
+    Returns:
+        Controllers and jobs of heads, active and lately ended; none where there is no SLURM.
+
+    Raises:
+        ClusterError: It does not answer, or not with jobs.
+    """
+    if not is_available():
+        return []
+    common = ("squeue", "--noheader", "--states=all", f"--user={os.getuid()}")
+    try:
+        output = _call(*common, "--format=%i|%T|%r|%P|%N|%j|%Z|%k")
+    except ClusterError as error:
+        if "configuration source" in str(error):  # the commands are installed, but there is no cluster
+            return []
+        raise
+    jobs = _parse(output, root, "squeue")
+    if not jobs:
+        return []
+    restarts = dict(line.split()[:2] for line in _call(*common, "--Format=JobID:30,RestartCnt:12").splitlines() if line)
+    return [
+        Job(**(vars(job) | {"restarts": int(count) if (count := restarts.get(job.id, "0")).isdecimal() else 0}))
+        for job in jobs
+    ]
+
+
+def list_recorded_jobs(root: Path) -> list[Job]:
+    """The jobs of the last seven days that SLURM's accounting has recorded.
+
+    Args:
+        root: The working directory.
+
+    Returns:
+        Like `list_jobs`, longer remembered; none where accounting does not run or does not answer.
+    """
+    if shutil.which("sacct") is None:
+        return []
+    columns = "JobIDRaw,State,Reason,Partition,NodeList,JobName,WorkDir,Comment"
+    try:
+        output = _call(
+            *("sacct", "--allocations", "--noheader", "--parsable2", f"--format={columns}"),
+            *("--starttime=now-7days", f"--user={os.getuid()}"),
+        )
+        return _parse(output, root, "sacct")
+    except ClusterError:
+        return []
+
+
+def cancel_jobs(jobs: Sequence[Job]) -> None:
+    """Cancels jobs."""
+    _call("scancel", *(job.id for job in jobs))
+
+
+def requeue_job(job: Job) -> None:
+    """Puts a job, running or ended, back into the queue; its head goes on to wait for it."""
+    _call("scontrol", "requeue", job.id)
