@@ -37,6 +37,7 @@ CPUS, MEMORY_MB, GPUS = 16, 64000, 2
 # Character devices that are there anyway stand for GPUs; SLURM does not open them.
 FAKE_GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")[:GPUS]
 
+# Seconds. SLURM looks every 30 s whether a grace time or a time limit is over.
 GRACE, LONG_GRACE, KILL_WAIT, NODE_TIMEOUT = 2, 60, 3, 20
 
 
