@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ EXPERIMENT: dict[str, Any] = {
 }
 
 
-class Broken(AssertionError):
+class BrokenPromiseError(AssertionError):
     """What the project promises did not hold."""
 
 
@@ -47,10 +47,10 @@ def require(condition: object, message: str) -> None:
     """Says what is wrong, with and without pytest.
 
     Raises:
-        Broken: The condition does not hold.
+        BrokenPromiseError: The condition does not hold.
     """
     if not condition:
-        raise Broken(message)
+        raise BrokenPromiseError(message)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,20 @@ CURVATURE = Chain(
     "compute_hessian_shard",
 )
 CHAINS = (TRAINING, CURVATURE)
+SHARDS = 3
+SHARDED = Chain(
+    "shards",
+    CURVATURE.target,
+    (*(f"{CHECKPOINT}/hessian_shards/{k}-of-{SHARDS}" for k in range(1, SHARDS + 1)), *CURVATURE.stages[1:]),
+    CURVATURE.rule,
+)
+# Trained less, and with a Hessian that takes long enough in three parts.
+SHARDED_EXPERIMENT: dict[str, Any] = {
+    **EXPERIMENT,
+    "model": {"factory": "cnn", "channels": [8, 8]},
+    "training": {**EXPERIMENT["training"], "iterations": 256},
+    "curvature": {"shards": SHARDS},
+}
 
 
 def environment(path: Path) -> dict[str, str]:
@@ -155,20 +169,22 @@ def decoded(directory: Path) -> dict[str, np.ndarray]:
 
 
 class Prepared:
-    """A checkout with an undisturbed run of every chain.
+    """A checkout with an undisturbed run of some chains.
 
     Attributes:
         checkout: The checkout.
         units: Number of units of each chain, by its name.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, chains: Sequence[Chain] = CHAINS, experiment: Mapping[str, Any] = EXPERIMENT
+    ) -> None:
         self.checkout = ClusterCheckout(path)
         self.checkout.link()
-        self.checkout.configure(**EXPERIMENT)
+        self.checkout.configure(**experiment)
+        options = ["--profile", "profiles/local", "--cores", "1", "--configfile", "tiny.yaml"]
         done = subprocess.run(
-            [sys.executable, "-m", "snakemake", *(chain.target for chain in CHAINS), "--profile", "profiles/local"]
-            + ["--cores", "1", "--configfile", "tiny.yaml"],
+            [sys.executable, "-m", "snakemake", *(chain.target for chain in chains), *options],
             cwd=path,
             env=environment(path),
             capture_output=True,
@@ -178,7 +194,7 @@ class Prepared:
         require(done.returncode == 0, f"The undisturbed run failed:\n{done.stdout}\n{done.stderr}")
         self.units = {
             chain.name: sum(int(open_stage(path / stage).manifest["units"]) for stage in chain.stages)
-            for chain in CHAINS
+            for chain in chains
         }
         for name, units in self.units.items():
             require(units >= 10, f"{name} has {units} units, too few to be interrupted between")
@@ -197,7 +213,7 @@ class Prepared:
         """Checks that a chain's manifests and decoded arrays are those of the undisturbed run.
 
         Raises:
-            Broken: They are not.
+            BrokenPromiseError: They are not.
         """
         for stage in chain.stages:
             found, expected = checkout.path / stage, self.checkout.path / stage

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,7 @@ FAKE_GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")[:GPUS]
 GRACE, LONG_GRACE, KILL_WAIT, NODE_TIMEOUT = 2, 60, 3, 20
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """SLURM cannot run here; says why."""
 
 
@@ -81,21 +81,21 @@ def install() -> None:
     """Installs Debian's packages where they are missing.
 
     Raises:
-        Unavailable: They cannot be installed here.
+        UnavailableError: They cannot be installed here.
     """
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     if getpass.getuser() != "root":
-        raise Unavailable("the daemons of a SLURM cluster need root")
+        raise UnavailableError("the daemons of a SLURM cluster need root")
     if all(map(shutil.which, COMMANDS)):
         return
     if shutil.which("apt-get") is None:
-        raise Unavailable(f"SLURM is not installed, and there is no apt-get to install {' '.join(PACKAGES)}")
+        raise UnavailableError(f"SLURM is not installed, and there is no apt-get to install {' '.join(PACKAGES)}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *PACKAGES]):
         done = subprocess.run(["apt-get", *command], capture_output=True, text=True, timeout=600, env=environment)
         if done.returncode:
             words = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-            raise Unavailable(f"apt-get {' '.join(command)} failed: {words[-1]}")
+            raise UnavailableError(f"apt-get {' '.join(command)} failed: {words[-1]}")
 
 
 def _why_no_cgroups() -> str:
@@ -162,7 +162,7 @@ class Cluster:
         """Starts everything, and waits until the nodes are idle.
 
         Raises:
-            Unavailable: It cannot run here.
+            UnavailableError: It cannot run here.
         """
         install()
         self._lock = os.open("/run/quadscape-slurm.lock", os.O_CREAT | os.O_RDWR)
@@ -170,7 +170,7 @@ class Cluster:
         try:
             _clean_up_after_a_killed_run()
             if _succeeds("scontrol", "ping"):
-                raise Unavailable("this machine has a SLURM of its own, which the tests must not touch")
+                raise UnavailableError("this machine has a SLURM of its own, which the tests must not touch")
             self._root = Path(tempfile.mkdtemp(prefix="quadscape-slurm-", dir="/var/tmp"))
             self._root.chmod(0o755)
             for name in ("state", "log", "pid"):
@@ -338,7 +338,7 @@ class Cluster:
 
     def _start_accounting(self) -> None:
         if Path(DATABASE_SOCKET).exists() and _succeeds("mariadb-admin", "--socket", DATABASE_SOCKET, "ping"):
-            raise Unavailable(f"this machine has a database of its own at {DATABASE_SOCKET}")
+            raise UnavailableError(f"this machine has a database of its own at {DATABASE_SOCKET}")
         home = self._root / "database"
         for directory in (home, Path(DATABASE_SOCKET).parent):
             directory.mkdir(exist_ok=True)
@@ -395,7 +395,7 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running(slots: int = 4, accounting: bool = False) -> Iterator[Cluster]:
+def running(slots: int = 4, accounting: bool = False) -> Generator[Cluster]:
     """A cluster that is stopped at the end."""
     cluster = Cluster(slots, accounting)
     cluster.start()
@@ -435,7 +435,7 @@ def _command(pid: int) -> str:
 
 
 def _end_steps() -> None:
-    """Ends the shepherds of jobs that outlived their node's daemon; only a test cluster of this machine can be theirs."""
+    """Ends the shepherds of jobs that outlived their node's daemon; they are a test cluster's, there is no other."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and re.match(r"slurmstepd: \[", _command(int(entry.name))):
             with contextlib.suppress(ProcessLookupError):

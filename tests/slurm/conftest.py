@@ -7,8 +7,8 @@ import pytest
 
 pytest.register_assert_rewrite("tests.slurm.chain", "tests.slurm.events")
 
-from tests.slurm.chain import Prepared  # noqa: E402
-from tests.slurm.cluster import Cluster, Unavailable  # noqa: E402
+from tests.slurm.chain import Prepared  # ruff: ignore[module-import-not-at-top-of-file]
+from tests.slurm.cluster import Cluster, UnavailableError  # ruff: ignore[module-import-not-at-top-of-file]
 
 Clusters = Callable[[bool], Cluster]
 
@@ -26,7 +26,7 @@ def clusters() -> Iterator[Clusters]:
         cluster = Cluster(accounting=accounting)
         try:
             cluster.start()
-        except Unavailable as why:
+        except UnavailableError as why:
             pytest.skip(f"no SLURM can be started here: {why}")
         if cluster.no_cgroups:
             print(f"\nJobs are tracked and limited without cgroups: {cluster.no_cgroups}")

@@ -15,13 +15,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 from quadscape.stage import STALE_SECONDS, present_owner, process_is_alive
-from tests.slurm.chain import Broken, Chain, Prepared, environment, require
+from tests.slurm.chain import BrokenPromiseError, Chain, Prepared, environment, require
 from tests.slurm.cluster import GPUS, NODE_TIMEOUT, Cluster, Slot, ask, until
 
 PATIENCE = 400.0
@@ -30,7 +32,7 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_F
 CONTROLLER = "quadscape-controller"
 
 
-class Skipped(Exception):
+class ImpossibleError(Exception):
     """This event cannot be caused here; says why."""
 
 
@@ -126,7 +128,7 @@ class Scenario:
         try:
             code = head.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            raise Broken(f"the head has not ended after {PATIENCE:.0f} s\n{self.describe()}") from None
+            raise BrokenPromiseError(f"the head has not ended after {PATIENCE:.0f} s\n{self.describe()}") from None
         require(code == 0, f"the head ended with exit code {code}\n{self.describe()}")
 
     def submit(self, *options: str) -> subprocess.CompletedProcess[str]:
@@ -155,7 +157,8 @@ class Scenario:
         """Waits for a controller's job to end well."""
         self.wait(lambda: self.state(number) in ENDED, "the end of the controller")
         require(
-            self.state(number) == "COMPLETED", f"the controller's job {number} is {self.state(number)}\n{self.describe()}"
+            self.state(number) == "COMPLETED",
+            f"the controller's job {number} is {self.state(number)}\n{self.describe()}",
         )
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -166,7 +169,7 @@ class Scenario:
         try:
             until(condition, seconds, what)
         except TimeoutError as error:
-            raise Broken(f"{error}\n{self.describe()}") from None
+            raise BrokenPromiseError(f"{error}\n{self.describe()}") from None
 
     def jobs(self, ended: bool = False) -> list[Job]:
         """SLURM's jobs of this checkout."""
@@ -197,7 +200,7 @@ class Scenario:
         """Process and job that work on a stage now.
 
         Raises:
-            Broken: There is none.
+            BrokenPromiseError: There is none.
         """
         for directory in self.chain.stages:
             owner = present_owner(self.checkout.path / directory)
@@ -206,7 +209,7 @@ class Scenario:
                 starts = [e for e in self.checkout.stage_events(directory) if e["pid"] == process and "job" in e]
                 if starts:
                     return process, str(starts[-1]["job"])
-        raise Broken(f"nothing is at work where something should be\n{self.describe()}")
+        raise BrokenPromiseError(f"nothing is at work where something should be\n{self.describe()}")
 
     def moment(self, earliest: float = 0.0, latest: float = 0.85) -> tuple[int, str]:
         """Waits for a random moment, between two shares of the chain's units.
@@ -221,7 +224,7 @@ class Scenario:
 
         def looks() -> bool:
             # Between two stages of a group nobody is at work for a while.
-            with contextlib.suppress(Broken):
+            with contextlib.suppress(BrokenPromiseError):
                 found.append(self.at_work())
             return bool(found)
 
@@ -287,7 +290,9 @@ class Scenario:
             for event in events:
                 if event["directory"] == directory and event["event"] == "unit":
                     if event["pid"] in owners[:-1]:
-                        raise Broken(f"two processes wrote {directory} in turns: {owners}\n{self.describe()}")
+                        raise BrokenPromiseError(
+                            f"two processes wrote {directory} in turns: {owners}\n{self.describe()}"
+                        )
                     if event["pid"] not in owners:
                         owners.append(event["pid"])
 
@@ -348,8 +353,8 @@ def _short(event: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _slowly(process: int) -> Iterator[None]:
-    """Lets a script work a tenth of the time: SLURM looks at limits every 30 s only, and it must not be done by then."""
+def slowly(process: int) -> Generator[None]:
+    """Lets a script work a tenth of the time, so that it is not done before SLURM looks at limits, every 30 s."""
     over = threading.Event()
 
     def hold() -> None:
@@ -374,7 +379,7 @@ def preemption(scenario: Scenario) -> None:
     head = scenario.start_head()
     process, number = scenario.moment(latest=0.5)
     scenario.happens()
-    with _slowly(process):
+    with slowly(process):
         scenario.preempt(scenario.job(number)["NodeList"], f"--gres=gpu:{GPUS}")
     scenario.finish(head)
     require(int(scenario.job(number)["Restarts"]) >= 1, f"job {number} was not requeued\n{scenario.describe()}")
@@ -420,7 +425,7 @@ def time_limit(scenario: Scenario) -> None:
     process, number = scenario.moment(latest=0.5)
     scenario.happens()
     ask("scontrol", "update", f"JobId={number}", f"EndTime={time.strftime('%Y-%m-%dT%H:%M:%S')}")
-    with _slowly(process):
+    with slowly(process):
         scenario.wait(lambda: scenario.state(number) in ENDED, "the time limit", 120)
     require(scenario.state(number) == "TIMEOUT", f"job {number} is {scenario.state(number)}\n{scenario.describe()}")
     scenario.finish(head)
@@ -458,7 +463,7 @@ while True:
 def out_of_memory(scenario: Scenario) -> None:
     """The job's memory is used up, and the kernel kills the script."""
     if scenario.cluster.no_cgroups:
-        raise Skipped(f"SLURM does not limit memory here: {scenario.cluster.no_cgroups}")
+        raise ImpossibleError(f"SLURM does not limit memory here: {scenario.cluster.no_cgroups}")
     head = scenario.start_head()
     process, number = scenario.moment()
     lines = Path(f"/proc/{process}/cgroup").read_text().splitlines()
@@ -599,6 +604,8 @@ EVENTS: dict[str, Callable[[Scenario], None]] = {
     "controller preemption": controller_preemption,
     "two controllers": two_controllers,
 }
+LONGEST = ("node failure", "controller time limit", "controller preemption", "two controllers", "head killed")
+"""To be begun first, so that none of them is alone at the end."""
 RESOURCES: dict[str, dict[str, Any]] = {"finish within grace": {"slurm_partition": "gpupatient"}}
 """What an event's jobs ask for beside what the profile says."""
 
@@ -629,3 +636,31 @@ def run_event(
     except BaseException:
         scenario.tidy()
         raise
+
+
+class Pool:
+    """Runs scenarios, as many at a time as there are nodes for: most of their time is waiting."""
+
+    def __init__(self, cluster: Cluster, prepared: Prepared, directory: Path) -> None:
+        self._cluster, self._prepared, self._directory = cluster, prepared, directory
+        self._free: Queue[Slot] = Queue()
+        for slot in cluster.slots:
+            self._free.put(slot)
+        self._threads = ThreadPoolExecutor(len(cluster.slots))
+
+    def submit(self, event: str, chain: Chain, seed: int) -> Future[Record]:
+        """Queues a scenario."""
+        return self._threads.submit(self._run, event, chain, seed)
+
+    def _run(self, event: str, chain: Chain, seed: int) -> Record:
+        directory = self._directory / f"{event} {chain.name} {seed}".replace(" ", "-")
+        directory.mkdir()
+        slot = self._free.get()
+        try:
+            return run_event(self._cluster, slot, self._prepared, directory, event, chain, seed)
+        finally:
+            self._free.put(slot)
+
+    def close(self) -> None:
+        """Waits for what runs; what has not begun is left."""
+        self._threads.shutdown(cancel_futures=True)
