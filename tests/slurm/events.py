@@ -252,6 +252,12 @@ class Scenario:
     # -----------------------------------------------------------------------------------------------------------------
     # Disturbing
 
+    def returns(self, number: str) -> None:
+        """Waits until a requeued controller runs again, and remembers for how long."""
+        began = time.time()
+        self.wait(lambda: self.state(number) in {"RUNNING", "COMPLETED"}, "the controller's return")
+        self.record.resume = time.time() - began
+
     def preempt(self, node: str, *request: str) -> None:
         """An urgent job takes a node, and is gone after a second."""
         number = ask(
@@ -546,29 +552,29 @@ def head_interrupted(scenario: Scenario) -> None:
 def controller_time_limit(scenario: Scenario) -> None:
     """The controller's time is over; it requeues itself, and the chain's job goes on."""
     number = scenario.start_controller("--minutes", "1")
-    scenario.moment(latest=0.5)
-    _controller_returns(scenario, number)
+    process, _ = scenario.moment(latest=0.5)
+    restarts = _restarts(scenario, number)
+    with slowly(process):
+        scenario.wait(lambda: _restarts(scenario, number) > restarts, "the controller's time limit")
+        scenario.returns(number)
     scenario.finish_controller(number)
 
 
 def controller_preemption(scenario: Scenario) -> None:
     """An urgent job takes the controller's node; SLURM requeues the controller, and the chain's job goes on."""
     number = scenario.start_controller()
-    scenario.moment(latest=0.5)
-    began = time.time()
-    scenario.preempt(scenario.slot.host, "--exclusive")
-    _controller_returns(scenario, number)
-    scenario.record.resume = time.time() - began
+    process, _ = scenario.moment(latest=0.5)
+    with slowly(process):
+        scenario.preempt(scenario.slot.host, "--exclusive")
+        require(_restarts(scenario, number), f"the controller was not requeued\n{scenario.describe()}")
+        scenario.returns(number)
     scenario.finish_controller(number)
 
 
-def _controller_returns(scenario: Scenario, number: str) -> None:
-    def runs_again() -> bool:
-        job = scenario.job(number)
-        require(job["JobState"] not in ENDED or int(job["Restarts"]), f"the controller ended\n{scenario.describe()}")
-        return int(job["Restarts"]) >= 1 and job["JobState"] in {"RUNNING", "COMPLETED"}
-
-    scenario.wait(runs_again, "the controller's return")
+def _restarts(scenario: Scenario, number: str) -> int:
+    job = scenario.job(number)
+    require(job["JobState"] not in ENDED, f"the controller's job is {job['JobState']}\n{scenario.describe()}")
+    return int(job["Restarts"])
 
 
 def two_controllers(scenario: Scenario) -> None:
