@@ -164,7 +164,8 @@ def _controller_lines(activity: Activity) -> list[str]:
     for job in activity.controllers:
         if f"SLURM job {job.id}" not in labels:
             labels.add(f"SLURM job {job.id}")
-            doing = f"queued ({job.reason})" if job.queued else f"{job.state.lower()} on {job.nodes}, not yet at work"
+            doing = f"queued ({job.reason})" if job.queued else f"{job.state.lower()} on {job.nodes}"
+            doing += ", waits for its turn" if job.state == "RUNNING" else ""
             lines.append(f"SLURM job {job.id}: {doing}{_times(job.restarts)}")
     newer = state is not None and (
         activity.last is None or activity.last.controlled or state.updated > activity.last.updated

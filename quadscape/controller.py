@@ -302,8 +302,9 @@ class Controller:
             # A head that was itself told to end is no failure: this job is about to be killed, and perhaps requeued.
             time.sleep(_END_SECONDS)
         tail = _tail(self._log, offset)
-        self._report("failed", f"failed: {what} ended with code {code}", tail=tail)
-        self._say(f"{what} ended with code {code}; nothing is repeated, since the next head may fail alike.")
+        end = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
+        self._report("failed", f"failed: {what} {end}", tail=tail)
+        self._say(f"{what} {end}; nothing is repeated, since the next one may end alike.")
         return code if 0 < code < 128 else 1
 
     def _command(self) -> list[str]:

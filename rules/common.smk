@@ -20,7 +20,7 @@ except QuadscapeError as error:
 places = Places(experiment)
 
 
-class ExplainedLock(LockException):
+class DirectoryIsLocked(LockException):
     """What Snakemake raises where it finds the directory locked, saying by whom and what to do."""
 
     def __init__(self):
@@ -30,7 +30,7 @@ class ExplainedLock(LockException):
 
 
 # Snakemake looks the name up when it raises it: only a head that would run jobs and cannot lock the directory does.
-snakemake_exceptions.LockException = ExplainedLock
+snakemake_exceptions.LockException = DirectoryIsLocked
 
 
 # For `quadscape status`: who is at work here, and how the last head ended.

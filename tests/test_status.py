@@ -257,12 +257,17 @@ def test_table() -> None:
     assert "\nhessian  " in format_status([status_of("results/x/a/hessian")])
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
     worker = stopped_in(tmp_path / "running", 2)
     run_stage(Toy(), tmp_path / "done", log=silent)
-    assert main(["status", str(tmp_path)]) == 0
+    assert main(["status", str(tmp_path)]) == 3
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["done", "complete"], ["running", "running"]]
-    worker.signal(signal.SIGKILL)
+    assert main(["status", str(tmp_path / "done")]) == 0
+    worker.kill()
+    assert main(["status", str(tmp_path)]) == 4
+    capsys.readouterr()
     assert main(["status", str(tmp_path / "nowhere")]) == 1
     assert "no directory" in capsys.readouterr().err

@@ -18,7 +18,17 @@ from torch.func import grad, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from quadscape.curvature.graph import Graph, Node, trace
-from quadscape.curvature.rules import Affine, Expansion, Rule, Tangent, laid_out, rule_for, with_onednn
+from quadscape.curvature.rules import (
+    Adjoint,
+    Affine,
+    Expansion,
+    Rule,
+    Tangent,
+    laid_out,
+    plain,
+    rule_for,
+    with_onednn,
+)
 from quadscape.losses import example_losses
 from quadscape.models import check_sum_over_examples
 from quadscape.objective import Objective, Vector
@@ -273,7 +283,7 @@ class HessianEngine:
 
     def _carry(
         self, traced: _Traced, seeds: dict[str, Tangent], first: int
-    ) -> Iterator[tuple[Node, list[Tangent | None], Tensor | None]]:
+    ) -> Iterator[tuple[Node, list[Tangent | None], Adjoint | None]]:
         """Carries directions to the outputs and back.
 
         Args:
@@ -286,21 +296,30 @@ class HessianEngine:
         """
         graph, rules, depends = traced.graph, traced.rules, traced.depends
         tangents: dict[str, Tangent | None] = dict(seeds)
+
+        def of_inputs(node: Node) -> list[Tangent | None]:
+            for name in () if rules[node.name].takes_tangent_factor else node.inputs:
+                if (moving := tangents.get(name)) is not None:
+                    tangents[name] = moving.plain()
+            return [tangents.get(name) for name in node.inputs]
+
         for node in graph.nodes:
             if node.name not in tangents and any(tangents.get(i) is not None for i in node.inputs):
-                tangents[node.name] = rules[node.name].tangent([tangents.get(i) for i in node.inputs])
+                tangents[node.name] = rules[node.name].tangent(of_inputs(node))
         last = tangents.get(graph.outputs)
         if last is None:
             return
+        last = last.plain()
         outputs, labels = self._outputs, self._labels
         slope = grad(lambda z: example_losses(z, labels, self.objective.loss_kind).sum())
         turned = vmap(lambda d: jvp(slope, (outputs,), (d,))[1])(last.dense(outputs.shape))
-        adjoints: dict[str, Tensor] = {graph.outputs: turned}
+        adjoints: dict[str, Adjoint] = {graph.outputs: turned}
         for node in reversed(graph.nodes):
             if depends[node.name] < first:
                 continue
-            adjoint = adjoints.pop(node.name, None)
-            moving = [tangents.get(i) for i in node.inputs]
+            adjoint, moving = adjoints.pop(node.name, None), of_inputs(node)
+            if not rules[node.name].takes_adjoint_factor:
+                adjoint = plain(adjoint)
             if adjoint is None and not any(t is not None for t in moving):
                 continue
             if any(i in graph.parameters and graph.parameters[i] >= first for i in node.inputs):
@@ -310,7 +329,8 @@ class HessianEngine:
                 parts = rules[node.name].adjoint_tangent(moving, adjoint, wanted)
                 for name, part in zip(node.inputs, parts, strict=True):
                     if part is not None:
-                        adjoints[name] = adjoints[name] + part if name in adjoints else part
+                        other = plain(adjoints.get(name))
+                        adjoints[name] = part if other is None else other + plain(part)
             if node.name not in seeds:
                 tangents[node.name] = None
 

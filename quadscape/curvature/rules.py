@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch.func import jvp, vjp, vmap
@@ -50,16 +50,62 @@ def laid_out(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """Directions of an adjoint that are still to be multiplied with a factor per channel.
+
+    A pass over memory is saved where the next product can take the factor into its weight.
+
+    Attributes:
+        data: Shape (S, n, channels, …).
+        factor: Shape (1, channels, 1, …).
+        total: Sum of the data over positions, shape (S, n, channels), where it is known.
+    """
+
+    data: Tensor
+    factor: Tensor
+    total: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def plain(self) -> Tensor:
+        """The directions."""
+        return self.data * self.factor
+
+
+Adjoint = Tensor | Scaled
+
+
+@overload
+def plain(adjoint: Adjoint) -> Tensor: ...
+
+
+@overload
+def plain(adjoint: Adjoint | None) -> Tensor | None: ...
+
+
+def plain(adjoint: Adjoint | None) -> Tensor | None:
+    """An adjoint without a pending factor."""
+    return adjoint.plain() if isinstance(adjoint, Scaled) else adjoint
+
+
+@dataclass(frozen=True)
 class Tangent:
     """Directions of one value; zero outside a range of channels, which are axis 1 of the value.
 
     Attributes:
         data: Shape (S, n, channels of the range, …), or (S, *shape) where the range is None.
         first: First channel of the range; None: all of the value.
+        factor: What the data are still to be multiplied with, shape (1, channels of the value, 1, …); None: nothing.
     """
 
     data: Tensor
     first: int | None = None
+    factor: Tensor | None = None
+
+    def plain(self) -> Tangent:
+        """The same without a pending factor."""
+        return self if self.factor is None else Tangent(self.data * self.part(self.factor), self.first)
 
     @property
     def channels(self) -> slice:
@@ -134,7 +180,12 @@ class Rule:
         active: Positions of the inputs that depend on parameters.
         values: Values of the inputs.
         adjoint: ḡ of the output.
+        takes_tangent_factor: Whether tangents of the inputs may come with a pending factor.
+        takes_adjoint_factor: Whether adjoint tangents of the output may.
     """
+
+    takes_tangent_factor = False
+    takes_adjoint_factor = False
 
     def __init__(self, node: Node, graph: Graph) -> None:
         self.node = node
@@ -198,8 +249,8 @@ class Rule:
         return Tangent(_each(lambda *d: _jvp(function, primals, d), directions))
 
     def adjoint_tangent(
-        self, tangents: Sequence[Tangent | None], adjoint: Tensor | None, wanted: Sequence[bool]
-    ) -> list[Tensor | None]:
+        self, tangents: Sequence[Tangent | None], adjoint: Adjoint | None, wanted: Sequence[bool]
+    ) -> list[Adjoint | None]:
         """ḡ̇ of each input that is wanted.
 
         Args:
@@ -210,9 +261,10 @@ class Rule:
         Returns:
             By input, shape (S, *shape); None where it is zero or not wanted.
         """
+        adjoint = plain(adjoint)
         primals = tuple(self.values[i] for i in self.active)
         function = self._of_active(self.values)
-        found: list[Tensor | None] = [None] * len(self.values)
+        found: list[Adjoint | None] = [None] * len(self.values)
         moving = [] if self.linear else [t for t in tangents if t is not None]
         if moving:
             directions = tuple(self._directions(tangents))
@@ -233,7 +285,7 @@ class Rule:
     def add_rows(
         self,
         tangents: Sequence[Tangent | None],
-        adjoint: Tensor | None,
+        adjoint: Adjoint | None,
         targets: Sequence[Tensor | None],
         expansion: Expansion,
         first: int,
@@ -247,17 +299,18 @@ class Rule:
             expansion: What turns the S directions into K columns.
             first: Rows of a layer's weight below this output are not needed and may be left as they are.
         """
+        adjoint = plain(adjoint)
         moving = [adjoint, *(None if t is None else t.data for t in tangents)]
         for part, expand in expansion.parts(max((d[0].nbytes for d in moving if d is not None), default=0)):
             expanded = [None if t is None else Tangent(expand(t.data), t.first) for t in tangents]
             pulled = None if adjoint is None else expand(adjoint)
             found = self.adjoint_tangent(expanded, pulled, [target is not None for target in targets])
-            for target, rows in zip(targets, found, strict=True):
+            for target, rows in zip(targets, map(plain, found), strict=True):
                 if target is not None and rows is not None:
                     target[part] += rows
 
     def _added(
-        self, tangents: Sequence[Tangent | None], adjoint: Tensor | None, wanted: Sequence[bool]
+        self, tangents: Sequence[Tangent | None], adjoint: Adjoint | None, wanted: Sequence[bool]
     ) -> list[Tensor | None]:
         """What `add_rows` adds, by input: for inputs that are functions of parameters."""
         count = next(len(d) for d in (adjoint, *(t.data for t in tangents if t is not None)) if d is not None)
@@ -316,6 +369,8 @@ def _vjp_jvp(
 class Pointwise(Rule):
     """y = f(x) element by element: both derivatives are numbers per element."""
 
+    takes_tangent_factor = True
+
     def prepare(self, values: Sequence[Tensor], output: Tensor, adjoint: Tensor) -> None:
         """Evaluates f′ and ḡ·f″."""
         super().prepare(values, output, adjoint)
@@ -329,19 +384,29 @@ class Pointwise(Rule):
                 (second,) = torch.autograd.grad(slope, x, torch.ones_like(slope), allow_unused=True)
                 self.second = None if second is None else second * adjoint
         self.slope = slope.detach()
+        self._scaled: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def _times(self, name: str, value: Tensor, factor: Tensor | None) -> Tensor:
+        """A derivative times a pending factor, which is the same one for all directions of a data chunk."""
+        if factor is None:
+            return value
+        if name not in self._scaled or self._scaled[name][0] is not factor:
+            self._scaled[name] = factor, value * factor
+        return self._scaled[name][1]
 
     def tangent(self, tangents: Sequence[Tangent | None]) -> Tangent:
         """f′·ẋ."""
         moving = tangents[self.active[0]]
         assert moving is not None
-        return Tangent(moving.data * moving.part(self.slope), moving.first)
+        return Tangent(moving.data * moving.part(self._times("slope", self.slope, moving.factor)), moving.first)
 
     def adjoint_tangent(
-        self, tangents: Sequence[Tangent | None], adjoint: Tensor | None, wanted: Sequence[bool]
-    ) -> list[Tensor | None]:
+        self, tangents: Sequence[Tangent | None], adjoint: Adjoint | None, wanted: Sequence[bool]
+    ) -> list[Adjoint | None]:
         """f′·ḡ̇ + ḡ·f″·ẋ."""
+        adjoint = plain(adjoint)
         (position,) = self.active
-        found: list[Tensor | None] = [None] * len(self.values)
+        found: list[Adjoint | None] = [None] * len(self.values)
         moving = tangents[position] if self.second is not None else None
         if not wanted[position] or (adjoint is None and moving is None):
             return found
@@ -353,7 +418,7 @@ class Pointwise(Rule):
         if moving is not None:
             assert self.second is not None
             target = result if moving.first is None else result[:, :, moving.channels]
-            target.addcmul_(moving.data, moving.part(self.second))
+            target.addcmul_(moving.data, moving.part(self._times("second", self.second, moving.factor)))
         found[position] = result
         return found
 
@@ -384,9 +449,10 @@ class Sum(Rule):
         return Tangent(result)
 
     def adjoint_tangent(
-        self, tangents: Sequence[Tangent | None], adjoint: Tensor | None, wanted: Sequence[bool]
-    ) -> list[Tensor | None]:
+        self, tangents: Sequence[Tangent | None], adjoint: Adjoint | None, wanted: Sequence[bool]
+    ) -> list[Adjoint | None]:
         """ḡ̇ and ±αḡ̇."""
+        adjoint = plain(adjoint)
         if adjoint is None:
             return [None, None]
         return [
@@ -406,10 +472,11 @@ class SpatialMean(Rule):
         return Tangent(flat.unflatten(0, moving.data.shape[:2]), moving.first)
 
     def adjoint_tangent(
-        self, tangents: Sequence[Tangent | None], adjoint: Tensor | None, wanted: Sequence[bool]
-    ) -> list[Tensor | None]:
+        self, tangents: Sequence[Tangent | None], adjoint: Adjoint | None, wanted: Sequence[bool]
+    ) -> list[Adjoint | None]:
         """ḡ̇ spread evenly."""
-        found: list[Tensor | None] = [None] * len(self.values)
+        adjoint = plain(adjoint)
+        found: list[Adjoint | None] = [None] * len(self.values)
         if adjoint is not None and wanted[0]:
             found[0] = self.spread(adjoint)
         return found
@@ -431,6 +498,11 @@ class AveragePooling(SpatialMean):
         given = self.node.arguments[0]
         settings: tuple[Any, ...] = (*given, *(None, None, [], [0, 0], False, True, None)[len(given) :])
         _, kernel, stride, padding, ceiling, padded, divisor = settings
+        kernel = [*kernel, *kernel][:2]
+        if [*(stride or kernel), *(stride or kernel)][:2] == kernel and not any(padding) and divisor is None:
+            tiles = [size // step for size, step in zip(x.shape[2:], kernel, strict=True)]
+            if all(tile * step == size for tile, step, size in zip(tiles, kernel, x.shape[2:], strict=True)):
+                return self._spread_tiles(adjoint, kernel)
         like = torch.empty(  # only its shape, and the order of its axes in memory, are read
             (len(adjoint) * len(x), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=_format(x)
         )
@@ -438,6 +510,16 @@ class AveragePooling(SpatialMean):
             adjoint.flatten(0, 1), like, kernel, stride or kernel, padding, ceiling, padded, divisor
         )
         return flat.unflatten(0, adjoint.shape[:2])
+
+    def _spread_tiles(self, adjoint: Tensor, kernel: Sequence[int]) -> Tensor:
+        """The transposed map where every input is in just one tile: one pass over memory."""
+        x, (high, wide) = self.values[0], kernel
+        found = torch.empty(
+            (len(adjoint) * len(x), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=_format(x)
+        )
+        flat = (adjoint / (high * wide)).flatten(0, 1)
+        found.unflatten(3, (-1, wide)).unflatten(2, (-1, high)).copy_(flat[:, :, :, None, :, None])
+        return found.unflatten(0, adjoint.shape[:2])
 
 
 def _format(x: Tensor) -> torch.memory_format:
@@ -449,12 +531,13 @@ class Normalisation(Rule, ABC):
     """y = γx̂ + β per channel, with inputs x, γ, β: what frozen BatchNorm and GroupNorm have in common."""
 
     def adjoint_tangent(
-        self, tangents: Sequence[Tangent | None], adjoint: Tensor | None, wanted: Sequence[bool]
-    ) -> list[Tensor | None]:
+        self, tangents: Sequence[Tangent | None], adjoint: Adjoint | None, wanted: Sequence[bool]
+    ) -> list[Adjoint | None]:
         """See `Rule`."""
-        found: list[Tensor | None] = [None] * len(self.values)
+        adjoint = plain(adjoint)
+        found: list[Adjoint | None] = [None] * len(self.values)
         if any(wanted[1:3]):
-            found = self._added(tangents, adjoint, [False, *wanted[1:]])
+            found[1:] = self._added(tangents, adjoint, [False, *wanted[1:]])[1:]
         if wanted[0]:
             found[0] = self.input_adjoint_tangent(tangents[0], tangents[1], adjoint)
         return found
@@ -462,20 +545,20 @@ class Normalisation(Rule, ABC):
     def add_rows(
         self,
         tangents: Sequence[Tangent | None],
-        adjoint: Tensor | None,
+        adjoint: Adjoint | None,
         targets: Sequence[Tensor | None],
         expansion: Expansion,
         first: int,
     ) -> None:
         """Adds directions of the gradients in γ and β: sums over positions by example, then over examples."""
-        for target, rows in zip(targets[1:3], self.example_rows(tangents[0], adjoint), strict=True):
+        for target, rows in zip(targets[1:3], self.example_rows(tangents[0], plain(adjoint)), strict=True):
             if target is not None and rows is not None:
                 target += expansion.summed(rows)
 
     @abstractmethod
     def input_adjoint_tangent(
         self, moving: Tangent | None, gamma: Tangent | None, adjoint: Tensor | None
-    ) -> Tensor | None:
+    ) -> Adjoint | None:
         """ḡ̇ of x."""
 
     @abstractmethod
@@ -495,13 +578,14 @@ class FrozenBatchNorm(Normalisation):
         self.inverse = torch.rsqrt(variance + eps).reshape(shape)
         self.scale = gamma.reshape(shape) * self.inverse
         self.normalised = (x - mean.reshape(shape)) * self.inverse
+        self._summed: tuple[Tensor, Tensor] | None = None
 
     def tangent(self, tangents: Sequence[Tangent | None]) -> Tangent:
         """ẋ·γ/σ + γ̇·(x − μ)/σ + β̇."""
         moving, gamma, beta = tangents[:3]
         if gamma is None and beta is None:
             assert moving is not None
-            return Tangent(moving.data * moving.part(self.scale), moving.first)
+            return Tangent(moving.data, moving.first, self.scale)
         return Tangent(
             _normalised_tangent(
                 None if moving is None else moving.dense(self.values[0].shape) * self.scale,
@@ -513,20 +597,24 @@ class FrozenBatchNorm(Normalisation):
 
     def input_adjoint_tangent(
         self, moving: Tangent | None, gamma: Tangent | None, adjoint: Tensor | None
-    ) -> Tensor | None:
+    ) -> Adjoint | None:
         """ḡ̇γ/σ + ḡγ̇/σ."""
-        found = None if adjoint is None else adjoint * self.scale
-        if gamma is not None:
-            turned = _per_channel(gamma.data, self.adjoint.ndim) * (self.adjoint * self.inverse)
-            found = turned if found is None else found + turned
-        return found
+        if gamma is None:
+            if adjoint is None:
+                return None
+            total = None if self._summed is None or self._summed[0] is not adjoint else self._summed[1]
+            self._summed = None
+            return Scaled(adjoint, self.scale, total)
+        turned = _per_channel(gamma.data, self.adjoint.ndim) * (self.adjoint * self.inverse)
+        return turned if adjoint is None else adjoint * self.scale + turned
 
     def example_rows(self, moving: Tangent | None, adjoint: Tensor | None) -> list[Tensor | None]:
         """Σ over positions of ḡ̇x̂ + ḡẋ/σ, and of ḡ̇."""
-        gamma = None if adjoint is None else _over_positions(adjoint * self.normalised)
+        gamma = None if adjoint is None else _dot_over_positions(adjoint, self.normalised)
         beta = None if adjoint is None else _over_positions(adjoint)
+        self._summed = None if adjoint is None or beta is None else (adjoint, beta)
         if moving is not None:
-            part = _over_positions(moving.data * moving.part(self.adjoint * self.inverse))
+            part = _dot_over_positions(moving.data, moving.part(self.adjoint * self.inverse))
             if gamma is None:
                 gamma = part.new_zeros(len(part), *self.values[0].shape[:2])
             gamma[:, :, moving.channels] += part
@@ -622,12 +710,12 @@ class GroupNorm(Normalisation):
     def example_rows(self, moving: Tangent | None, adjoint: Tensor | None) -> list[Tensor | None]:
         """Σ over positions of ḡ̇x̂ + ḡ·dx̂, and of ḡ̇."""
         shape = self.values[0].shape
-        gamma = None if adjoint is None else _over_positions(adjoint * self.normalised.reshape(shape))
+        gamma = None if adjoint is None else _dot_over_positions(adjoint, self.normalised.reshape(shape))
         beta = None if adjoint is None else _over_positions(adjoint)
         if moving is not None:
             moved, _, groups = self._moved(moving)
             channels = slice(groups.start * self.per_group, groups.stop * self.per_group)
-            part = _over_positions(moved.reshape(*moved.shape[:2], -1, *shape[2:]) * self.adjoint[:, channels])
+            part = _dot_over_positions(moved.reshape(*moved.shape[:2], -1, *shape[2:]), self.adjoint[:, channels])
             if gamma is None:
                 gamma = part.new_zeros(len(part), *shape[:2])
             gamma[:, :, channels] += part
@@ -642,6 +730,28 @@ def _mean_product(directions: Tensor, values: Tensor) -> Tensor:
 def _over_positions(directions: Tensor) -> Tensor:
     """Sum over all axes behind the channels: (S, n, c, …) gives (S, n, c)."""
     return directions.flatten(3).sum(dim=3) if directions.ndim > 3 else directions
+
+
+def _dot_over_positions(directions: Tensor, values: Tensor) -> Tensor:
+    """Sum over all axes behind the channels of (S, n, c, …) times (n, c, …), shape (S, n, c).
+
+    On a CPU one direction after another, whose product is summed while it is in the processor's cache.
+
+    Args:
+        directions: Shape (S, n, c, …).
+        values: Shape (n, c, …).
+
+    Returns:
+        The sums.
+    """
+    if directions.is_cuda or directions.ndim == 3:
+        return _over_positions(directions * values)
+    found = directions.new_empty(directions.shape[:3])
+    product = torch.empty_like(values)
+    for each, sums in zip(directions, found, strict=True):
+        torch.mul(each, values, out=product)
+        torch.sum(product.flatten(2), dim=2, out=sums)
+    return found
 
 
 def _per_channel(directions: Tensor, ndim: int) -> Tensor:
@@ -696,17 +806,17 @@ class Affine(Rule, ABC):
         return Tangent(sum(terms[1:], terms[0]))
 
     def adjoint_tangent(
-        self, tangents: Sequence[Tangent | None], adjoint: Tensor | None, wanted: Sequence[bool]
-    ) -> list[Tensor | None]:
+        self, tangents: Sequence[Tangent | None], adjoint: Adjoint | None, wanted: Sequence[bool]
+    ) -> list[Adjoint | None]:
         """See `Rule`; each product has two terms."""
         weight = tangents[1]
-        found: list[Tensor | None] = [None] * len(self.values)
+        found: list[Adjoint | None] = [None] * len(self.values)
         if wanted[0]:
             if adjoint is not None:
                 found[0] = self.backward(adjoint)
             if weight is not None:
-                part = self.backward_weight(weight.data)
-                found[0] = part if found[0] is None else found[0] + part
+                part, other = self.backward_weight(weight.data), plain(found[0])
+                found[0] = part if other is None else other + part
         if any(wanted[1:]):
             found[1:] = self._added(tangents, adjoint, [False, *wanted[1:]])[1:]
         return found
@@ -714,7 +824,7 @@ class Affine(Rule, ABC):
     def add_rows(
         self,
         tangents: Sequence[Tangent | None],
-        adjoint: Tensor | None,
+        adjoint: Adjoint | None,
         targets: Sequence[Tensor | None],
         expansion: Expansion,
         first: int,
@@ -727,12 +837,18 @@ class Affine(Rule, ABC):
         if targets[1] is not None:
             self._add_weight_rows(tangents[0], adjoint, targets[1], expansion, first if self.groups == 1 else 0)
         if len(targets) > 2 and targets[2] is not None and adjoint is not None:
-            targets[2] += expansion.summed(self.sum_over_positions(adjoint))
+            if isinstance(adjoint, Scaled):
+                total = self.sum_over_positions(adjoint.data) if adjoint.total is None else adjoint.total
+                targets[2] += expansion.summed(total) * adjoint.factor.flatten()
+            else:
+                targets[2] += expansion.summed(self.sum_over_positions(adjoint))
 
     def _add_weight_rows(
-        self, moving: Tangent | None, adjoint: Tensor | None, target: Tensor, expansion: Expansion, first: int
+        self, moving: Tangent | None, adjoint: Adjoint | None, target: Tensor, expansion: Expansion, first: int
     ) -> None:
-        pulled = pushed = None
+        pulled = pushed = factor = None
+        if isinstance(adjoint, Scaled):
+            factor, adjoint = adjoint.factor.flatten()[first:], adjoint.data
         inputs, size = slice(None), 0
         if adjoint is not None:
             pulled = self.channels_last(adjoint)[..., first:].contiguous()
@@ -745,18 +861,21 @@ class Affine(Rule, ABC):
         for part, expand in expansion.parts(size):
             rows = target[part, first:]
             if pulled is not None:
-                self.add_input_products(rows, expand(pulled))
+                self.add_input_products(rows, expand(pulled), factor)
             if pushed is not None:
                 self.add_adjoint_products(rows[:, :, inputs], expand(pushed), first)
 
-    def add_input_products(self, rows: Tensor, adjoint: Tensor) -> None:
+    def add_input_products(self, rows: Tensor, adjoint: Tensor, factor: Tensor | None) -> None:
         """Adds Σ ḡ̇ ⊗ U(x).
 
         Args:
             rows: What to add to: shape (K, outputs of the range, *shape of W behind the outputs).
             adjoint: ḡ̇ with channels last, shape (K, n, *positions, outputs of the range).
+            factor: What it is still to be multiplied with, shape (outputs of the range,); None: nothing.
         """
         product = self._outer(self.unfolded_input, adjoint, slice(None))
+        if factor is not None:
+            product *= factor.reshape(self.groups, 1, -1)
         rows += product.unflatten(2, (*rows.shape[3:], rows.shape[2])).movedim(-2, 2).movedim(-1, 2).flatten(1, 2)
 
     def add_adjoint_products(self, rows: Tensor, moving: Tensor, first: int) -> None:
@@ -831,7 +950,7 @@ class Affine(Rule, ABC):
         """ḃ, in the shape of the output."""
 
     @abstractmethod
-    def backward(self, adjoint: Tensor) -> Tensor:
+    def backward(self, adjoint: Adjoint) -> Tensor:
         """Uᵀ(Wᵀḡ̇)."""
 
     @abstractmethod
@@ -865,6 +984,8 @@ class Affine(Rule, ABC):
 
 class Convolution(Affine):
     """Convolution in any number of dimensions, with any stride, padding, dilation and groups."""
+
+    takes_adjoint_factor = True
 
     def prepare(self, values: Sequence[Tensor], output: Tensor, adjoint: Tensor) -> None:
         """Reads the settings."""
@@ -914,9 +1035,12 @@ class Convolution(Affine):
         """ḃ, in the shape of the output."""
         return _per_channel(bias, self.adjoint.ndim).expand(len(bias), *self.adjoint.shape)
 
-    def backward(self, adjoint: Tensor) -> Tensor:
+    def backward(self, adjoint: Adjoint) -> Tensor:
         """Uᵀ(Wᵀḡ̇), all directions as one batch."""
         x, weight = self.values[:2]
+        if isinstance(adjoint, Scaled):
+            weight = weight * adjoint.factor.reshape(-1, *[1] * (weight.ndim - 1))
+            adjoint = adjoint.data
         shape = x.new_empty(1).expand(adjoint.shape[0] * adjoint.shape[1], *x.shape[1:])
         flat = self._backward(adjoint.flatten(0, 1), shape, weight, self.groups, [True, False, False])
         return flat.unflatten(0, adjoint.shape[:2])
@@ -944,13 +1068,14 @@ class Convolution(Affine):
         """Whether a convolution for each column is fastest: on CPUs, for few columns."""
         return with_onednn(self.adjoint) and len(rows) < _MANY_COLUMNS
 
-    def add_input_products(self, rows: Tensor, adjoint: Tensor) -> None:
+    def add_input_products(self, rows: Tensor, adjoint: Tensor, factor: Tensor | None) -> None:
         """Adds Σ ḡ̇ ⊗ U(x)."""
         if not self._one_by_one(rows):
-            super().add_input_products(rows, adjoint)
+            super().add_input_products(rows, adjoint, factor)
             return
         for row, each in zip(rows, adjoint.movedim(-1, 2), strict=True):
-            row += self._weight(each, self.values[0], row.shape)
+            product = self._weight(each, self.values[0], row.shape)
+            row += product if factor is None else product * factor.reshape(-1, *[1] * (row.ndim - 1))
 
     def add_adjoint_products(self, rows: Tensor, moving: Tensor, first: int) -> None:
         """Adds Σ ḡ ⊗ U(ẋ)."""
@@ -1045,9 +1170,9 @@ class Linear(Affine):
         shape = self.adjoint.shape
         return bias.reshape(len(bias), *[1] * (len(shape) - 1), -1).expand(len(bias), *shape)
 
-    def backward(self, adjoint: Tensor) -> Tensor:
+    def backward(self, adjoint: Adjoint) -> Tensor:
         """Ḡ̇ W."""
-        return adjoint @ self.values[1]
+        return plain(adjoint) @ self.values[1]
 
     def backward_weight(self, weight: Tensor) -> Tensor:
         """Ḡ Ẇ."""
