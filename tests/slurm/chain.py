@@ -1,0 +1,227 @@
+"""What is computed on the test cluster: a small experiment, its long chains, and their undisturbed results.
+
+One checkout is finished once, without SLURM. A scenario gets a copy of it in which the stages of one chain are missing,
+and the profile that is shipped, with what the test cluster needs put over it.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+import zarr
+
+from quadscape.stage import open_stage, read_events
+from tests.slurm.cluster import Slot
+from tests.test_workflow import ROOT, Checkout
+
+RUN = "results/tiny/runs/a"
+CHECKPOINT = f"{RUN}/checkpoints/256"
+EXPERIMENT: dict[str, Any] = {
+    "device": "cpu",  # the GPUs are fake
+    "data": {"source": "digits", "held_out": 0.3},
+    "model": {"factory": "cnn", "channels": [4, 8]},
+    "training": {
+        "iterations": 6144,
+        "batch_size": 32,
+        "learning_rate": {"schedule": "steps", "value": 0.05, "milestones": [3000]},
+        "trajectory": {"stride": 64, "dense": 2},
+        "evaluate_every": 512,
+    },
+    "runs": [{"name": "a", "checkpoints": [256]}],
+}
+
+
+class BrokenPromiseError(AssertionError):
+    """What the project promises did not hold."""
+
+
+def require(condition: object, message: str) -> None:
+    """Says what is wrong, with and without pytest.
+
+    Raises:
+        BrokenPromiseError: The condition does not hold.
+    """
+    if not condition:
+        raise BrokenPromiseError(message)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Long stages that one SLURM job computes.
+
+    Attributes:
+        name: What the table says.
+        target: Manifest of the last stage.
+        stages: Directories of all stages.
+        rule: The first one's rule.
+    """
+
+    name: str
+    target: str
+    stages: tuple[str, ...]
+    rule: str
+
+
+TRAINING = Chain("training", f"{RUN}/trajectory/manifest.json", (f"{RUN}/trajectory",), "train")
+CURVATURE = Chain(
+    "curvature",
+    f"{CHECKPOINT}/eigenbasis/manifest.json",
+    (f"{CHECKPOINT}/hessian_shards/1-of-1", f"{CHECKPOINT}/hessian", f"{CHECKPOINT}/eigenbasis"),
+    "compute_hessian_shard",
+)
+CHAINS = (TRAINING, CURVATURE)
+SHARDS = 3
+SHARDED = Chain(
+    "shards",
+    CURVATURE.target,
+    (*(f"{CHECKPOINT}/hessian_shards/{k}-of-{SHARDS}" for k in range(1, SHARDS + 1)), *CURVATURE.stages[1:]),
+    CURVATURE.rule,
+)
+# Trained less, and with a Hessian that takes long enough in three parts.
+SHARDED_EXPERIMENT: dict[str, Any] = {
+    **EXPERIMENT,
+    "model": {"factory": "cnn", "channels": [8, 8]},
+    "training": {**EXPERIMENT["training"], "iterations": 256},
+    "curvature": {"shards": SHARDS},
+}
+
+
+def environment(path: Path) -> dict[str, str]:
+    """For commands in a checkout: its own code, and one thread, whose waiting does not spin."""
+    return {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _rules() -> list[str]:
+    text = "\n".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+    return re.findall(r"^rule (\w+):", text, flags=re.MULTILINE)
+
+
+class ClusterCheckout(Checkout):
+    """A checkout whose profile `slurm` is the shipped one on the test cluster."""
+
+    def link(self) -> None:
+        """Makes the link that lets `--profile slurm` be typed."""
+        (self.path / "slurm").symlink_to("profiles/slurm")
+
+    def write_profile(self, slot: Slot | None, resources: Mapping[str, Mapping[str, Any]], **changes: Any) -> None:
+        """Puts over the shipped profile what the test cluster needs.
+
+        Args:
+            slot: Whose nodes jobs are bound to; None for all nodes.
+            resources: Further resources by rule.
+            changes: Further keys.
+        """
+        profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
+        if slot is not None:
+            profile["default-resources"]["constraint"] = slot.feature
+        for rule, values in resources.items():
+            profile["set-resources"].setdefault(rule, {}).update(values)
+        profile |= {
+            # Two cores are shared by all jobs; a plan with two threads would be another plan.
+            "set-threads": dict.fromkeys(_rules(), 1),
+            # Snakemake looks after 2, 12, 22, … seconds for what has ended.
+            "seconds-between-status-checks": 2,
+            "slurm-init-seconds-before-status-checks": 2,
+            "latency-wait": 5,
+            **changes,
+        }
+        (self.path / "profiles/slurm/config.yaml").write_text(yaml.safe_dump(profile, sort_keys=False))
+
+    def launch(self, log: Path, *command: str) -> subprocess.Popen[bytes]:
+        """Starts `python -m` something in the checkout, in a session of its own, and appends what it says to a file."""
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=self.path,
+                env=environment(self.path),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def events(self, chain: Chain) -> list[dict[str, Any]]:
+        """Events of all stages of a chain, oldest first, each with its stage's directory as `directory`."""
+        found = [
+            {**event, "directory": directory} for directory in chain.stages for event in self.stage_events(directory)
+        ]
+        return sorted(found, key=lambda event: event["time"])
+
+    def stage_events(self, directory: str) -> list[dict[str, Any]]:
+        """Events of one stage."""
+        return read_events(self.path / directory)
+
+
+def decoded(directory: Path) -> dict[str, np.ndarray]:
+    """All arrays of a finished stage."""
+    stage = open_stage(directory)
+    group = zarr.open_group(directory / "store.zarr", mode="r")
+    members = group.members(max_depth=None)
+    return {name: stage.read(name) for name, member in members if isinstance(member, zarr.Array)}
+
+
+class Prepared:
+    """A checkout with an undisturbed run of some chains.
+
+    Attributes:
+        checkout: The checkout.
+        units: Number of units of each chain, by its name.
+    """
+
+    def __init__(
+        self, path: Path, chains: Sequence[Chain] = CHAINS, experiment: Mapping[str, Any] = EXPERIMENT
+    ) -> None:
+        self.checkout = ClusterCheckout(path)
+        self.checkout.link()
+        self.checkout.configure(**experiment)
+        options = ["--profile", "profiles/local", "--cores", "1", "--configfile", "tiny.yaml"]
+        done = subprocess.run(
+            [sys.executable, "-m", "snakemake", *(chain.target for chain in chains), *options],
+            cwd=path,
+            env=environment(path),
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        require(done.returncode == 0, f"The undisturbed run failed:\n{done.stdout}\n{done.stderr}")
+        self.units = {
+            chain.name: sum(int(open_stage(path / stage).manifest["units"]) for stage in chain.stages)
+            for chain in chains
+        }
+        for name, units in self.units.items():
+            require(units >= 10, f"{name} has {units} units, too few to be interrupted between")
+
+    def copy(self, path: Path, chain: Chain) -> ClusterCheckout:
+        """A checkout in which one chain is yet to be computed."""
+        shutil.copytree(self.checkout.path, path, symlinks=True)
+        copy = object.__new__(ClusterCheckout)
+        copy.path = path
+        for stage in chain.stages:
+            shutil.rmtree(path / stage)
+        shutil.rmtree(path / "logs", ignore_errors=True)
+        return copy
+
+    def compare(self, checkout: ClusterCheckout, chain: Chain) -> None:
+        """Checks that a chain's manifests and decoded arrays are those of the undisturbed run.
+
+        Raises:
+            BrokenPromiseError: They are not.
+        """
+        for stage in chain.stages:
+            found, expected = checkout.path / stage, self.checkout.path / stage
+            require((found / "manifest.json").exists(), f"{stage} has no manifest")
+            same = (found / "manifest.json").read_bytes() == (expected / "manifest.json").read_bytes()
+            require(same, f"the manifest of {stage} differs from that of the undisturbed run")
+            arrays, others = decoded(found), decoded(expected)
+            require(arrays.keys() == others.keys(), f"{stage} has other arrays than the undisturbed run")
+            for name, values in others.items():
+                equal = np.array_equal(arrays[name], values, equal_nan=values.dtype.kind == "f")
+                require(equal, f"array {name} of {stage} differs from that of the undisturbed run")

@@ -1,0 +1,37 @@
+"""Each event of a cluster once, several at a time."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import pytest
+from conftest import Clusters
+
+from tests.slurm.chain import CURVATURE, TRAINING, Prepared
+from tests.slurm.events import EVENTS, LONGEST, ImpossibleError, Pool, Record
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+# Three rules in one job, and not one only.
+IN_A_GROUP = {"preemption", "out of memory", "head killed"}
+
+
+@pytest.fixture(scope="module")
+def scenarios(
+    request: pytest.FixtureRequest, clusters: Clusters, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Record]]]:
+    """All events that were chosen, at work."""
+    pool = Pool(clusters(False), prepared, tmp_path_factory.mktemp("events"))
+    chosen = {item.callspec.params["event"] for item in request.session.items if hasattr(item, "callspec")}
+    order = sorted(chosen, key=lambda event: (event not in LONGEST, event))
+    yield {event: pool.submit(event, CURVATURE if event in IN_A_GROUP else TRAINING, seed=1) for event in order}
+    pool.close()
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_event(scenarios: dict[str, Future[Record]], event: str) -> None:
+    try:
+        record = scenarios[event].result()
+    except ImpossibleError as why:
+        pytest.skip(str(why))
+    print(record)
+    assert record.lost <= record.interruptions
