@@ -73,7 +73,11 @@ def reduction(size: int, device: torch.device, whole: bool, limit: float) -> dic
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     everything = panels(0, size)
-    chosen = everything if whole else [everything[i] for i in np.linspace(0, len(everything) - 1, _SAMPLES, dtype=int)]
+    chosen = (
+        everything
+        if whole
+        else [everything[i] for i in np.unique(np.linspace(0, len(everything) - 1, _SAMPLES, dtype=int))]
+    )
     reduce_panel(matrix, *everything[0], engine)  # warms up
     if whole:
         fill(matrix)
