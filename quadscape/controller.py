@@ -169,6 +169,11 @@ class Controller:
         devices: CUDA_VISIBLE_DEVICES for the head, None for none.
     """
 
+    # The time limit may come before the first line of __call__.
+    _head: subprocess.Popen[bytes] | None = None
+    _lock: Lock | None = None
+    _told_to_end = False
+
     def __init__(
         self,
         root: str,
@@ -188,8 +193,6 @@ class Controller:
         """
         os.chdir(self.root)
         self._root = Path(self.root)
-        self._head: subprocess.Popen[bytes] | None = None
-        self._told_to_end = False
         directory = directory_of(self._root)
         directory.mkdir(parents=True, exist_ok=True)
         lock = self._lock = Lock(directory, HEARTBEAT_SECONDS, STALE_SECONDS)
@@ -214,10 +217,11 @@ class Controller:
         """
         # SIGKILL: on SIGTERM a head waits for its jobs, on SIGINT it cancels them.
         self._kill_head()
-        if self._lock.is_mine():
-            self._report("at work", "queued again after its time limit")
+        if self._lock is not None:
+            if self._lock.is_mine():
+                self._report("at work", "queued again after its time limit")
+            self._lock.release()
         self._say("The time limit has come: the head is killed, its jobs go on, and this controller is queued again.")
-        self._lock.release()
         return DelayedSubmission(Controller(self.root, self.arguments, self.kind, self.needs_slurm, self.devices))
 
     # Beginning
@@ -258,7 +262,7 @@ class Controller:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._kill_head()
         self._say("Told to stop: the head is ended. `quadscape submit` goes on from here.")
-        if self._lock.is_mine():
+        if self._lock is not None and self._lock.is_mine():
             self._report("stopped", "stopped by SIGTERM")
         raise SystemExit(128 + signal.SIGTERM)
 
@@ -269,6 +273,12 @@ class Controller:
         self._state = replace(self._state, phase=phase, activity=activity, updated=time.time(), **more)
         with contextlib.suppress(OSError):
             write_json(directory_of(self._root) / "state.json", asdict(self._state))
+
+    def _check_lock(self) -> None:
+        """Ends this controller when another has taken over; a file system that stutters is no reason."""
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                self._lock.check()
 
     # Working
 
@@ -330,7 +340,7 @@ class Controller:
                     self._report("at work", f"waiting for SLURM: {error}")
                     self._say(f"Waiting for SLURM: {error}")
                     silent = True
-                self._lock.check()
+                self._check_lock()
                 time.sleep(_LOOK_SECONDS)
 
     def _orphans(self) -> list[str]:
@@ -352,7 +362,7 @@ class Controller:
                 self._report("at work", activity)
                 self._say(f"{activity.capitalize()}: {', '.join(found)}")
                 said = found
-            self._lock.check()
+            self._check_lock()
             time.sleep(pause)
             pause = min(30.0, 1.5 * pause)
 
@@ -377,7 +387,7 @@ class Controller:
         # Polled: Popen.wait would hold a lock that the handler of the time limit needs.
         while (code := self._head.poll()) is None:
             time.sleep(0.5)
-            self._lock.check()
+            self._check_lock()
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
                 if self.needs_slurm and not self._revive(former):
