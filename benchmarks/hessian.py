@@ -48,7 +48,7 @@ from quadscape.objective import Objective
 
 _PASSES = 3
 _OURS_SECONDS = 150.0
-_PEER_SECONDS = 15.0
+_PEER_SECONDS = 10.0
 _REFERENCE_CHUNK = 64
 _WRONG = 1e-3
 

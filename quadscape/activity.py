@@ -268,6 +268,8 @@ def explain_lock() -> str:
     root = Path.cwd()
     activity = look(root)
     others = [head for head in activity.heads if head.pid != os.getpid()]
+    if activity.last is not None and activity.last.state == "running":
+        others.append(activity.last)
     controllers = [activity.process, *(f"SLURM job {job.id}" for job in activity.controllers)]
     if any(controllers):
         who = next(filter(None, controllers))

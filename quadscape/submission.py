@@ -38,7 +38,7 @@ class _Profile:
 def _values(arguments: Sequence[str], *flags: str) -> list[str]:
     """Values of an option, given as `--flag value` or `--flag=value`."""
     found = []
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         flag, equals, value = word.partition("=")
         if flag in flags:
             found.append(value if equals else following)

@@ -40,7 +40,9 @@ class FakeSlurm:
         """Puts down jobs, each `id state name reason rule restarts`; `-` for an empty one."""
         lines, restarts = [], []
         for job in jobs:
-            number, state, name, reason, rule, count = (word.replace("-", "") if word == "-" else word for word in job.split())
+            number, state, name, reason, rule, count = (
+                word.replace("-", "") if word == "-" else word for word in job.split()
+            )
             lines.append(f"{number}|{state}|{reason}|gpu|n1|{name}|{root}|{rule}\n")
             restarts.append(f"{number:<30}{count:<12}\n")
         self.answer("squeue", "".join(lines))

@@ -96,7 +96,9 @@ def test_garbage_is_no_empty_queue(cluster: FakeSlurm, tmp_path: Path, garbage: 
 
 def test_failure_is_no_empty_queue(cluster: FakeSlurm, tmp_path: Path) -> None:
     cluster.fail("squeue", "slurm_load_jobs error:\nUnable to contact slurm controller")
-    with pytest.raises(ClusterError, match=r"squeue failed: slurm_load_jobs error: Unable to contact slurm controller\."):
+    with pytest.raises(
+        ClusterError, match=r"squeue failed: slurm_load_jobs error: Unable to contact slurm controller\."
+    ):
         list_jobs(tmp_path)
 
 

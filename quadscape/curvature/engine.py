@@ -318,7 +318,7 @@ class HessianEngine:
             if depends[node.name] < first:
                 continue
             adjoint, moving = adjoints.pop(node.name, None), of_inputs(node)
-            if not rules[node.name].takes_adjoint_factor:
+            if not isinstance(adjoint, rules[node.name].takes_adjoints):
                 adjoint = plain(adjoint)
             if adjoint is None and not any(t is not None for t in moving):
                 continue

@@ -73,7 +73,50 @@ class Scaled:
         return self.data * self.factor
 
 
-Adjoint = Tensor | Scaled
+@dataclass(frozen=True)
+class Spread:
+    """Directions of an adjoint that are equal within tiles, and not written out yet.
+
+    A pass over memory is saved where they are multiplied with something else next.
+
+    Attributes:
+        data: One value per tile, shape (S, n, channels, tiles, tiles).
+        tile: Height and width of a tile.
+        format: Order in memory of what is written out.
+    """
+
+    data: Tensor
+    tile: tuple[int, int]
+    format: torch.memory_format
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def _written(self, write: Callable[[Tensor, Tensor], object]) -> Tensor:
+        """A new tensor, written by a function of tiles (S · n, channels, rows, high, columns, wide) and the data."""
+        flat, (high, wide) = self.data.flatten(0, 1), self.tile
+        shape = (*flat.shape[:2], flat.shape[2] * high, flat.shape[3] * wide)
+        found = torch.empty(shape, dtype=flat.dtype, device=flat.device, memory_format=self.format)
+        write(_tiles(found, self.tile), flat[:, :, :, None, :, None])
+        return found.unflatten(0, self.data.shape[:2])
+
+    def plain(self) -> Tensor:
+        """The directions."""
+        return self._written(lambda tiles, data: tiles.copy_(data))
+
+    def times(self, value: Tensor) -> Tensor:
+        """The directions times a value (n, channels, …)."""
+        factor, count = _tiles(value, self.tile), self.data.shape[:2]
+        return self._written(
+            lambda tiles, data: torch.mul(data.unflatten(0, count), factor, out=tiles.unflatten(0, count))
+        )
+
+
+def _tiles(value: Tensor, tile: tuple[int, int]) -> Tensor:
+    return value.unflatten(3, (-1, tile[1])).unflatten(2, (-1, tile[0]))
+
+
+Adjoint = Tensor | Scaled | Spread
 
 
 @overload
@@ -85,8 +128,8 @@ def plain(adjoint: Adjoint | None) -> Tensor | None: ...
 
 
 def plain(adjoint: Adjoint | None) -> Tensor | None:
-    """An adjoint without a pending factor."""
-    return adjoint.plain() if isinstance(adjoint, Scaled) else adjoint
+    """An adjoint with nothing pending."""
+    return adjoint.plain() if isinstance(adjoint, Scaled | Spread) else adjoint
 
 
 @dataclass(frozen=True)
@@ -181,11 +224,11 @@ class Rule:
         values: Values of the inputs.
         adjoint: ḡ of the output.
         takes_tangent_factor: Whether tangents of the inputs may come with a pending factor.
-        takes_adjoint_factor: Whether adjoint tangents of the output may.
+        takes_adjoints: Kinds of pending adjoint tangents that the output may have.
     """
 
     takes_tangent_factor = False
-    takes_adjoint_factor = False
+    takes_adjoints: tuple[type, ...] = ()
 
     def __init__(self, node: Node, graph: Graph) -> None:
         self.node = node
@@ -370,6 +413,7 @@ class Pointwise(Rule):
     """y = f(x) element by element: both derivatives are numbers per element."""
 
     takes_tangent_factor = True
+    takes_adjoints = (Spread,)
 
     def prepare(self, values: Sequence[Tensor], output: Tensor, adjoint: Tensor) -> None:
         """Evaluates f′ and ḡ·f″."""
@@ -404,7 +448,6 @@ class Pointwise(Rule):
         self, tangents: Sequence[Tangent | None], adjoint: Adjoint | None, wanted: Sequence[bool]
     ) -> list[Adjoint | None]:
         """f′·ḡ̇ + ḡ·f″·ẋ."""
-        adjoint = plain(adjoint)
         (position,) = self.active
         found: list[Adjoint | None] = [None] * len(self.values)
         moving = tangents[position] if self.second is not None else None
@@ -413,8 +456,10 @@ class Pointwise(Rule):
         if adjoint is None:
             assert moving is not None
             result = moving.data.new_zeros(len(moving.data), *self.slope.shape)
+        elif isinstance(adjoint, Spread):
+            result = adjoint.times(self.slope)
         else:
-            result = adjoint * self.slope
+            result = plain(adjoint) * self.slope
         if moving is not None:
             assert self.second is not None
             target = result if moving.first is None else result[:, :, moving.channels]
@@ -481,7 +526,7 @@ class SpatialMean(Rule):
             found[0] = self.spread(adjoint)
         return found
 
-    def spread(self, adjoint: Tensor) -> Tensor:
+    def spread(self, adjoint: Tensor) -> Adjoint:
         """The transposed map."""
         shape, axes = self.values[0].shape, [a % self.values[0].ndim for a in self.node.arguments[0][1]]
         kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
@@ -492,17 +537,16 @@ class SpatialMean(Rule):
 class AveragePooling(SpatialMean):
     """Average pooling in two dimensions, of any kernel, stride and padding."""
 
-    def spread(self, adjoint: Tensor) -> Tensor:
+    def spread(self, adjoint: Tensor) -> Adjoint:
         """The transposed map."""
         x = self.values[0]
         given = self.node.arguments[0]
         settings: tuple[Any, ...] = (*given, *(None, None, [], [0, 0], False, True, None)[len(given) :])
         _, kernel, stride, padding, ceiling, padded, divisor = settings
-        kernel = [*kernel, *kernel][:2]
-        if [*(stride or kernel), *(stride or kernel)][:2] == kernel and not any(padding) and divisor is None:
-            tiles = [size // step for size, step in zip(x.shape[2:], kernel, strict=True)]
-            if all(tile * step == size for tile, step, size in zip(tiles, kernel, x.shape[2:], strict=True)):
-                return self._spread_tiles(adjoint, kernel)
+        high, wide = [*kernel, *kernel][:2]
+        disjoint = [*(stride or kernel), *(stride or kernel)][:2] == [high, wide] and not any(padding) and not divisor
+        if disjoint and x.shape[2] % high == x.shape[3] % wide == 0:  # every input is in just one tile
+            return Spread(adjoint / (high * wide), (high, wide), _format(x))
         like = torch.empty(  # only its shape, and the order of its axes in memory, are read
             (len(adjoint) * len(x), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=_format(x)
         )
@@ -510,16 +554,6 @@ class AveragePooling(SpatialMean):
             adjoint.flatten(0, 1), like, kernel, stride or kernel, padding, ceiling, padded, divisor
         )
         return flat.unflatten(0, adjoint.shape[:2])
-
-    def _spread_tiles(self, adjoint: Tensor, kernel: Sequence[int]) -> Tensor:
-        """The transposed map where every input is in just one tile: one pass over memory."""
-        x, (high, wide) = self.values[0], kernel
-        found = torch.empty(
-            (len(adjoint) * len(x), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=_format(x)
-        )
-        flat = (adjoint / (high * wide)).flatten(0, 1)
-        found.unflatten(3, (-1, wide)).unflatten(2, (-1, high)).copy_(flat[:, :, :, None, :, None])
-        return found.unflatten(0, adjoint.shape[:2])
 
 
 def _format(x: Tensor) -> torch.memory_format:
@@ -841,7 +875,7 @@ class Affine(Rule, ABC):
                 total = self.sum_over_positions(adjoint.data) if adjoint.total is None else adjoint.total
                 targets[2] += expansion.summed(total) * adjoint.factor.flatten()
             else:
-                targets[2] += expansion.summed(self.sum_over_positions(adjoint))
+                targets[2] += expansion.summed(self.sum_over_positions(plain(adjoint)))
 
     def _add_weight_rows(
         self, moving: Tangent | None, adjoint: Adjoint | None, target: Tensor, expansion: Expansion, first: int
@@ -851,7 +885,7 @@ class Affine(Rule, ABC):
             factor, adjoint = adjoint.factor.flatten()[first:], adjoint.data
         inputs, size = slice(None), 0
         if adjoint is not None:
-            pulled = self.channels_last(adjoint)[..., first:].contiguous()
+            pulled = self.channels_last(plain(adjoint))[..., first:].contiguous()
             size = pulled[0].nbytes
         if moving is not None:
             inputs = moving.channels if self.range_of_inputs else inputs
@@ -985,7 +1019,7 @@ class Affine(Rule, ABC):
 class Convolution(Affine):
     """Convolution in any number of dimensions, with any stride, padding, dilation and groups."""
 
-    takes_adjoint_factor = True
+    takes_adjoints = (Scaled,)
 
     def prepare(self, values: Sequence[Tensor], output: Tensor, adjoint: Tensor) -> None:
         """Reads the settings."""
@@ -1041,6 +1075,7 @@ class Convolution(Affine):
         if isinstance(adjoint, Scaled):
             weight = weight * adjoint.factor.reshape(-1, *[1] * (weight.ndim - 1))
             adjoint = adjoint.data
+        adjoint = plain(adjoint)
         shape = x.new_empty(1).expand(adjoint.shape[0] * adjoint.shape[1], *x.shape[1:])
         flat = self._backward(adjoint.flatten(0, 1), shape, weight, self.groups, [True, False, False])
         return flat.unflatten(0, adjoint.shape[:2])
