@@ -19,8 +19,11 @@ Clusters = Callable[[bool], Cluster]
 def clusters() -> Iterator[Clusters]:
     """Starts the cluster, with or without accounting; only one can run at a time."""
     running: list[Cluster] = []
+    reasons: list[str] = []
 
     def start(accounting: bool) -> Cluster:
+        if reasons:
+            pytest.skip(reasons[0])
         if running and running[0].accounting == accounting:
             return running[0]
         if running:
@@ -29,7 +32,8 @@ def clusters() -> Iterator[Clusters]:
         try:
             cluster.start()
         except UnavailableError as why:
-            pytest.skip(f"no SLURM can be started here: {why}")
+            reasons.append(f"no SLURM can be started here: {why}")
+            pytest.skip(reasons[0])
         if cluster.no_cgroups:
             print(f"\nJobs are tracked and limited without cgroups: {cluster.no_cgroups}")
         running.append(cluster)
