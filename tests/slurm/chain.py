@@ -19,7 +19,7 @@ import yaml
 import zarr
 
 from quadscape.stage import open_stage, read_events
-from tests.slurm.cluster import Slot
+from tests.slurm.cluster import Slot, show_job
 from tests.test_workflow import ROOT, Checkout
 
 RUN = "results/tiny/runs/a"
@@ -166,6 +166,32 @@ def decoded(directory: Path) -> dict[str, np.ndarray]:
     group = zarr.open_group(directory / "store.zarr", mode="r")
     members = group.members(max_depth=None)
     return {name: stage.read(name) for name, member in members if isinstance(member, zarr.Array)}
+
+
+class Whole:
+    """The whole workflow through SLURM jobs: first one figure, then everything.
+
+    Attributes:
+        checkout: The checkout.
+        first: What SLURM has recorded of the jobs for the figure.
+        rest: The same of all others.
+    """
+
+    def __init__(self, path: Path, slot: Slot) -> None:
+        self.checkout = ClusterCheckout(path)
+        self.checkout.link()
+        self.checkout.configure(device="cpu")
+        self.checkout.write_profile(slot, {})
+        self.first = self._run("results/tiny/figures/spectrum.svg")
+        self.rest = self._run()
+
+    def _run(self, *targets: str) -> list[dict[str, str]]:
+        log = self.checkout.path / "head.log"
+        log.unlink(missing_ok=True)
+        command = ["snakemake", *targets, "--profile", "slurm", "--configfile", "tiny.yaml"]
+        code = self.checkout.launch(log, *command).wait(900)
+        require(code == 0, f"the head ended with exit code {code}\n{log.read_text()}")
+        return [show_job(number) for number in re.findall(r"submitted with SLURM jobid (\d+)", log.read_text())]
 
 
 class Prepared:

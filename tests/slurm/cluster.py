@@ -11,7 +11,6 @@ Nodes come in threes, one three for each scenario at a time: two workers, which 
 
 import contextlib
 import fcntl
-import getpass
 import os
 import re
 import shutil
@@ -34,6 +33,7 @@ DATABASE_SOCKET = "/run/mysqld/mysqld.sock"
 
 # Declared per node, whatever the machine has: nothing here is to wait for resources.
 CPUS, MEMORY_MB, GPUS = 16, 64000, 2
+SLOTS = 4
 # Character devices that are there anyway stand for GPUs; SLURM does not open them.
 FAKE_GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")[:GPUS]
 
@@ -70,6 +70,11 @@ def ask(*command: str, seconds: float = 30.0) -> str:
     return done.stdout
 
 
+def show_job(number: str) -> dict[str, str]:
+    """What `scontrol show job` tells of a job."""
+    return dict(word.split("=", 1) for word in ask("scontrol", "-o", "show", "job", number).split() if "=" in word)
+
+
 def _succeeds(*command: str, seconds: float = 10.0) -> bool:
     try:
         return subprocess.run(command, capture_output=True, timeout=seconds, cwd="/").returncode == 0
@@ -84,7 +89,7 @@ def install() -> None:
         UnavailableError: They cannot be installed here.
     """
     os.environ["PATH"] += ":/usr/sbin:/sbin"
-    if getpass.getuser() != "root":
+    if os.geteuid():
         raise UnavailableError("the daemons of a SLURM cluster need root")
     if all(map(shutil.which, COMMANDS)):
         return
@@ -139,7 +144,7 @@ class Cluster:
         no_cgroups: Why jobs are not tracked and limited by cgroups; empty when they are.
     """
 
-    def __init__(self, slots: int = 4, accounting: bool = False) -> None:
+    def __init__(self, slots: int = SLOTS, accounting: bool = False) -> None:
         self.slots = [
             Slot(f"pair{k + 1}", (f"n{3 * k + 1}", f"n{3 * k + 2}"), f"lobby{k + 1}", f"n{3 * k + 3}")
             for k in range(slots)
@@ -395,7 +400,7 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def running(slots: int = 4, accounting: bool = False) -> Generator[Cluster]:
+def running(slots: int = SLOTS, accounting: bool = False) -> Generator[Cluster]:
     """A cluster that is stopped at the end."""
     cluster = Cluster(slots, accounting)
     cluster.start()

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 
 from quadscape.stage import STALE_SECONDS, present_owner, process_is_alive
 from tests.slurm.chain import BrokenPromiseError, Chain, Prepared, environment, require
-from tests.slurm.cluster import GPUS, NODE_TIMEOUT, Cluster, Slot, ask, until
+from tests.slurm.cluster import GPUS, NODE_TIMEOUT, Cluster, Slot, ask, show_job, until
 
 PATIENCE = 400.0
 """Seconds that anything may take at most, on a machine that is busy with other scenarios."""
@@ -93,6 +93,8 @@ class Scenario:
         directory: For the checkout.
         chain: What is computed.
         record: What is found.
+        resources: What jobs ask for beside what the profile says, by rule.
+        profile: Further keys of the profile.
     """
 
     cluster: Cluster
@@ -102,10 +104,11 @@ class Scenario:
     chain: Chain
     record: Record
     resources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    profile: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.checkout = self.prepared.copy(self.directory / "checkout", self.chain)
-        self.checkout.write_profile(self.slot, self.resources)
+        self.checkout.write_profile(self.slot, self.resources, **self.profile)
         self.chance = random.Random(f"{self.record.event} {self.record.seed}")
         self.total = self.prepared.units[self.chain.name]
         self.log = self.directory / "commands.log"
@@ -182,7 +185,7 @@ class Scenario:
 
     def job(self, number: str) -> dict[str, str]:
         """What `scontrol show job` tells of a job."""
-        return dict(word.split("=", 1) for word in ask("scontrol", "-o", "show", "job", number).split() if "=" in word)
+        return show_job(number)
 
     def state(self, number: str) -> str:
         """State of a job."""
@@ -252,6 +255,10 @@ class Scenario:
     # -----------------------------------------------------------------------------------------------------------------
     # Disturbing
 
+    def ends(self, process: int) -> None:
+        """Waits for a script's end."""
+        self.wait(lambda: not process_is_alive(process), "the end of the script", 120)
+
     def returns(self, number: str) -> None:
         """Waits until a requeued controller runs again, and remembers for how long."""
         began = time.time()
@@ -269,12 +276,8 @@ class Scenario:
     # -----------------------------------------------------------------------------------------------------------------
     # Checking
 
-    def check(self) -> Record:
-        """Checks what must hold after every event.
-
-        Returns:
-            The record.
-        """
+    def check(self) -> None:
+        """Checks what must hold after every event, and completes the record."""
         self.record.seconds = time.monotonic() - self.began
         self.prepared.compare(self.checkout, self.chain)
         events = self.events()
@@ -287,7 +290,6 @@ class Scenario:
                 self.record.resume = min(later) - self.caused
         self.wait(lambda: not self.jobs(), "the end of all jobs", 60)
         self.wait(lambda: not self.processes(), "the end of all processes", 30)
-        return self.record
 
     def _check_writers(self, events: list[dict[str, Any]]) -> None:
         """After one owner's first event in a stage, no former owner commits a unit."""
@@ -305,16 +307,18 @@ class Scenario:
     def _count_lost(self) -> None:
         """Compares what each attempt found done with what the one before had committed."""
         for directory in self.chain.stages:
-            reached, working = 0, False
+            reached, total, working = 0, 0, False
             for event in self.checkout.stage_events(directory):
                 if event["event"] == "start":
                     if working:
                         self.record.interruptions += 1
                         # The unit at work, and what was committed and not found again.
-                        self.record.lost += max(0, 1 + reached - event["done"])
-                    reached, working = event["done"], event["done"] < event["units"]
+                        self.record.lost += max(0, reached + (reached < total) - event["done"])
+                    reached, total, working = event["done"], event["units"], True
                 elif event["event"] == "unit":
-                    reached, working = event["done"], event["done"] < event["total"]
+                    reached = event["done"]
+                elif event["event"] == "finish":
+                    working = False
         require(
             self.record.lost <= self.record.interruptions,
             f"{self.record.lost} units were lost in {self.record.interruptions} interruptions\n{self.describe()}",
@@ -360,7 +364,10 @@ def _short(event: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def slowly(process: int) -> Generator[None]:
-    """Lets a script work a tenth of the time, so that it is not done before SLURM looks at limits, every 30 s."""
+    """Lets a script work a tenth of the time, so that it is not done before it is killed.
+
+    SLURM looks at limits every 30 s, and only KillWait after SIGTERM, which the script does not get, comes SIGKILL.
+    """
     over = threading.Event()
 
     def hold() -> None:
@@ -394,9 +401,11 @@ def preemption(scenario: Scenario) -> None:
 def requeue(scenario: Scenario) -> None:
     """`scontrol requeue`."""
     head = scenario.start_head()
-    _, number = scenario.moment()
+    process, number = scenario.moment(latest=0.55)
     scenario.happens()
-    ask("scontrol", "requeue", number)
+    with slowly(process):
+        ask("scontrol", "requeue", number)
+        scenario.ends(process)
     scenario.finish(head)
     require(int(scenario.job(number)["Restarts"]) >= 1, f"job {number} was not requeued\n{scenario.describe()}")
 
@@ -412,13 +421,14 @@ def node_failure(scenario: Scenario) -> None:
     try:
 
         def taken_over() -> bool:
-            return any(event["event"] == "start" and event["pid"] != process for event in scenario.events())
+            starts = [event for event in scenario.events() if event["event"] == "start"]
+            return any(event["pid"] != process and event["time"] > scenario.caused for event in starts)
 
         scenario.wait(taken_over, "the takeover", 3 * NODE_TIMEOUT + STALE_SECONDS + 120)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGCONT)
-    scenario.wait(lambda: not process_is_alive(process), "the end of the old script", 60)
+    scenario.ends(process)
     scenario.cluster.start_node(node)
     scenario.finish(head)
     last = [event["event"] for event in scenario.events() if event["pid"] == process][-1]
@@ -441,9 +451,11 @@ def time_limit(scenario: Scenario) -> None:
 def cancelled(scenario: Scenario) -> None:
     """`scancel` of the job."""
     head = scenario.start_head()
-    _, number = scenario.moment()
+    process, number = scenario.moment(latest=0.55)
     scenario.happens()
-    ask("scancel", number)
+    with slowly(process):
+        ask("scancel", number)
+        scenario.ends(process)
     scenario.finish(head)
 
 
@@ -540,9 +552,11 @@ def head_killed(scenario: Scenario) -> None:
 def head_interrupted(scenario: Scenario) -> None:
     """Control-C at the head, which cancels its job; then the same command."""
     head = scenario.start_head()
-    scenario.moment()
+    process, _ = scenario.moment(latest=0.55)
     scenario.happens()
-    os.kill(head.pid, signal.SIGINT)
+    with slowly(process):
+        os.kill(head.pid, signal.SIGINT)
+        scenario.ends(process)
     code = head.wait(PATIENCE)
     require(code != 0, f"an interrupted head ended with exit code 0\n{scenario.describe()}")
     scenario.wait(lambda: not scenario.jobs(), "the end of the head's jobs", 60)
@@ -610,6 +624,17 @@ EVENTS: dict[str, Callable[[Scenario], None]] = {
     "controller preemption": controller_preemption,
     "two controllers": two_controllers,
 }
+CUTS = {
+    "preemption",
+    "requeue",
+    "node failure",
+    "time limit",
+    "scancel",
+    "script killed",
+    "out of memory",
+    "head interrupted",
+}
+"""Events that cut a stage off; in the others it is done, or goes on."""
 LONGEST = ("node failure", "controller time limit", "controller preemption", "two controllers", "head killed")
 """To be begun first, so that none of them is alone at the end."""
 RESOURCES: dict[str, dict[str, Any]] = {"finish within grace": {"slurm_partition": "gpupatient"}}
@@ -638,7 +663,10 @@ def run_event(
     scenario = Scenario(cluster, slot, prepared, directory, chain, record, resources)
     try:
         EVENTS[event](scenario)
-        return scenario.check()
+        scenario.check()
+        cut = record.interruptions > 0 or event not in CUTS
+        require(cut, f"nothing was interrupted, so this showed nothing\n{scenario.describe()}")
+        return record
     except BaseException:
         scenario.tidy()
         raise
@@ -647,12 +675,12 @@ def run_event(
 class Pool:
     """Runs scenarios, as many at a time as there are nodes for: most of their time is waiting."""
 
-    def __init__(self, cluster: Cluster, prepared: Prepared, directory: Path) -> None:
+    def __init__(self, cluster: Cluster, slots: Sequence[Slot], prepared: Prepared, directory: Path) -> None:
         self._cluster, self._prepared, self._directory = cluster, prepared, directory
         self._free: Queue[Slot] = Queue()
-        for slot in cluster.slots:
+        for slot in slots:
             self._free.put(slot)
-        self._threads = ThreadPoolExecutor(len(cluster.slots))
+        self._threads = ThreadPoolExecutor(len(slots))
 
     def submit(self, event: str, chain: Chain, seed: int) -> Future[Record]:
         """Queues a scenario."""

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with running() as cluster:
             prepared = Prepared(directory / "undisturbed")
-            pool = Pool(cluster, prepared, directory)
+            pool = Pool(cluster, cluster.slots, prepared, directory)
             futures = [(event, chain.name, seed, pool.submit(event, chain, seed)) for event, chain, seed in planned]
             outcomes = []
             for event, chain, seed, future in futures:

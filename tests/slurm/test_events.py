@@ -20,7 +20,8 @@ def scenarios(
     request: pytest.FixtureRequest, clusters: Clusters, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[Record]]]:
     """All events that were chosen, at work."""
-    pool = Pool(clusters(False), prepared, tmp_path_factory.mktemp("events"))
+    cluster = clusters(False)
+    pool = Pool(cluster, cluster.slots[:-1], prepared, tmp_path_factory.mktemp("events"))
     chosen = {item.callspec.params["event"] for item in request.session.items if hasattr(item, "callspec")}
     order = sorted(chosen, key=lambda event: (event not in LONGEST, event))
     yield {event: pool.submit(event, CURVATURE if event in IN_A_GROUP else TRAINING, seed=1) for event in order}
