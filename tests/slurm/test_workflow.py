@@ -46,7 +46,7 @@ def test_hessian_and_eigenbasis_of_a_checkpoint_are_one_job_with_a_gpu(beside: B
     whole = beside.whole.result()
     jobs = [*whole.first, *whole.rest]
     with_gpu = [job for job in jobs if "gpu" in job.get("TresPerJob", "")]
-    assert {job["TresPerJob"] for job in with_gpu} == {"gres:gpu:1"}
+    assert {job["TresPerJob"] for job in with_gpu} <= {"gres:gpu:1", "gres/gpu:1"}  # by SLURM's version
     assert Counter(map(_rule, with_gpu)) == Counter(
         {"train": 1, GROUP: 2, "search_lines": 2, "project_gradients": 2, "measure_density": 2}
     )
@@ -89,7 +89,9 @@ def test_a_shard_is_preempted(clusters: Clusters, beside: Beside, tmp_path: Path
         assert [int(scenario.job(start["job"])["Restarts"]) for start in starts] == [int(s is alone) for s in starts]
         scenario.check()
         states = ask("sacct", "-X", "-D", "-n", "-P", "-j", alone["job"], "-o", "State").split()
-        assert states == ["PREEMPTED", "COMPLETED"]
+        assert len(states) == 2
+        assert states[0] in {"PREEMPTED", "REQUEUED"}
+        assert states[1] == "COMPLETED"
     except BaseException:
         scenario.tidy()
         raise
