@@ -47,8 +47,9 @@ def draw(tables: "Tables") -> "Figure":
             )
         axis.set(xscale="log", yscale="log", ylim=(low, high))
         axis.set_xlim(0.8, 1.3 * max(float(t.attributes["P"]) for t in spectra))
-        axis.set_title(style.checkpoint_title(table))
-        style.note(axis, _summary(table))
+        # Above the panel: within, it would lie over the curves or over the line of the numerical zero.
+        axis.set_title(style.checkpoint_title(table), pad=34)
+        axis.text(0.5, 1.015, _summary(table), transform=axis.transAxes, ha="center", va="bottom", fontsize=7.5)
     style.outer_labels(axes[0], columns, "rank within the sign", "|λ|  (loss / parameter²)")
     keys = [
         style.line_key(label, color=colour, marker=marker, linestyle=dash, markersize=4)
@@ -91,8 +92,7 @@ def _limits(spectra: list) -> tuple[float, float]:
     zeros = [float(table.attributes["zero_threshold"]) for table in spectra]
     floor = min((zero for zero in zeros if zero > 0), default=0.0)
     low = max(float(sizes.min()), floor / 30, high * 1e-16)
-    # Room below for the summary in the corner.
-    return low / (high / low) ** 0.12, high * 3
+    return low / 3, high * 3
 
 
 SPEC = FigureSpec(
@@ -107,7 +107,7 @@ panel per checkpoint.
 Positive eigenvalues are ranked from the largest down (blue circles, solid), negative ones from the most negative up
 and drawn as \\|λ\\| (vermillion squares, dashed). A straight line is a power law of the rank. In the grey area the
 eigenvalues are zero to within the measured error of Hessian and solver, ε\\ :sub:`λ`; their sign means nothing, and
-the counts in the corner leave them out. The last line counts the negative eigenvalues that remain when the
+the counts above leave them out. The last line counts the negative eigenvalues that remain when the
 directions are taken out along which the network does not change (scales before a normalisation or around a ReLU,
 shifts before a normalisation or the softmax): scales force negative eigenvalues that say nothing of the data.
 Compare the height of the first eigenvalues between checkpoints, the steepness, and how far the negative part
