@@ -40,7 +40,7 @@ test: install-dev  ## every test
 
 # As root; installs Debian's packages of SLURM where they are missing, and is skipped, with the reason, where it cannot.
 test-slurm: install-dev  ## the workflow on a real SLURM, which is started and stopped on this machine
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/slurm
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/slurm $(PYTEST_SLURM)
 
 lint: install-dev  ## style, types, workflow
 	$(BIN)/ruff check .

@@ -364,7 +364,7 @@ def _short(event: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def slowly(process: int) -> Generator[None]:
-    """Lets a script work a tenth of the time, so that it is not done before it is killed.
+    """Lets a script work a fiftieth of the time, so that it is not done before it is killed.
 
     SLURM looks at limits every 30 s, and only KillWait after SIGTERM, which the script does not get, comes SIGKILL.
     """
@@ -374,9 +374,9 @@ def slowly(process: int) -> Generator[None]:
         with contextlib.suppress(ProcessLookupError):
             while not over.is_set():
                 os.kill(process, signal.SIGSTOP)
-                over.wait(0.9)
+                over.wait(0.98)
                 os.kill(process, signal.SIGCONT)
-                over.wait(0.1)
+                over.wait(0.02)
 
     holding = threading.Thread(target=hold)
     holding.start()
@@ -390,7 +390,7 @@ def slowly(process: int) -> Generator[None]:
 def preemption(scenario: Scenario) -> None:
     """An urgent job takes the GPUs of the node; the job goes back to the queue."""
     head = scenario.start_head()
-    process, number = scenario.moment(latest=0.5)
+    process, number = scenario.moment(latest=0.3)  # early in a stage, which the grace time must not see done
     scenario.happens()
     with slowly(process):
         scenario.preempt(scenario.job(number)["NodeList"], f"--gres=gpu:{GPUS}")
