@@ -483,7 +483,8 @@ def out_of_memory(scenario: Scenario) -> None:
     if scenario.cluster.no_cgroups:
         raise ImpossibleError(f"SLURM does not limit memory here: {scenario.cluster.no_cgroups}")
     head = scenario.start_head()
-    process, number = scenario.moment()
+    process, number = scenario.moment(latest=0.5)
+    os.kill(process, signal.SIGSTOP)  # or it is done before the kernel acts
     lines = Path(f"/proc/{process}/cgroup").read_text().splitlines()
     inner = next(line.split(":", 2)[2] for line in lines if line.split(":")[1] == "memory")
     group = Path(f"/sys/fs/cgroup/memory{inner}")
