@@ -48,8 +48,8 @@ def draw(tables: "Tables") -> "Figure":
         axis.set(xscale="log", yscale="log", ylim=(low, high))
         axis.set_xlim(0.8, 1.3 * max(float(t.attributes["P"]) for t in spectra))
         # Above the panel: within, it would lie over the curves or over the line of the numerical zero.
-        axis.set_title(style.checkpoint_title(table), pad=34)
-        axis.text(0.5, 1.015, _summary(table), transform=axis.transAxes, ha="center", va="bottom", fontsize=7.5)
+        axis.set_title(style.checkpoint_title(table), pad=38)
+        axis.text(0.5, 1.015, _summary(table), transform=axis.transAxes, ha="center", va="bottom", fontsize=8.5)
     style.outer_labels(axes[0], columns, "rank within the sign", "|λ|  (loss / parameter²)")
     keys = [
         style.line_key(label, color=colour, marker=marker, linestyle=dash, markersize=4)
