@@ -21,6 +21,7 @@ from quadscape.parameters import ParameterBlock, ParameterLayout, assign_vector
 
 SHAPE, CLASSES = (3, 32, 32), 10
 _FREEZING_IMAGES = 512
+_SMALL_GROUP = 10
 
 T = TypeVar("T")
 
@@ -173,7 +174,8 @@ def sampled_strips(layout: ParameterLayout, block: int) -> list[Strip]:
     """Strips that together stand for all columns.
 
     Strips are those of the stage: they start at multiples of the block. Consecutive strips inside one tensor form a
-    group, of which the first, the middle and the last are taken; a strip across tensors is a group of its own.
+    group, of which the first, the middle and the last are taken, and of a small group, whose strips are the dear ones
+    of the first layers, the middle one only; a strip across tensors is a group of its own.
 
     Args:
         layout: Of the network.
@@ -190,7 +192,8 @@ def sampled_strips(layout: ParameterLayout, block: int) -> list[Strip]:
     for names, members in groupby(range(0, layout.size, block), key=overlapped):
         starts = list(members)
         columns = min(starts[-1] + block, layout.size) - starts[0]
-        chosen = sorted({starts[0], starts[len(starts) // 2], starts[-1]})
+        middle = starts[len(starts) // 2]
+        chosen = [starts[0], middle, starts[-1]] if len(starts) > _SMALL_GROUP else [middle]
         group = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
         sampled += [Strip(s, min(s + block, layout.size), group, columns / len(chosen)) for s in chosen]
     return sampled
