@@ -11,13 +11,6 @@ from quadscape.errors import ClusterError
 from quadscape.slurm import Job, cancel_jobs, list_jobs, list_recorded_jobs, requeue_job
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm(tmp_path / "slurm")
-    monkeypatch.setenv("PATH", fake.path)
-    return fake
-
-
 def test_jobs_of_a_directory(cluster: FakeSlurm, tmp_path: Path) -> None:
     cluster.queue(
         tmp_path,
