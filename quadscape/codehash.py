@@ -199,7 +199,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 fine, 1 when something is not as locked.
     """
-    parser = argparse.ArgumentParser(prog="python -m quadscape.codehash", description=lock_problems.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m quadscape.codehash", description="Compares the code of all stages with what is locked."
+    )
     parser.add_argument("--lock", action="store_true", help="take the present code as that of the present versions")
     if parser.parse_args(argv).lock:
         _LOCK.write_text(json.dumps(current_stages(), indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import warnings
 from collections.abc import Generator
 
 import torch
@@ -12,6 +13,8 @@ from quadscape.errors import DeviceMemoryError, StageError
 
 # cuBLAS is deterministic only with a fixed workspace, and reads this when CUDA starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# torch warns of its own forward-mode rules when they are first used; no line in a job's log is worth that.
+warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
 
 # Options of glibc's mallopt (malloc.h); the threshold is the largest that it accepts.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
