@@ -440,7 +440,9 @@ def time_limit(scenario: Scenario) -> None:
     head = scenario.start_head()
     process, number = scenario.moment(latest=0.5)
     scenario.happens()
-    ask("scontrol", "update", f"JobId={number}", f"EndTime={time.strftime('%Y-%m-%dT%H:%M:%S')}")
+    # A moment ahead: SLURM refuses a time that has passed when it reads it.
+    end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 5))
+    ask("scontrol", "update", f"JobId={number}", f"EndTime={end}")
     with slowly(process):
         scenario.wait(lambda: scenario.state(number) in ENDED, "the time limit", 120)
     require(scenario.state(number) == "TIMEOUT", f"job {number} is {scenario.state(number)}\n{scenario.describe()}")
