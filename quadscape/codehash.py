@@ -59,6 +59,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "quadscape.curvature.tridiagonal_reduction",
         "quadscape.curvature.strips",
         "quadscape.curvature.verification",
+        "quadscape.curvature.projections",
         "quadscape.curvature.invariances",
         "quadscape.curvature.graph",
         "quadscape.objective",

@@ -5,7 +5,7 @@ H = QΛQᵀ with λ₁ ≥ … ≥ λ_P, each qᵢ with its component of largest
 the basis is verified against, and the overlaps of the eigenvectors with the network's invariances.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from quadscape.curvature.invariances import (
     negatives_without,
     overlaps,
 )
+from quadscape.curvature.projections import HOST_MEMORY
 from quadscape.curvature.strips import flops_per_example
 from quadscape.curvature.verification import (
     DEFLATED_SEED,
@@ -50,8 +51,9 @@ from quadscape.stage import Arrays, Estimate, StageStore, open_stage
 from quadscape.store import ArraySpec
 from quadscape.versions import STAGE_VERSIONS
 
-_TILE_BYTES = 512 << 20
+_TILE_BYTES = 256 << 20
 _CHECK_BLOCK = 4
+_LEAST_CHECK_BYTES = 512 << 20
 
 
 class _StoredBasis:
@@ -99,18 +101,6 @@ class _StoredBasis:
             result[:, run] = self.vectors(int(indices[run[0]]), int(indices[run[-1]]) + 1)
         return result
 
-    def tiles(self, width: int) -> Iterator[tuple[int, np.ndarray]]:
-        """The basis in order.
-
-        Args:
-            width: Columns of one tile; the last may have fewer.
-
-        Yields:
-            First index, and eigenvectors as columns, shape (P, at most width).
-        """
-        for start in range(0, self.size, width):
-            yield start, self.vectors(start, min(self.size, start + width))
-
 
 class Eigenbasis(_StoredBasis):
     """A finished eigenbasis.
@@ -149,7 +139,8 @@ def host_bytes(plan: Mapping[str, Any], solver: Solver, product_bytes: int) -> i
     """
     if plan["device"] == "cuda":
         # The matrix is on the GPU; the host holds strips, and a library's results.
-        return (3 << 30) + (solver.memory_bytes() if plan["solver"] == "cusolver" else 8 * _TILE_BYTES)
+        return (3 << 30) + (solver.memory_bytes() if plan["solver"] == "cusolver" else 4 << 30)
+    # The checks at the end take no more than the solver did.
     return (1 << 30) + max(product_bytes, solver.memory_bytes())
 
 
@@ -281,6 +272,12 @@ class EigenbasisTask:
             self._solver = make_solver(self._size, self._config.dtype, plan, self._hessian.fill)
         return self._solver
 
+    def _check_bytes(self, plan: dict[str, Any]) -> int | None:
+        """Memory for QᵀQ: most of a GPU's, and of a host's half of what the matrix took, which is free again."""
+        if plan["device"] == "cuda":
+            return None
+        return max(_LEAST_CHECK_BYTES, min(HOST_MEMORY, self._size**2 * np.dtype(self._config.dtype).itemsize // 2))
+
     def _product_units(self, plan: dict[str, Any]) -> int:
         return -(-self._checked_count(plan) // plan["check_block"])
 
@@ -396,6 +393,7 @@ class EigenbasisTask:
             self._config.dtype,
             plan["device"],
             plan["tile"],
+            self._check_bytes(plan),
         )
         cut = verification["zero_threshold"]
         every = joined(generators)

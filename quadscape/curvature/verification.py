@@ -11,13 +11,14 @@ fails it.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from quadscape.curvature.projections import overlap_tiles
 from quadscape.errors import VerificationError
 from quadscape.parameters import ParameterLayout
 
@@ -253,8 +254,8 @@ class Basis(Protocol):
     def eigenvalues(self) -> np.ndarray:
         """Shape (P,), float64."""
 
-    def tiles(self, width: int) -> Iterator[tuple[int, np.ndarray]]:
-        """First index and eigenvectors, shape (P, at most width), in order."""
+    def vectors(self, start: int, stop: int, /) -> np.ndarray:
+        """Eigenvectors start … stop − 1, shape (P, stop − start); of no columns too, for the dtype."""
 
     def select(self, indices: np.ndarray) -> np.ndarray:
         """Eigenvectors of these indices, shape (P, k)."""
@@ -335,6 +336,7 @@ def verify_eigenbasis(
     dtype: str,
     device: torch.device | str = "cpu",
     tile: int = 1024,
+    memory: int | None = None,
 ) -> dict[str, Any]:
     """Checks an eigenbasis: residuals, orthogonality, order, scale, and trace and norm of the spectrum's tail.
 
@@ -349,8 +351,9 @@ def verify_eigenbasis(
         spots: Columns of the matrix that was decomposed, in every tensor.
         forced: Invariances by kind.
         dtype: In which the eigenvectors are stored.
-        device: Where the tiles of QᵀQ are multiplied.
-        tile: Columns of one tile.
+        device: Where QᵀQ is multiplied.
+        tile: Eigenvectors whose residuals are estimated together.
+        memory: Bytes for QᵀQ, as for `overlap_tiles`.
 
     Returns:
         zero_threshold (ε_λ: largest sampled residual plus ‖ΔH‖, as estimated or as seen in a column, whichever is
@@ -381,7 +384,8 @@ def verify_eigenbasis(
     )
 
     kinds = {kind: Evidence(invariance.vectors, invariance.products) for kind, invariance in forced.items()}
-    every, along, orthogonality = _all_pairs(basis, probes, kinds, device, tile)
+    every, along = _all_residuals(basis, probes, kinds, tile)
+    orthogonality = _orthogonality(basis, device, memory)
     for kind, invariance in forced.items():
         checks.require(f"largest error |QΛQᵀu − Hu| along {kind} generators u", along[kind], bound)
         # Where the invariance holds to δ, so does what follows from it, on the scale of H.
@@ -456,10 +460,10 @@ def verify_eigenbasis(
     }
 
 
-def _all_pairs(
-    basis: Basis, probes: Evidence, forced: Mapping[str, Evidence], device: torch.device | str, width: int
-) -> tuple[np.ndarray, dict[str, float], float]:
-    """Estimated residual of every eigenpair, the largest |QΛQᵀu − Hu|, and the largest entry of |QᵀQ − I|, in tiles."""
+def _all_residuals(
+    basis: Basis, probes: Evidence, forced: Mapping[str, Evidence], width: int
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Estimated residual of every eigenpair, and the largest |QΛQᵀu − Hu|, in tiles."""
     values = torch.tensor(basis.eigenvalues, dtype=torch.float64)
     z, h = (torch.tensor(part, dtype=torch.float64) for part in (probes.vectors, probes.products))
     pairs = {
@@ -467,27 +471,27 @@ def _all_pairs(
         for kind, evidence in forced.items()
     }
     squares = {kind: torch.zeros(u.shape[1], dtype=torch.float64) for kind, (u, _) in pairs.items()}
-    estimated, orthogonality = torch.empty_like(values), 0.0
-    for start, columns in basis.tiles(width):
-        tile = torch.tensor(columns)
-        stop = start + tile.shape[1]
-        exact = tile.double()
-        projected = exact.T @ h - values[start:stop, None] * (exact.T @ z)
+    estimated = torch.empty_like(values)
+    for start in range(0, basis.size, width):
+        stop = min(basis.size, start + width)
+        tile = torch.as_tensor(basis.vectors(start, stop).astype(np.float64))
+        projected = tile.T @ h - values[start:stop, None] * (tile.T @ z)
         estimated[start:stop] = projected.square().mean(dim=1).sqrt()
         for kind, (u, hu) in pairs.items():
-            squares[kind] += (exact.T @ hu - values[start:stop, None] * (exact.T @ u)).square().sum(dim=0)
-        left = tile.to(device)
-        for other, others in basis.tiles(width):
-            if other > start:
-                break
-            gram = torch.tensor(others).to(device).T @ left
-            if other == start:
-                gram -= torch.eye(len(gram), dtype=gram.dtype, device=device)
-            entry = float(gram.abs().max())
-            orthogonality = entry if math.isnan(entry) else max(orthogonality, entry)
-            if math.isnan(orthogonality):
-                return np.full(basis.size, np.nan), dict.fromkeys(pairs, math.nan), orthogonality
-    return estimated.numpy(), {kind: float(part.sqrt().max()) for kind, part in squares.items()}, orthogonality
+            squares[kind] += (tile.T @ hu - values[start:stop, None] * (tile.T @ u)).square().sum(dim=0)
+        del tile  # before the next one is made
+    return estimated.numpy(), {kind: float(part.sqrt().max()) for kind, part in squares.items()}
+
+
+def _orthogonality(basis: Basis, device: torch.device | str, memory: int | None) -> float:
+    """The largest entry of |QᵀQ − I|; NaN if one is."""
+    worst = torch.zeros((), device=device)
+    for tile in overlap_tiles(basis, memory=memory, device=device):
+        # Columns further left than the rows do not reach the diagonal: the view is empty.
+        tile.values.diagonal(tile.rows.start - tile.columns.start).sub_(1.0)
+        low, high = tile.values.aminmax()
+        worst = torch.maximum(worst, torch.maximum(-low, high))
+    return float(worst)
 
 
 def spot_columns(layout: ParameterLayout) -> np.ndarray:
