@@ -7,6 +7,7 @@ and the profile that is shipped, with what the test cluster needs put over it.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -146,6 +147,8 @@ class ClusterCheckout(Checkout):
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # Else Control-C means nothing to it where the tests themselves run in the background of a script.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def events(self, chain: Chain) -> list[dict[str, Any]]:
