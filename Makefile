@@ -34,9 +34,9 @@ demo: install  ## the whole workflow on a small network, to the report
 	@echo "The report:  results/demo/report.html  (open it in a browser)"
 	@echo "The figures: results/demo/figures/"
 
-# Two files of tests at a time; threads that wait must not spin on the other's core.
+# Two files of tests at a time, in the order of tests/conftest.py; threads that wait must not spin on the other's core.
 test: install-dev  ## every test
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(CORES) --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
 # As root; installs Debian's packages of SLURM where they are missing, and is skipped, with the reason, where it cannot.
 test-slurm: install-dev  ## the workflow on a real SLURM, which is started and stopped on this machine
