@@ -1,0 +1,93 @@
+"""Results that the code of 21e0d71 finished, or was stopped in: whoever upgrades goes on with them.
+
+The archive was made at that commit and is never made again. `old`: everything is finished, and the large arrays of
+iteration 40 are purged. `theirs`: everything is finished, for a network of the user's own. `half`: one of each long
+stage was stopped after its first units; a checkpoint of parameters from elsewhere is made. Figures hold a line of text in place of
+the picture, since nothing reads them, and pictures are large.
+"""
+
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from test_workflow import Checkout
+
+from quadscape.config import load_experiment
+from quadscape.stage import load_purged
+from quadscape.verify import verify_results
+
+ARCHIVE = Path(__file__).with_name("data") / "results-21e0d71.tar.gz"
+# What is never to be computed again: data, training, checkpoints and curvature.
+EXPENSIVE = {"prepare_data", "train", "extract_checkpoint", "compute_hessian_shard", "compute_hessian"}
+EXPENSIVE |= {"compute_eigenbasis", "compute_gauss_newton"}
+STOPPED = {
+    "runs/t/trajectory": (1, 3),
+    "runs/h/checkpoints/0/hessian_shards/1-of-1": (2, 4),
+    "runs/h/checkpoints/10/hessian": (1, 4),
+    "runs/h/checkpoints/20/eigenbasis": (1, 16),
+    "runs/h/checkpoints/40/gauss_newton": (2, 5),
+}
+
+
+class Upgraded(Checkout):
+    """The present code over the results of then."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with tarfile.open(ARCHIVE) as archive:
+            archive.extractall(path, filter="data")
+
+    def use(self, experiment: str) -> Path:
+        """Makes an experiment the one that commands are about; returns the directory of its results."""
+        shutil.copy(self.path / f"{experiment}.yaml", self.path / "tiny.yaml")
+        return self.path / "results" / experiment
+
+
+@pytest.fixture(scope="module")
+def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Upgraded:
+    return Upgraded(tmp_path_factory.mktemp("upgraded") / "checkout")
+
+
+def test_the_archive_is_small() -> None:
+    assert ARCHIVE.stat().st_size <= 500_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["old", "theirs"])
+def test_nothing_expensive_is_computed_again(upgraded: Upgraded, experiment: str) -> None:
+    results = upgraded.use(experiment)
+    assert load_experiment(upgraded.path / "tiny.yaml").name == experiment
+    assert not EXPENSIVE & set(upgraded.plan()), upgraded.listing
+    problems = {path: problem for path, problem in verify_results(results) if problem is not None}
+    assert not problems
+
+
+@pytest.mark.slow
+def test_what_was_purged_is_not_asked_for(upgraded: Upgraded) -> None:
+    results = upgraded.use("old")
+    for stage in ("hessian_shards/1-of-1", "eigenbasis", "gauss_newton"):
+        assert load_purged(results / "runs/a/checkpoints/40" / stage) is not None
+    planned = upgraded.plan()
+    assert not EXPENSIVE & set(planned)
+    assert "iteration=40" not in upgraded.listing
+
+
+@pytest.mark.slow
+def test_what_was_stopped_goes_on(tmp_path: Path) -> None:
+    upgraded = Upgraded(tmp_path / "checkout")
+    results = upgraded.use("half")
+    planned = upgraded.plan(*(f"results/half/{stage}/manifest.json" for stage in STOPPED))
+    assert planned == Counter(
+        train=1, compute_hessian_shard=1, compute_hessian=1, compute_eigenbasis=1, compute_gauss_newton=1
+    )
+    assert not upgraded.plan("results/half/runs/given/checkpoints/5/checkpoint.zarr/zarr.json")
+    before = {stage: (results / stage / "journal").read_text() for stage in STOPPED}
+    code, output = upgraded.snakemake(*(f"results/half/{stage}/manifest.json" for stage in STOPPED))
+    assert code == 0, output
+    for stage, (done, total) in STOPPED.items():
+        assert f"{total - done} of {total} units to compute" in output, (stage, output)
+        # Their files are where the journal of then says, with the content of then.
+        assert set(before[stage].splitlines()) <= set((results / stage / "journal").read_text().splitlines())
+    assert not {path: problem for path, problem in verify_results(results) if problem is not None}
