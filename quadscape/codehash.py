@@ -1,9 +1,10 @@
 """Hashes of source code that a comment, a docstring or formatting does not change.
 
 Cheap steps of the workflow carry the hash of their own module as a parameter, so that a change of code runs them
-again and a comment does not. Long stages carry a version instead, and `quadscape/stage_code.json` holds the hash that
-belongs to each version: a change of their code is noticed (a test compares), and is either a new version or, if the
-results stay the same, locked again with `python -m quadscape.codehash --lock`.
+again and a comment does not. What long work follows from (data, checkpoints, the long stages) carries a version
+instead, and `quadscape/stage_code.json` holds the hash that belongs to each version: a change of their code is noticed
+(a test compares), and is either a new version or, if the results stay the same, locked again with
+`python -m quadscape.codehash --lock`.
 
 Source is read and parsed, never imported. Hashes are equal under every version of Python that can parse the source.
 """
@@ -17,7 +18,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-from quadscape.versions import STAGE_VERSIONS
+from quadscape.versions import CHECKPOINT_VERSION, DATA_VERSION, STAGE_VERSIONS
 
 # The loss of a checkpoint over a data set.
 _LOSS = (
@@ -30,7 +31,10 @@ _LOSS = (
     "quadscape.numerics",
 )
 
+VERSIONS: dict[str, int | str] = {**STAGE_VERSIONS, "data": DATA_VERSION, "checkpoint": CHECKPOINT_VERSION}
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
+    "data": ("quadscape.data",),
+    "checkpoint": ("quadscape.checkpoint",),
     "training": (
         "quadscape.training",
         "quadscape.losses",
@@ -66,9 +70,9 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "quadscape.numerics",
     ),
 }
-"""What determines the result of each long stage. What comes in as a file (the checkpoint and data that the Hessian
-reads, the Hessian that the eigenbasis reads) has a digest in the stage's fingerprint; only the code that reads it
-counts here."""
+"""What determines the result of data, checkpoints and each long stage. What comes in as a file (the checkpoint and data
+that the Hessian reads, the Hessian that the eigenbasis reads) has a digest in the stage's fingerprint; only the code
+that reads it counts here."""
 
 LOCK_COMMAND = "python -m quadscape.codehash --lock"
 _ROOT = Path(__file__).resolve().parents[1]
@@ -160,15 +164,14 @@ def module_hash(*modules: str) -> str:
 
 
 def current_stages() -> dict[str, dict[str, str | int]]:
-    """Version and hash of every long stage, as the code is now."""
+    """Version and hash of all that has a version, as the code is now."""
     return {
-        stage: {"version": version, "hash": module_hash(*STAGE_MODULES[stage])}
-        for stage, version in STAGE_VERSIONS.items()
+        stage: {"version": version, "hash": module_hash(*STAGE_MODULES[stage])} for stage, version in VERSIONS.items()
     }
 
 
 def locked_stages() -> dict[str, dict[str, str | int]]:
-    """Version and hash of every long stage, as they were locked."""
+    """Version and hash of all that has a version, as they were locked."""
     return json.loads(_LOCK.read_text(encoding="utf-8"))
 
 

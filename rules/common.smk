@@ -8,7 +8,12 @@ from quadscape.errors import QuadscapeError
 from quadscape.figures import FIGURES
 from quadscape.heads import record_head
 from quadscape.models import factory_code
-from quadscape.versions import STAGE_VERSIONS, STYLE_VERSION
+from quadscape.versions import (
+    CHECKPOINT_VERSION,
+    DATA_VERSION,
+    STAGE_VERSIONS,
+    STYLE_VERSION,
+)
 from quadscape.workflow import Places, Problem
 
 try:

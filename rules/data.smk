@@ -12,6 +12,6 @@ rule prepare_data:
         data=resolved(experiment.data),
         seed=experiment.seed,
         listing=problem.data.listing,
-        code=module_hash("quadscape.data"),
+        code=DATA_VERSION,
     script:
         "../workflow_scripts/prepare_data.py"

@@ -45,6 +45,6 @@ rule extract_checkpoint:
         model_code=factory_code(experiment.model),
         loss=experiment.loss,
         training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
-        code=module_hash("quadscape.checkpoint"),
+        code=CHECKPOINT_VERSION,
     script:
         "../workflow_scripts/extract_checkpoint.py"

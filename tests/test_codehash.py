@@ -13,7 +13,6 @@ import pytest
 import quadscape
 from quadscape import codehash
 from quadscape.codehash import STAGE_MODULES, lock_problems, main, module_hash, source_hash
-from quadscape.versions import STAGE_VERSIONS
 
 SOURCE = '''
 """A module."""
@@ -144,7 +143,7 @@ def test_modules_are_found_without_import(project: Path) -> None:
 def test_locking(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     versions = {"hessian": 1}
     monkeypatch.setattr(codehash, "STAGE_MODULES", {"hessian": ("project.inner",)})
-    monkeypatch.setattr(codehash, "STAGE_VERSIONS", versions)
+    monkeypatch.setattr(codehash, "VERSIONS", versions)
     assert main(["--lock"]) == 0
     assert main([]) == 0
     assert "as locked" in capsys.readouterr().out
@@ -172,7 +171,7 @@ def test_long_stages_are_as_locked() -> None:
 
 
 def test_stages_have_versions_and_modules() -> None:
-    assert STAGE_MODULES.keys() == STAGE_VERSIONS.keys() == codehash.locked_stages().keys()
+    assert STAGE_MODULES.keys() == codehash.VERSIONS.keys() == codehash.locked_stages().keys()
 
 
 OTHERS = [found for minor in (12, 13, 14) if (found := shutil.which(f"python3.{minor}"))]
