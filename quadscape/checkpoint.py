@@ -1,7 +1,7 @@
 """Checkpoints: everything that curvature and probes need to know of a network, besides the data.
 
 A checkpoint is θ, the buffers, the layout of θ and the section that builds the network. Parameters trained elsewhere
-enter here too. Whatever would make L something else than a plain sum over examples is refused here.
+enter here too. How one is made, and what is refused then, is told in `quadscape.extraction`.
 
 BatchNorm is frozen at statistics recomputed over the whole training set, layer after layer in the order of execution,
 each layer seeing its inputs with the layers before it already frozen (float64, biased variance): the frozen network
@@ -18,17 +18,14 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from quadscape.config import Experiment, Model, Run, resolved
-from quadscape.data import DataSet, data_info
-from quadscape.errors import ConfigError, ModelError, StoreError
-from quadscape.models import batch_norms, build_model, check_model, factory_code, is_smooth
-from quadscape.numerics import apply_numerics, current_threads, resolve_device
-from quadscape.parameters import ParameterLayout, assign_vector, current_vector
-from quadscape.store import ArraySpec, open_store, read_store, write_store
-from quadscape.training import Trajectory, learning_rate
+from quadscape.config import Model
+from quadscape.errors import ConfigError, ModelError
+from quadscape.models import batch_norms, build_model, cast, factory_code
+from quadscape.parameters import ParameterLayout, assign_vector
+from quadscape.store import open_store, read_store
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_PLACEHOLDER = "{iteration}"
+PLACEHOLDER = "{iteration}"
 _MODEL: TypeAdapter[Model] = TypeAdapter(Model)
 
 
@@ -125,12 +122,12 @@ class Checkpoint:
         Returns:
             The network, with the checkpoint's parameters and buffers.
         """
-        model = build_model(self.model_config, self.shape, len(self.classes)).to(torch.float64)
+        model = cast(build_model(self.model_config, self.shape, len(self.classes)), torch.float64)
         assign_vector(model, torch.from_numpy(self.theta))
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(torch.from_numpy(self.buffers[name]))
-        return model.to(device=device, dtype=dtype).eval()
+        return cast(model, dtype, device).eval()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -172,7 +169,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _load_foreign(model: torch.nn.Module, path: Path) -> None:
+def load_foreign(model: torch.nn.Module, path: Path) -> None:
     """Copies parameters trained elsewhere into a float64 network; all names and shapes must fit."""
     state = _read_state(path)
     known = model.state_dict()
@@ -277,130 +274,3 @@ def freeze_batch_norms(model: torch.nn.Module, images: torch.Tensor, chunk: int 
         mean, variance = _channel_moments(model, layer, images, chunk)
         layer.get_buffer("running_mean").copy_(mean)
         layer.get_buffer("running_var").copy_(variance)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Extraction
-
-
-def _check_same(trajectory: Trajectory, directory: str | Path, expected: dict[str, Any]) -> None:
-    """Checks that a trajectory belongs to the experiment.
-
-    Args:
-        trajectory: The trajectory.
-        directory: Where it lies, for the message.
-        expected: Its parameters under this experiment.
-
-    Raises:
-        StoreError: It was computed with another network, loss or data set.
-    """
-    for key, value in expected.items():
-        if trajectory.stage.manifest["parameters"][key] != value:
-            raise StoreError(
-                f"The trajectory in {directory} was computed with another {key} than this experiment's; run the "
-                "workflow again, so that it is computed anew."
-            )
-
-
-def extract_checkpoint(
-    experiment: Experiment,
-    run: str,
-    iteration: int,
-    trajectory: str | Path | None,
-    data: str | Path,
-    out: str | Path,
-) -> None:
-    """Writes the checkpoint of one iteration, from a trajectory or from parameters trained elsewhere.
-
-    Arrays: `theta(parameter)` float64 and `buffers/<name>`. Attributes: see `Checkpoint`.
-
-    Args:
-        experiment: The experiment.
-        run: Name of the run.
-        iteration: Number of steps.
-        trajectory: Directory or manifest of the run's training stage; unused for parameters trained elsewhere, whose
-            file the run's section names.
-        data: The data store.
-        out: Directory of the checkpoint; what was there is replaced.
-
-    Raises:
-        ModelError: θ is not finite, or the loss is not a plain sum over examples.
-        ConfigError: The run was neither trained nor has a path.
-    """
-    section = experiment.run(run)
-    info = data_info(data)
-    model = build_model(experiment.model, info.shape, len(info.classes)).to(torch.float64)
-    layout = ParameterLayout.of(model)
-    code = factory_code(experiment.model)
-    training: dict[str, Any] | None = None
-    rate: float | None = None
-    if section.path is not None:
-        _load_foreign(model, Path(section.path.replace(_PLACEHOLDER, str(iteration))))
-    elif trajectory is not None:
-        opened = Trajectory.open(trajectory)
-        expected = {
-            "model": resolved(experiment.model),
-            "model_code": code,
-            "loss": experiment.loss,
-            "data": info.digest,
-        }
-        _check_same(opened, trajectory, expected)
-        assign_vector(model, torch.from_numpy(opened.theta(iteration)))
-        training = opened.stage.manifest["parameters"]["training"]
-        rate = learning_rate(section.learning_rate, min(iteration, section.iterations - 1), section.iterations)
-    else:
-        raise ConfigError(f"Run '{run}' has no path and no trajectory; run the workflow, which trains it.")
-    theta = current_vector(model).clone()
-    bad = int((~torch.isfinite(theta)).sum())
-    if bad:
-        raise ModelError(
-            f"{bad} of the {len(theta)} parameters of run '{run}' at iteration {iteration} are not finite."
-        )
-    smooth = _freeze_and_check(model, experiment, data, len(info.classes))
-    attributes = {
-        "run": run,
-        "iteration": iteration,
-        "model": resolved(experiment.model),
-        "model_code": code,
-        "shape": list(info.shape),
-        "classes": list(info.classes),
-        "loss": experiment.loss,
-        "layout": layout.to_json(),
-        "training": training,
-        **_rule(section, training is not None),
-        "learning_rate": rate,
-        "data": info.digest,
-        "hessian_kind": "exact" if smooth else "almost everywhere",
-    }
-    write_store(out, _arrays(theta, model), attributes)
-
-
-def _rule(run: Run, trained: bool) -> dict[str, Any]:
-    """Weight decay and momentum; of parameters trained elsewhere only the weight decay means anything."""
-    return {"weight_decay": run.weight_decay, "momentum": run.momentum if trained else None}
-
-
-def _freeze_and_check(model: torch.nn.Module, experiment: Experiment, data: str | Path, classes: int) -> bool:
-    """Freezes BatchNorm, checks the network, and says whether it is smooth; leaves it on the CPU."""
-    apply_numerics(current_threads())
-    # Without BatchNorm a few images are enough, which need no accelerator.
-    device = resolve_device(experiment.device) if batch_norms(model) else torch.device("cpu")
-    loaded = DataSet.load(data, device, torch.float64)
-    few = loaded.first("train", 4).to("cpu")
-    check_model(model, few, classes)
-    if batch_norms(model):
-        freeze_batch_norms(model.to(device), loaded.split("train")[0])
-        model.to("cpu")
-        check_model(model, few, classes)
-    return is_smooth(model, few[:1])
-
-
-def _arrays(theta: torch.Tensor, model: torch.nn.Module) -> list[tuple[ArraySpec, np.ndarray]]:
-    values = theta.numpy()
-    arrays = [(ArraySpec("theta", values.shape, "float64", ("parameter",), values.shape), values)]
-    for name, buffer in model.named_buffers():
-        content = buffer.detach().cpu().numpy()
-        dimensions = tuple(f"{name}_{axis}" for axis in range(content.ndim))
-        spec = ArraySpec(f"buffers/{name}", content.shape, content.dtype.name, dimensions, content.shape)
-        arrays.append((spec, content))
-    return arrays

@@ -97,6 +97,10 @@ def _validate(arguments: argparse.Namespace) -> int:
         f"{data.validation:,} validation and {data.test:,} test images of {'×'.join(map(str, data.shape))}; "
         f"{len(experiment.runs)} runs, {sum(len(run.checkpoints) for run in experiment.runs)} checkpoints."
     )
+    if arguments.thorough:
+        from quadscape.extraction import check_factory
+
+        print(f"The network was {check_factory(experiment, data).sentence()}")
     return 0
 
 
@@ -155,6 +159,11 @@ def _parser() -> argparse.ArgumentParser:
     purge.set_defaults(run=_purge)
     validate = commands.add_parser("validate", help="check an experiment file, its data source and its model")
     validate.add_argument("config", nargs="?", default="config.yaml", help="experiment file (default: config.yaml)")
+    validate.add_argument(
+        "--thorough",
+        action="store_true",
+        help="also differentiate the network on a few random images, as is done when a checkpoint is made",
+    )
     validate.set_defaults(run=_validate)
     estimate = commands.add_parser("estimate", help="memory, disk and time of every stage, before anything is queued")
     estimate.add_argument("config", nargs="?", default="config.yaml", help="experiment file (default: config.yaml)")

@@ -23,6 +23,7 @@ from quadscape.versions import CHECKPOINT_VERSION, DATA_VERSION, STAGE_VERSIONS
 # The loss of a checkpoint over a data set.
 _LOSS = (
     "quadscape.objective",
+    "quadscape.substitutes",
     "quadscape.checkpoint",
     "quadscape.losses",
     "quadscape.models",
@@ -34,7 +35,12 @@ _LOSS = (
 VERSIONS: dict[str, int | str] = {**STAGE_VERSIONS, "data": DATA_VERSION, "checkpoint": CHECKPOINT_VERSION}
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "data": ("quadscape.data",),
-    "checkpoint": ("quadscape.checkpoint",),
+    "checkpoint": (
+        "quadscape.checkpoint",
+        "quadscape.extraction",
+        "quadscape.curvature.self_check",
+        "quadscape.curvature.smoothness",
+    ),
     "training": (
         "quadscape.training",
         "quadscape.losses",
@@ -67,6 +73,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "quadscape.curvature.invariances",
         "quadscape.curvature.graph",
         "quadscape.objective",
+        "quadscape.substitutes",
         "quadscape.numerics",
     ),
 }

@@ -659,6 +659,17 @@ class DataSet:
         """
         return self._normalised(self._images[np.flatnonzero(self._split == SPLITS.index(name))[:count]])
 
+    def labels(self, name: Split) -> torch.Tensor:
+        """The labels of one split, without its images.
+
+        Args:
+            name: `train`, `validation` or `test`.
+
+        Returns:
+            Class indices, int64, shape (n,), on the CPU, in the store's order.
+        """
+        return torch.from_numpy(self._labels[self._split == SPLITS.index(name)])
+
     def _normalised(self, pixels: np.ndarray) -> torch.Tensor:
         values = torch.empty(pixels.shape, dtype=self._dtype)
         for channel, levels in enumerate(torch.from_numpy(self._levels).to(self._dtype)):

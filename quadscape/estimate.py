@@ -25,7 +25,7 @@ from quadscape.curvature.gauss_newton import GaussNewtonEngine, GaussNewtonTask
 from quadscape.curvature.hessian import HessianShardTask, resident_bytes
 from quadscape.curvature.strips import column_block, flops_per_example, matrix_spec
 from quadscape.curvature.verification import FORCED, PROBES, sampled_ranks
-from quadscape.models import build_model, initial_vector
+from quadscape.models import build_model, cast, initial_vector
 from quadscape.numerics import apply_numerics, current_threads
 from quadscape.objective import CheckpointObjectives, Objective, data_chunk
 from quadscape.parameters import ParameterLayout
@@ -128,7 +128,7 @@ class _ImaginedObjectives(CheckpointObjectives):
         """
         if dtype not in self._loaded:
             device = torch.device(device)
-            model = build_model(self._model, self._shape, self._classes).to(device, dtype).eval()
+            model = cast(build_model(self._model, self._shape, self._classes), dtype, device).eval()
             generator = torch.Generator().manual_seed(0)
             image = torch.randn(1, *self._shape, generator=generator, dtype=torch.float64).to(device, dtype)
             images = image.expand(self._count, *self._shape)

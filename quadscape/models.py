@@ -27,22 +27,6 @@ Shape = tuple[int, int, int]
 _INITIALISATION_STREAM = 0x1417
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 _BATCH_NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-# Nodes of autograd's graph whose function is not twice differentiable everywhere.
-_KINKED: tuple[str, ...] = (
-    "Max",
-    "Min",
-    "AdaptiveMax",
-    "Amax",
-    "Amin",
-    "Hard",
-    "Threshold",
-    "Abs",
-    "Clamp",
-    "Sign",
-    "Sgn",
-    "Floor",
-)
-_KINKED += ("Elu", "Celu", "Softshrink", "Prelu", "Rrelu", "Median", "Sort", "Topk", "Relu", "LeakyRelu")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -363,6 +347,52 @@ def count_parameters(config: Model, shape: Shape, classes: int) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Precision
+
+
+def in_precision(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor in another precision: complex numbers stay complex, and integers what they are.
+
+    Args:
+        tensor: Of any dtype.
+        dtype: A real floating-point type.
+
+    Returns:
+        The tensor, in `dtype` or in the complex type of its precision.
+    """
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def cast(model: nn.Module, dtype: torch.dtype, device: str | torch.device | None = None) -> nn.Module:
+    """Changes the precision of a network's parameters and buffers, as `in_precision` does.
+
+    `Module.to` would take the real part of complex buffers.
+
+    Args:
+        model: The network, which is changed.
+        dtype: A real floating-point type.
+        device: Where it is to live; None: where it does.
+
+    Returns:
+        The network.
+    """
+    held = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if buffer.is_complex()
+    ]
+    for module, name, _ in held:
+        setattr(module, name, None)
+    model.to(device=device, dtype=dtype)
+    for module, name, buffer in held:
+        setattr(module, name, in_precision(buffer, dtype).to(device))
+    return model
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Checks
 
 
@@ -447,9 +477,9 @@ def check_sum_over_examples(model: nn.Module, images: torch.Tensor, classes: int
 
 
 def _double_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of parameters and buffers, in float64 where they are real."""
+    """Copies of parameters and buffers, in double precision."""
     return {
-        name: tensor.detach().to(torch.float64, copy=True) if tensor.is_floating_point() else tensor.clone()
+        name: in_precision(tensor.detach().clone(), torch.float64)
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
 
@@ -481,30 +511,3 @@ def _check_buffers(model: nn.Module, state: dict[str, torch.Tensor], x: torch.Te
                 f"Training changes the buffer '{name}', whose value at a checkpoint is then not defined by θ; only "
                 "BatchNorm's statistics may change."
             )
-
-
-def is_smooth(model: nn.Module, images: torch.Tensor) -> bool:
-    """Whether a network is twice differentiable everywhere, as far as autograd's graph tells.
-
-    Args:
-        model: The network.
-        images: One or more images, in the network's dtype and on its device.
-
-    Returns:
-        False where a node such as ReLU or maximum pooling is found: the Hessian is then the almost-everywhere one.
-    """
-    was_training = model.training
-    try:
-        outputs = model.eval()(images)
-    finally:
-        model.train(was_training)
-    pending, seen = [outputs.grad_fn], set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node.name().startswith(_KINKED):
-            return False
-        pending += [following for following, _ in node.next_functions]
-    return True

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch.func import functional_call, grad, jvp, vjp, vmap
-from torch.overrides import TorchFunctionMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quadscape.errors import DataError, ModelError, StoreError
 from quadscape.losses import example_losses
 from quadscape.parameters import ParameterLayout
+from quadscape.substitutes import Substituted
 
 if TYPE_CHECKING:
     from quadscape.checkpoint import Checkpoint
@@ -34,21 +35,6 @@ _CUDA_GRAPH_FRACTION = 0.25
 _LARGEST_CHUNK = 4096
 # Graphs of a gradient that a Hessian product takes at once (measured: 3.1 to 4.9; native float64 convolutions unfold).
 _PRODUCT_GRAPHS = 6
-
-
-def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
-    """`torch._weight_norm`, written out: the original's second derivative is wrong (torch 2.15, silently)."""
-    axes = None if dim == -1 else [axis for axis in range(v.ndim) if axis != dim]
-    return v * (g / torch.linalg.vector_norm(v, 2, axes, keepdim=axes is not None))
-
-
-class _Differentiable(TorchFunctionMode):
-    """Replaces operations whose second derivative is wrong."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return (weight_norm if func is torch._weight_norm else func)(*args, **(kwargs or {}))
 
 
 class Objective:
@@ -138,7 +124,8 @@ class Objective:
 
     def network(self, parameters: Parameters, images: torch.Tensor) -> torch.Tensor:
         """Class scores of some images, differentiable in the parameters."""
-        with _Differentiable():
+        # The fused kernels of attention have no second derivative, torch's plain one has.
+        with sdpa_kernel(SDPBackend.MATH), Substituted():
             return functional_call(self.model, parameters, (images,))
 
     def outputs(self, theta: Vector) -> torch.Tensor:

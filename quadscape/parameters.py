@@ -54,12 +54,11 @@ class ParameterLayout:
             Its layout.
 
         Raises:
-            ModelError: There are no parameters, or some do not require gradients.
+            ModelError: There are no parameters, or some are of a kind that has no place in θ.
         """
         blocks, start = [], 0
         for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                raise ModelError(f"Parameter '{name}' does not require gradients; make it a buffer, or trainable.")
+            _check_parameter(name, parameter)
             stop = start + parameter.numel()
             blocks.append(ParameterBlock(name, name.rpartition(".")[0], tuple(parameter.shape), start, stop))
             start = stop
@@ -102,6 +101,27 @@ class ParameterLayout:
             {"name": b.name, "layer": b.layer, "shape": list(b.shape), "start": b.start, "stop": b.stop}
             for b in self.blocks
         ]
+
+
+def _check_parameter(name: str, parameter: torch.nn.Parameter) -> None:
+    if torch.nn.parameter.is_lazy(parameter):
+        raise ModelError(
+            f"Parameter '{name}' belongs to a lazy module, whose shape is open until its first forward pass; let the "
+            "factory run one batch through the network, or give the module its sizes."
+        )
+    if parameter.is_complex():
+        raise ModelError(
+            f"Parameter '{name}' is complex ({parameter.dtype}), but θ is real; keep real and imaginary parts in a "
+            "real parameter with a last axis of 2, and use torch.view_as_complex."
+        )
+    if not parameter.is_floating_point():
+        raise ModelError(f"Parameter '{name}' holds {parameter.dtype} and no real numbers; make it a buffer.")
+    if not parameter.requires_grad:
+        raise ModelError(f"Parameter '{name}' does not require gradients; make it a buffer, or trainable.")
+    if parameter.numel() == 0:
+        raise ModelError(
+            f"Parameter '{name}' has no elements (shape {tuple(parameter.shape)}); remove its layer, or give it a size."
+        )
 
 
 def current_vector(model: torch.nn.Module) -> torch.Tensor:

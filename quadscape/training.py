@@ -27,7 +27,7 @@ from quadscape.config import LearningRate as Schedule
 from quadscape.data import SPLITS, DataSet, data_info
 from quadscape.errors import ConfigError, StageError
 from quadscape.losses import example_losses
-from quadscape.models import build_model, check_model, derive_seed, factory_code, initial_vector
+from quadscape.models import build_model, cast, check_model, derive_seed, factory_code, initial_vector
 from quadscape.numerics import apply_numerics, current_threads, device_memory_explained, resolve_device
 from quadscape.parameters import ParameterLayout
 from quadscape.stage import Arrays, Estimate, FinishedStage, StageStore, open_stage
@@ -163,7 +163,7 @@ class _Problem:
         self.model = build_model(task.model, data.shape, len(data.classes))
         images = self.splits["train"][0]
         check_model(self.model.to(device), images[:4], len(data.classes))
-        self.model.to(self.dtype)
+        cast(self.model, self.dtype)
         self.layout = ParameterLayout.of(self.model)
         numbers = self.layout.layer_index()
         self.layer_sizes = np.diff(np.flatnonzero(np.diff(numbers, prepend=-1, append=-1))).tolist()
@@ -240,7 +240,7 @@ class TrainingTask:
     @cached_property
     def _buffer_size(self) -> int:
         model = build_model(self.model, self._info.shape, len(self._info.classes))
-        return sum(buffer.numel() for buffer in model.buffers())
+        return sum(_real(buffer).numel() for buffer in model.buffers())
 
     def _start_theta(self) -> torch.Tensor:
         return initial_vector(self.model, self._info.shape, len(self._info.classes), self.seed)
@@ -478,8 +478,8 @@ class TrainingTask:
         state.momentum = torch.from_numpy(store.read("resume/momentum", unit)).to(problem.device)
         if state.buffers:
             values = torch.from_numpy(store.read("resume/buffers", unit)).to(problem.device)
-            parts = values.split([buffer.numel() for buffer in state.buffers.values()])
-            for buffer, part in zip(state.buffers.values(), parts, strict=True):
+            buffers = [_real(buffer) for buffer in state.buffers.values()]
+            for buffer, part in zip(buffers, values.split([buffer.numel() for buffer in buffers]), strict=True):
                 buffer.copy_(part.reshape(buffer.shape))
         return state
 
@@ -599,8 +599,13 @@ def _flat(state: _State) -> dict[str, np.ndarray]:
     """A copy of the state as float64 vectors: what is stored for resuming."""
     vectors = {"theta": state.theta, "momentum": state.momentum}
     if any(buffer.numel() for buffer in state.buffers.values()):
-        vectors["buffers"] = torch.cat([buffer.reshape(-1).to(torch.float64) for buffer in state.buffers.values()])
+        vectors["buffers"] = torch.cat([_real(b).reshape(-1).to(torch.float64) for b in state.buffers.values()])
     return {name: vector.detach().cpu().numpy().copy() for name, vector in vectors.items()}
+
+
+def _real(buffer: torch.Tensor) -> torch.Tensor:
+    """A view of a buffer in real numbers: real and imaginary parts of a complex one."""
+    return torch.view_as_real(buffer) if buffer.is_complex() else buffer
 
 
 def _rows(first: int, values: np.ndarray) -> tuple[tuple[slice | int, ...], np.ndarray]:

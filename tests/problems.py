@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from cases import write_random_data
 
-from quadscape.checkpoint import extract_checkpoint, freeze_batch_norms
+from quadscape.checkpoint import freeze_batch_norms
 from quadscape.config import CNN, MLP, Curvature, Linear, Model, ResNet9, parse_experiment, resolved
 from quadscape.curvature.hessian import HessianShardTask, HessianTask, shard_directory
+from quadscape.extraction import extract_checkpoint
 from quadscape.models import build_model, initial_vector
 from quadscape.objective import Objective
 from quadscape.parameters import ParameterLayout, assign_vector

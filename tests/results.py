@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from quadscape.checkpoint import Checkpoint, extract_checkpoint
+from quadscape.checkpoint import Checkpoint
 from quadscape.config import Experiment, parse_experiment
 from quadscape.curvature.eigenbasis import Eigenbasis, EigenbasisTask
 from quadscape.curvature.gauss_newton import GaussNewtonTask
 from quadscape.curvature.hessian import HessianShardTask, HessianTask
 from quadscape.data import data_info, prepare
+from quadscape.extraction import extract_checkpoint
 from quadscape.probes import spectrum
 from quadscape.probes.interfaces import checkpoint_attributes
 from quadscape.stage import Task, run_stage

@@ -7,10 +7,11 @@ import pytest
 import torch
 from cases import write_random_data
 
-from quadscape.checkpoint import Checkpoint, extract_checkpoint, freeze_batch_norms
+from quadscape.checkpoint import Checkpoint, freeze_batch_norms
 from quadscape.config import Experiment, parse_experiment
 from quadscape.data import DataSet, data_info
 from quadscape.errors import ConfigError, ModelError, StoreError
+from quadscape.extraction import extract_checkpoint
 from quadscape.losses import example_losses
 from quadscape.models import batch_norms, build_model
 from quadscape.stage import run_stage
@@ -23,7 +24,7 @@ CNN = {"factory": "cnn", "channels": [4, 8]}
 def _one_thread(monkeypatch):
     # Small networks gain nothing from more, and lose much where other tests run beside.
     monkeypatch.setattr("quadscape.training.current_threads", lambda: 1)
-    monkeypatch.setattr("quadscape.checkpoint.current_threads", lambda: 1)
+    monkeypatch.setattr("quadscape.extraction.current_threads", lambda: 1)
 
 
 @pytest.fixture(scope="module")

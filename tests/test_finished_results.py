@@ -2,8 +2,8 @@
 
 The archive was made at that commit and is never made again. `old`: everything is finished, and the large arrays of
 iteration 40 are purged. `theirs`: everything is finished, for a network of the user's own. `half`: one of each long
-stage was stopped after its first units; a checkpoint of parameters from elsewhere is made. Figures hold a line of text in place of
-the picture, since nothing reads them, and pictures are large.
+stage was stopped after its first units; a checkpoint of parameters from elsewhere is made. Figures hold a line of text
+in place of the picture, since nothing reads them, and pictures are large.
 """
 
 import shutil

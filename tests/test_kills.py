@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import zarr
 
-from quadscape.checkpoint import extract_checkpoint
 from quadscape.config import Experiment, parse_experiment
 from quadscape.curvature import divide_and_conquer, eigensolver, gauss_newton
 from quadscape.curvature.eigenbasis import EigenbasisTask
 from quadscape.curvature.gauss_newton import GaussNewtonTask
 from quadscape.curvature.hessian import HessianShardTask, HessianTask
 from quadscape.data import prepare
+from quadscape.extraction import extract_checkpoint
 from quadscape.numerics import apply_numerics
 from quadscape.stage import Task, open_stage, read_events, run_stage
 from quadscape.training import TrainingTask

@@ -2,10 +2,8 @@
 
 import textwrap
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn.functional import avg_pool2d, conv2d, gelu, group_norm
 
 from quadscape.config import CNN, MLP, Custom, Linear, ResNet9
@@ -17,7 +15,6 @@ from quadscape.models import (
     count_parameters,
     factory_code,
     initial_vector,
-    is_smooth,
 )
 from quadscape.parameters import ParameterLayout
 
@@ -280,28 +277,6 @@ def test_batch_norm_is_found_and_passes_the_check_in_evaluation_mode():
     check_model(model, torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 3)
     assert torch.equal(torch.get_rng_state(), state)
     assert next(model.parameters()).dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("layer", "smooth"),
-    [
-        (nn.GELU(), True),
-        (nn.Tanh(), True),
-        (nn.SiLU(), True),
-        (nn.Softplus(), True),
-        (nn.ReLU(), False),
-        (nn.LeakyReLU(), False),
-        (nn.ELU(), False),
-        (nn.Hardtanh(), False),
-        (nn.PReLU(), False),
-        (nn.MaxPool2d(2, stride=1, padding=1), False),
-    ],
-)
-def test_kinks_are_found(layer, smooth):
-    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), layer, nn.Flatten(), nn.LazyLinear(3))
-    images = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 1, 4, 4))).float()
-    model(images)
-    assert is_smooth(model, images) is smooth
 
 
 def test_editing_a_factory_changes_its_code(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
-from quadscape.checkpoint import extract_checkpoint
+from quadscape.extraction import extract_checkpoint
 from quadscape.jobs import start_job
 
 experiment, log = start_job(snakemake)
-extract_checkpoint(
+found = extract_checkpoint(
     experiment,
     snakemake.wildcards.run,
     int(snakemake.wildcards.iteration),
@@ -10,3 +10,4 @@ extract_checkpoint(
     snakemake.input.data,
     snakemake.output[0],
 )
+log(found.sentence())

@@ -10,14 +10,14 @@ Every operation is differentiated by its own rule (`quadscape.curvature.rules`).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch.func import grad, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
-from quadscape.curvature.graph import Graph, Node, trace
+from quadscape.curvature.graph import Graph, Node, differentiable, trace
 from quadscape.curvature.rules import (
     Adjoint,
     Affine,
@@ -89,6 +89,7 @@ class HessianEngine:
         objective: L, in the precision of the computation.
         theta: Where, shape (P,), float64.
         plan: Examples of a data chunk, and bytes of the tangents that are carried at once.
+        current: The operation that is or was last differentiated, for messages.
     """
 
     def __init__(self, objective: Objective, theta: Vector, plan: dict[str, int] | None = None) -> None:
@@ -97,12 +98,18 @@ class HessianEngine:
         self.plan = plan or self.plan_for(objective)
         self._parameters = {name: laid_out(p) for name, p in objective.parameters(self.theta).items()}
         self._traced: dict[int, _Traced] = {}
+        self.current: Node | None = None
         self._trace(min(self.plan["chunk"], objective.count))
         if objective.count > 1:  # the loss of one example is a sum over examples in any case
             images = objective.images[:4]
             with torch.no_grad():
                 classes = objective.model(images).shape[-1]
             check_sum_over_examples(objective.model, images, classes)
+
+    @property
+    def graph(self) -> Graph:
+        """The network for the size of a data chunk."""
+        return next(iter(self._traced.values())).graph
 
     @staticmethod
     def plan_for(objective: Objective) -> dict[str, int]:
@@ -220,15 +227,17 @@ class HessianEngine:
             known = next((traced.graph.batched for traced in self._traced.values()), None)
             graph = trace(objective.model, objective.layout, images, known)
             values = self._values(graph, images)
+            graph = replace(graph, active=differentiable(graph, values))
             shapes = {name: value.shape for name, value in values.items()}
             rules = {
-                node.name: rule_for(node, graph, [shapes[i] for i in node.inputs], shapes[node.name])
+                node.name: rule_for(node, graph, [values[i] for i in node.inputs], values[node.name])
                 for node in graph.nodes
                 if node.name in graph.active
             }
             depends = dict.fromkeys(values, -1) | graph.parameters
             for node in graph.nodes:
-                depends[node.name] = max((depends[i] for i in node.inputs), default=-1)
+                if node.name in graph.active:
+                    depends[node.name] = max(depends[i] for i in node.inputs)
             traced = _Traced(graph, rules, shapes, depends, [])
             traced.origins.extend(self._origin(traced, i, b) for i, b in enumerate(objective.layout.blocks))
             self._traced[count] = traced
@@ -267,13 +276,17 @@ class HessianEngine:
         moving = [node for node in graph.nodes if traced.depends[node.name] >= first]
         with torch.enable_grad():
             loss = example_losses(values[graph.outputs], labels, self.objective.loss_kind).sum()
-        adjoints = torch.autograd.grad(loss, [values[n.name] for n in moving], allow_unused=True)
-        for node, adjoint in zip(moving, adjoints, strict=True):
+        # None is left where no parameter tensor from `first` on has an effect, and none of these where none moves it.
+        asked = [values[n.name] for n in moving if values[n.name].requires_grad] if loss.requires_grad else []
+        found = iter(torch.autograd.grad(loss, asked, allow_unused=True) if asked else ())
+        for node in moving:
+            self.current = node
+            adjoint = next(found) if asked and values[node.name].requires_grad else None
             output = values[node.name].detach()
             traced.rules[node.name].prepare(
                 [values[i].detach() for i in node.inputs],
                 output,
-                torch.zeros_like(output) if adjoint is None else adjoint,
+                torch.zeros_like(output) if adjoint is None else _written_out(adjoint),
             )
         self._outputs, self._labels = values[graph.outputs].detach(), labels
         return traced
@@ -304,7 +317,10 @@ class HessianEngine:
             return [tangents.get(name) for name in node.inputs]
 
         for node in graph.nodes:
-            if node.name not in tangents and any(tangents.get(i) is not None for i in node.inputs):
+            if node.name not in rules or node.name in tangents:
+                continue
+            if any(tangents.get(i) is not None for i in node.inputs):
+                self.current = node
                 tangents[node.name] = rules[node.name].tangent(of_inputs(node))
         last = tangents.get(graph.outputs)
         if last is None:
@@ -317,6 +333,7 @@ class HessianEngine:
         for node in reversed(graph.nodes):
             if depends[node.name] < first:
                 continue
+            self.current = node
             adjoint, moving = adjoints.pop(node.name, None), of_inputs(node)
             if not isinstance(adjoint, rules[node.name].takes_adjoints):
                 adjoint = plain(adjoint)
@@ -452,6 +469,12 @@ class HessianEngine:
             rule.add_rows(moving, adjoint, targets, expand, skipped)
 
 
+def _written_out(tensor: Tensor) -> Tensor:
+    """Without elements that share memory, which torch's forward derivatives cannot write to; else as it is."""
+    shared = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.contiguous() if shared else tensor
+
+
 def _per_channel(block: ParameterBlock) -> int:
     """Elements of a parameter tensor for one index of its first axis; 1 for a scalar."""
     return (block.stop - block.start) // (block.shape[0] if block.shape else 1)
@@ -471,7 +494,7 @@ def _weighted(traced: _Traced, index: int) -> Node | None:
     graph = traced.graph
     names = [name for name, i in graph.parameters.items() if i == index]
     users = [node for name in names for node in graph.users(name)]
-    if len(users) != 1 or not isinstance(traced.rules[users[0].name], Affine):
+    if len(users) != 1 or not isinstance(traced.rules.get(users[0].name), Affine):
         return None
     inputs = users[0].inputs
     alone = inputs[1] == names[0] and inputs.count(names[0]) == 1

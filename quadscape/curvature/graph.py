@@ -7,7 +7,7 @@ counts the examples, and only that, is found by tracing two batch sizes and comp
 
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,8 +15,8 @@ import torch
 from torch import fx
 
 from quadscape.errors import ModelError
-from quadscape.objective import weight_norm
 from quadscape.parameters import ParameterLayout
+from quadscape.substitutes import OPERATIONS
 
 # Nodes that only assert properties of their inputs.
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
@@ -32,6 +32,7 @@ class Node:
         arguments: Its arguments, where `Input` stands for a tensor; keyword arguments included.
         inputs: Names of the tensors, in the order in which `function` takes them.
         index: Which of several outputs this node's value is; None where there is only one.
+        layer: Name of the module whose code the operation stands in; "" for the network itself.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Node:
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     inputs: tuple[str, ...]
     index: int | None
+    layer: str = ""
 
     def function(self, *tensors: torch.Tensor) -> torch.Tensor:
         """The operation as a pure function of its tensors."""
@@ -70,7 +72,7 @@ class Graph:
         outputs: Name of the value that holds the class scores.
         parameters: Index of the parameter tensor in the layout, by name of the value.
         constants: Buffers and constants by name.
-        active: Names of the values that depend on a parameter, parameters included.
+        active: Names of the values that depend on a parameter, parameters included; see `differentiable`.
         batched: Names of the values whose axis 0 is the examples, and whose other axes do not depend on their number.
     """
 
@@ -112,12 +114,12 @@ def trace(
     if signature.buffers_to_mutate:
         changed = next(iter(signature.buffers_to_mutate.values()))
         raise ModelError(
-            f"The network's forward pass changes its buffer '{changed}', so its loss is not a function of its "
+            f"The network's forward pass changes its buffer '{_own(changed)}', so its loss is not a function of its "
             "parameters; change buffers only in training mode."
         )
     index = _parameter_index(model, layout)
-    parameters = {name: index[path] for name, path in signature.inputs_to_parameters.items()}
-    buffers = dict(model.named_buffers(remove_duplicate=False))
+    parameters = {name: index[_own(path)] for name, path in signature.inputs_to_parameters.items()}
+    buffers = dict(_Whole(model).named_buffers(remove_duplicate=False))
     constants = {
         name: buffers[path] if path in buffers else exported.constants[path]
         for name, path in signature.inputs_to_buffers.items()
@@ -130,6 +132,11 @@ def trace(
     for node in exported.graph.nodes:
         if node.op != "call_function" or any(word in str(node.target) for word in _ASSERTIONS):
             continue
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise ModelError(
+                f"The network uses {node.target.name()}, whose parts are not operations that can be differentiated one "
+                "by one; write it without control flow or transformations of functions."
+            )
         if node.target is operator.getitem:
             made = _node(node.name, several[node.args[0].name], node.args[1])
         elif isinstance(node.meta.get("val"), (tuple, list)):
@@ -153,6 +160,32 @@ def trace(
     )
 
 
+def differentiable(graph: Graph, values: Mapping[str, torch.Tensor]) -> frozenset[str]:
+    """The values that have a derivative in a parameter, as far as autograd knows.
+
+    Others are constants of the derivatives although they are made from parameters: comparisons, indices, `zeros_like`,
+    what a network takes out of autograd's sight.
+
+    Args:
+        graph: A network.
+        values: Its values for one batch, without gradients.
+
+    Returns:
+        Names of the values, those of parameters included.
+    """
+    active = set(graph.parameters)
+    for node in graph.nodes:
+        if not active.intersection(node.inputs):
+            continue
+        with torch.enable_grad():
+            inputs = [
+                values[name].detach().requires_grad_() if name in active else values[name] for name in node.inputs
+            ]
+            if node.function(*inputs).requires_grad:
+                active.add(node.name)
+    return frozenset(active)
+
+
 def _batched(exported: torch.export.ExportedProgram, model: torch.nn.Module, images: torch.Tensor) -> frozenset[str]:
     """The values whose axis 0 is the examples, by the shapes for another batch size."""
     counts = (len(images), 3 if len(images) != 3 else 2)
@@ -174,12 +207,24 @@ def _used(nodes: list[Node], outputs: str) -> set[str]:
     return used
 
 
+class _Whole(torch.nn.Module):
+    """A network as a child, since names such as `code` and `graph` are taken in the modules that are traced."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images)
+
+
 def _export(model: torch.nn.Module, images: torch.Tensor) -> torch.export.ExportedProgram:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # An empty table makes the graph functional and splits no operation that has a derivative of its own.
-            return torch.export.export(model, (images,), strict=False).run_decompositions({})
+            return torch.export.export(_Whole(model), (images,), strict=False).run_decompositions({})
     except Exception as error:
         reason = " ".join(str(error).split())[:160]
         raise ModelError(
@@ -220,11 +265,24 @@ def _node(name: str, node: fx.Node, index: int | None) -> Node:
 
     arguments: Any = fx.node.map_arg((node.args, dict(node.kwargs)), cast(Any, replaced))
     target = cast(Callable[..., Any], node.target)
-    return Node(name, _EQUIVALENTS.get(target, target), arguments, tuple(inputs), index)
+    stack = node.meta.get("nn_module_stack") or {}
+    layer = next(reversed(stack.values()))[0] if stack else ""
+    return Node(name, _EQUIVALENTS.get(target, target), arguments, tuple(inputs), index, _own(str(layer)))
+
+
+def _own(path: str) -> str:
+    """The name that a network has for what `_Whole` calls `model.<name>`."""
+    return path.removeprefix("model").removeprefix(".")
+
+
+def _copied(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    """Assignment to a slice, as a function of what is assigned; the original asks for memory that it may write to."""
+    return source.expand(target.shape).to(target.dtype)
 
 
 # A view holds for the strides that were traced, the same reshaping for all.
 _EQUIVALENTS: dict[Callable[..., Any], Callable[..., Any]] = {
+    **OPERATIONS,
     torch.ops.aten.view.default: torch.ops.aten.reshape.default,
-    torch.ops.aten._weight_norm.default: weight_norm,
+    torch.ops.aten.copy.default: _copied,
 }

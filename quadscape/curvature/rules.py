@@ -233,6 +233,7 @@ class Rule:
     def __init__(self, node: Node, graph: Graph) -> None:
         self.node = node
         self.active = [i for i, name in enumerate(node.inputs) if name in graph.active]
+        self._batches: dict[str, bool] = {}
 
     def prepare(self, values: Sequence[Tensor], output: Tensor, adjoint: Tensor) -> None:
         """Takes the values of one data chunk.
@@ -289,7 +290,8 @@ class Rule:
         """
         function, primals = self._of_active(self.values), tuple(self.values[i] for i in self.active)
         directions = tuple(self._directions(tangents))
-        return Tangent(_each(lambda *d: _jvp(function, primals, d), directions))
+        (found,) = self._each("tangent", lambda *d: (_jvp(function, primals, d),), directions)
+        return Tangent(found)
 
     def adjoint_tangent(
         self, tangents: Sequence[Tangent | None], adjoint: Adjoint | None, wanted: Sequence[bool]
@@ -314,16 +316,55 @@ class Rule:
             if adjoint is None:
                 adjoint = self.adjoint.new_zeros(len(moving[0].data), *self.adjoint.shape)
             adjoint = adjoint.contiguous()  # functorch writes into it
-            parts = _each(lambda g, *d: _vjp_jvp(function, primals, self.adjoint, d, g), (adjoint, *directions))
+            parts = self._each(
+                "second derivative",
+                lambda g, *d: _vjp_jvp(function, primals, self.adjoint, d, g),
+                (adjoint, *directions),
+            )
         elif adjoint is not None:
             pull = vjp(function, *primals)[1]
-            parts = _each(pull, (adjoint.contiguous(),))
+            parts = self._each("adjoint", pull, (adjoint.contiguous(),))
         else:
             return found
         for position, part in zip(self.active, parts, strict=True):
             if wanted[position]:
-                found[position] = part
+                # What a real value takes of a complex one is the real part.
+                found[position] = part.real if part.is_complex() and not self.values[position].is_complex() else part
         return found
+
+    def _each(
+        self, kind: str, function: Callable[..., tuple[Tensor, ...]], directions: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """A function of every direction, at once where torch can, and does it right: its batching has mistakes.
+
+        Args:
+            kind: Which derivative; whether it can be trusted is found out once for each.
+            function: Of one direction.
+            directions: Of each argument, stacked.
+
+        Returns:
+            Its results, stacked.
+
+        Raises:
+            OutOfMemoryError: The device's memory does not hold them.
+        """
+        with sdpa_kernel(SDPBackend.MATH):
+            if self._batches.get(kind, True):
+                try:
+                    found = vmap(function)(*directions)
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError:
+                    self._batches[kind] = False
+                else:
+                    agrees = True if kind in self._batches else _agrees(function, directions, found)
+                    # One direction, or directions that give nothing, do not show that many are right.
+                    if agrees is not None and (not agrees or len(directions[0]) > 1):
+                        self._batches[kind] = agrees
+                    if agrees is not False:
+                        return found
+            results = [function(*each) for each in zip(*directions, strict=True)]
+        return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
 
     def add_rows(
         self,
@@ -365,18 +406,19 @@ class Rule:
         return found
 
 
-def _each(function: Callable[..., Any], directions: tuple[Tensor, ...]) -> Any:
-    """A function of every direction, batched where torch can batch it."""
-    with sdpa_kernel(SDPBackend.MATH):
-        try:
-            return vmap(function)(*directions)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            results = [function(*each) for each in zip(*directions, strict=True)]
-    if isinstance(results[0], Tensor):
-        return torch.stack(results)
-    return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+def _agrees(
+    function: Callable[..., tuple[Tensor, ...]], directions: tuple[Tensor, ...], found: tuple[Tensor, ...]
+) -> bool | None:
+    """Whether a batched result is that of the single calls, for its first and its last direction; None: all is zero."""
+    told = None
+    for place in (0, -1):
+        for single, batched in zip(function(*(d[place] for d in directions)), found, strict=True):
+            size, error = (float(torch.linalg.vector_norm(x)) for x in (single, batched[place] - single))
+            # Rounding differs with the order of sums; mistakes are of the size of the result.
+            if not error <= 1e-3 * size and math.isfinite(size):
+                return False
+            told = True if size > 0 else told
+    return told
 
 
 def _jvp(function: Callable[..., Tensor], primals: tuple[Tensor, ...], directions: tuple[Tensor, ...]) -> Tensor:
@@ -1295,25 +1337,28 @@ _SUMS = {aten.add.Tensor, *_DIFFERENCES}
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 
 
-def rule_for(node: Node, graph: Graph, shapes: Sequence[torch.Size], output: torch.Size) -> Rule:
+def rule_for(node: Node, graph: Graph, values: Sequence[Tensor], result: Tensor) -> Rule:
     """The rule for an operation: the fastest that holds for it.
 
     Args:
         node: The operation.
         graph: Its graph.
-        shapes: Shapes of its inputs.
-        output: Shape of its output.
+        values: Its inputs, of which kinds and shapes count.
+        result: Its output.
 
     Returns:
         The rule.
     """
+    if any(value.is_complex() for value in (*values, result)):
+        return Rule(node, graph)  # the others take derivatives for numbers that commute with conjugation
+    shapes, output = [value.shape for value in values], result.shape
     args, kwargs = node.arguments
     active = [i for i, name in enumerate(node.inputs) if name in graph.active]
     tensors = [isinstance(a, Input) for a in args]
     kind: type[Rule] = Rule
     if node.target in _CONVOLUTIONS and len(shapes[0]) == len(shapes[1]) and tensors[:2] == [True, True]:
         kind = Convolution
-    elif node.target is aten.linear.default and tensors[:2] == [True, True]:
+    elif node.target is aten.linear.default and tensors[:2] == [True, True] and len(shapes[0]) > 1:
         kind = Linear
     elif node.target in _SUMS and active == [0, 1] and shapes[0] == shapes[1]:
         kind = Sum

@@ -1,0 +1,113 @@
+"""The self-check: what strangers' networks do wrong is refused in one sentence, and the rest is right."""
+
+import json
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from strangers import ALMOST, CLASSES, MEMBERS, RIGHT, SHAPE
+from test_architectures import block_triangle, whole
+from torch.nn.functional import relu6
+
+from quadscape.curvature.engine import HessianEngine
+from quadscape.curvature.self_check import SelfCheck, check_network
+from quadscape.errors import ModelError
+from quadscape.losses import example_losses
+from quadscape.models import cast, check_model
+from quadscape.objective import Objective
+from quadscape.parameters import ParameterLayout, assign_vector
+
+CASES = [(kind, name) for kind, members in MEMBERS.items() for name in members]
+
+
+def images_and_labels(count: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(count, *SHAPE, generator=generator, dtype=torch.float64), torch.arange(count) % CLASSES
+
+
+class Stranger:
+    """One network at a θ away from its initial one."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        self.network, self.expected = MEMBERS[kind][name]
+        model = self.own()
+        ParameterLayout.of(model)
+        generator = torch.Generator().manual_seed(4)
+        start = torch.cat([p.detach().reshape(-1).double() for p in model.parameters()])
+        self.theta = start + 0.05 * torch.randn(start.shape, generator=generator, dtype=torch.float64)
+
+    def own(self) -> torch.nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            return self.network()
+
+    def build(self, dtype: torch.dtype | None) -> torch.nn.Module:
+        model = self.own()
+        if dtype is not None:
+            cast(model, dtype)
+        assign_vector(model, self.theta)
+        return model.eval()
+
+    def check(self) -> SelfCheck:
+        images, labels = images_and_labels()
+        check_model(self.build(torch.float64), images_and_labels(4)[0], CLASSES)
+        return check_network(self.build, self.theta, images, labels, "cross_entropy")
+
+
+def double_backward(build: Any, theta: torch.Tensor, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The whole Hessian by torch.autograd alone, from leaves of a freshly built network, without torch.func."""
+    model = build(torch.float64)
+    leaves = list(model.parameters())
+    with mock.patch("torch.nn.functional.hardsigmoid", lambda x, inplace=False: relu6(x + 3) / 6):
+        loss = example_losses(model(images), labels, "cross_entropy").mean()
+    found = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+    rows = []
+    for entry in torch.cat([g.reshape(-1) for g in found]):
+        if not entry.requires_grad:
+            rows.append(torch.zeros_like(theta))
+            continue
+        parts = torch.autograd.grad(entry, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+        rows.append(torch.cat([p.reshape(-1) for p in parts]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_right_or_refused(kind: str, name: str) -> None:
+    expected = MEMBERS[kind][name][1]
+    if expected not in {RIGHT, ALMOST}:
+        with pytest.raises(ModelError) as refusal:
+            Stranger(kind, name).check()
+        text = str(refusal.value)
+        assert expected in text
+        assert text.endswith(".")
+        assert "\n" not in text
+        assert "Traceback" not in text
+        return
+    stranger = Stranger(kind, name)
+    found = stranger.check()
+    assert found.kind == expected, found.kinks
+    images, labels = images_and_labels(5)
+    model = stranger.build(torch.float64)
+    objective = Objective(model, ParameterLayout.of(model), images, labels, "cross_entropy", 2)
+    size = objective.size
+    exact = double_backward(stranger.build, stranger.theta, images, labels)
+    columns = whole(HessianEngine(objective, stranger.theta), size, 16)
+    error = torch.linalg.norm(columns - block_triangle(exact, 16)) / torch.linalg.norm(exact)
+    assert error <= 1e-10
+    vector = torch.randn(size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    product = objective.hessian_product(stranger.theta, vector)
+    torch.testing.assert_close(product, exact @ vector, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["UnusedLast", "UnusedFirst", "OnlyComputed"])
+def test_parameters_without_effect_are_named(name: str) -> None:
+    unused = Stranger("B3", name).check().unused
+    assert unused == (("w",) if name == "OnlyComputed" else ("spare.weight", "spare.bias"))
+
+
+def test_what_was_found_is_kept_as_json() -> None:
+    found = Stranger("B3", "UnusedLast").check()
+    assert SelfCheck.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert "without effect are spare.weight, spare.bias" in found.sentence()
+    assert "exact" in found.sentence()
