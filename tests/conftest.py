@@ -1,5 +1,6 @@
 """Fixtures of several test files."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that none of them runs alone at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    if os.environ.get("QUADSCAPE_LONG") != "1":
+        skipped = pytest.mark.skip(reason="long: only in `make test-long`, which sets QUADSCAPE_LONG=1")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skipped)
 
 
 @pytest.fixture

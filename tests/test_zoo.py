@@ -1,0 +1,132 @@
+"""Sampled columns of the Hessians of the networks of `tests/zoo.py`, against plain double backward in float64."""
+
+import re
+from unittest import mock
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from zoo import REFUSED, ZOO
+
+from quadscape.curvature.engine import HessianEngine
+from quadscape.errors import ModelError
+from quadscape.objective import Objective
+from quadscape.parameters import ParameterLayout, current_vector
+
+LIMIT = 1e-10
+NAMES = [pytest.param(name, marks=[pytest.mark.long] if animal.long else []) for name, animal in ZOO.items()]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def problem(name):
+    """An objective over a few random images, in chunks of two, and a θ away from the initial point."""
+    animal = ZOO[name]
+    model = animal.build()
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(animal.count, *animal.shape, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, animal.classes, (animal.count,), generator=generator)
+    theta = current_vector(model)
+    theta = theta + 0.05 * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
+    return Objective(model, ParameterLayout.of(model), images, labels, animal.loss, 2), theta
+
+
+def sampled_strips(layout):
+    """First and last column of every parameter tensor, as strips across their boundaries, and one at random."""
+    generator = torch.Generator().manual_seed(6)
+    starts = {0: 1, layout.size - 1: layout.size}
+    for block in layout.blocks:
+        column = block.start + int(torch.randint(block.stop - block.start, (), generator=generator))
+        starts.setdefault(column, column + 1)
+    for block in layout.blocks[1:]:
+        starts[block.start - 1] = block.start + 1
+    return sorted(starts.items())
+
+
+class Reference:
+    """The plain mean loss over all images, differentiated twice by torch.autograd alone.
+
+    Three of torch's operations have a wrong or no second derivative, and are written out: `_weight_norm` (silently
+    wrong), fused attention and `hardsigmoid` (none).
+    """
+
+    def __init__(self, objective, theta):
+        parameters = objective.layout.unflatten(theta)
+        self.leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
+
+        def weight_norm(direction, size, dim):
+            return direction * (size / torch.norm_except_dim(direction, 2, dim))
+
+        def hardsigmoid(x, inplace=False):
+            return functional.relu6(x + 3) / 6
+
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            mock.patch("torch._weight_norm", weight_norm),
+            mock.patch("torch.nn.functional.hardsigmoid", hardsigmoid),
+        ):
+            outputs = torch.func.functional_call(objective.model, self.leaves, (objective.images,))
+        if objective.loss_kind == "cross_entropy":
+            loss = functional.cross_entropy(outputs, objective.labels)
+        else:
+            targets = functional.one_hot(objective.labels, outputs.shape[1])
+            loss = 0.5 * (outputs - targets).square().sum(1).mean()
+        self.gradient = self._of(loss, create_graph=True)
+
+    def _of(self, scalar, **settings):
+        leaves = list(self.leaves.values())
+        found = torch.autograd.grad(scalar, leaves, allow_unused=True, materialize_grads=True, **settings)
+        return torch.cat([part.flatten() for part in found])
+
+    def product(self, vector):
+        return self._of(self.gradient @ vector, retain_graph=True)
+
+    def column(self, index):
+        return self._of(self.gradient[index], retain_graph=True)
+
+
+@pytest.mark.parametrize("name", [p for p in NAMES if p.values[0] not in REFUSED])
+def test_columns(name):
+    objective, theta = problem(name)
+    reference = Reference(objective, theta)
+    direction = torch.randn(theta.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    step = 1e-6 * direction
+    above, below = (Reference(objective, theta + sign * step).gradient.detach() for sign in (1, -1))
+    product = reference.product(direction)
+    # torch's second derivatives are no better than its formulas, some of which are wrong.
+    assert float((product - (above - below) / 2e-6).norm() / product.norm()) < 1e-6
+    engine = HessianEngine(objective, theta)
+    found, expected = [], []
+    for start, stop in sampled_strips(objective.layout):
+        found.append(engine.columns(start, stop))
+        expected.append(torch.stack([reference.column(i)[start:] for i in range(start, stop)], dim=1))
+        assert found[-1].shape == (objective.size - start, stop - start)
+    largest = max(float(strip.abs().max()) for strip in expected)
+    assert largest > 0
+    for strip, exact in zip(found, expected, strict=True):
+        # A small layer does not hide behind a large one; but nothing is more exact than the rounding of the largest.
+        limit = max(LIMIT * float(exact.abs().max()), 1e-14 * largest)
+        assert float((strip - exact).abs().max()) <= limit
+
+
+@pytest.mark.parametrize("name", [p for p in NAMES if p.values[0] in REFUSED])
+def test_refuses(name):
+    objective, theta = problem(name)
+    with pytest.raises(ModelError, match=REFUSED[name]) as caught:
+        HessianEngine(objective, theta).columns(0, 1)
+    assert re.fullmatch(r"[^\n]*[^.\n]\.", str(caught.value))  # one sentence on one line ...
+    assert not re.search(r"[.!?]\s+[A-Z]", str(caught.value))  # ... and not two
+
+
+def test_there_are_enough():
+    assert len(ZOO) >= 40
+    assert len([animal for animal in ZOO.values() if not animal.long]) >= 20
+    assert {animal.loss for animal in ZOO.values()} == {"cross_entropy", "squared_error"}
+    assert len(REFUSED) <= 4
