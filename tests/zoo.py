@@ -16,7 +16,6 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torchvision.models import (
     convnext,
     efficientnet,
-    googlenet,
     inception,
     mnasnet,
     mobilenetv3,
@@ -27,6 +26,7 @@ from torchvision.models import (
     vgg,
 )
 from torchvision.models.densenet import DenseNet
+from torchvision.models.googlenet import BasicConv2d, Inception
 from torchvision.models.maxvit import MaxVit
 from torchvision.models.mobilenetv2 import MobileNetV2
 from torchvision.models.segmentation.deeplabv3 import ASPP
@@ -60,12 +60,12 @@ class Animal:
     def build(self) -> nn.Module:
         """The network."""
         before = torch.get_default_dtype()
-        # Not cast afterwards, which would leave complex buffers in single precision.
+        # A cast leaves complex buffers in single precision.
         torch.set_default_dtype(torch.float64)
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(1)
-                model = self.network(self.classes).eval()
+                model = self.network(self.classes).double().eval()  # torchvision's own float32 tables
                 for module in model.modules():
                     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                         module.running_mean.normal_(0.0, 0.3)
@@ -193,10 +193,10 @@ def _regnet(classes):
 @_animal("googlenet-blocks", (3, 12, 12), long=True)
 def _googlenet(classes):
     return nn.Sequential(
-        googlenet.BasicConv2d(3, 8, kernel_size=3, stride=2, padding=1),
-        googlenet.Inception(8, 3, 3, 4, 2, 3, 2),
+        BasicConv2d(3, 8, kernel_size=3, stride=2, padding=1),
+        Inception(8, 3, 3, 4, 2, 3, 2),
         nn.MaxPool2d(3, stride=2, ceil_mode=True),
-        googlenet.Inception(12, 4, 3, 4, 2, 2, 2),
+        Inception(12, 4, 3, 4, 2, 2, 2),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Dropout(0.2),
