@@ -1,5 +1,6 @@
 """Sampled columns of the Hessians of the networks of `tests/zoo.py`, against plain double backward in float64."""
 
+import importlib
 import re
 from unittest import mock
 
@@ -70,6 +71,7 @@ class Reference:
         with (
             sdpa_kernel(SDPBackend.MATH),
             mock.patch("torch._weight_norm", weight_norm),
+            mock.patch.object(importlib.import_module("torch.nn.utils.weight_norm"), "_weight_norm", weight_norm),
             mock.patch("torch.nn.functional.hardsigmoid", hardsigmoid),
         ):
             outputs = torch.func.functional_call(objective.model, self.leaves, (objective.images,))

@@ -635,11 +635,11 @@ class _Volumes(nn.Module):
 
 @_animal("embedded-pixels", (1, 4, 4), count=5)
 class _EmbeddedPixels(nn.Module):
-    """Embeddings of quantised pixels, a bag of them, and a bilinear layer."""
+    """Embeddings of quantised pixels and of positions, and a bilinear layer."""
 
     def __init__(self, classes):
         super().__init__()
-        self.values, self.bag = nn.Embedding(8, 4, padding_idx=0), nn.EmbeddingBag(8, 5, mode="mean")
+        self.values, self.bag = nn.Embedding(8, 4), nn.Embedding(8, 5)
         self.position = nn.Embedding(16, 4)
         self.bilinear = nn.Bilinear(4, 5, 6)
         self.head = nn.Linear(6, classes)
@@ -647,7 +647,7 @@ class _EmbeddedPixels(nn.Module):
     def forward(self, x):
         index = (2 * x.flatten(1) + 4).long().clamp(0, 7)
         x = torch.tanh(self.values(index) + self.position.weight).mean(1)
-        return self.head(torch.tanh(self.bilinear(x, self.bag(index))))
+        return self.head(torch.tanh(self.bilinear(x, self.bag(index).amax(1))))
 
 
 @_animal("weight-and-spectral-norm", (2, 5, 5), long=True)
