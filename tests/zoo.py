@@ -34,7 +34,10 @@ from torchvision.models.shufflenetv2 import ShuffleNetV2
 from torchvision.models.vision_transformer import VisionTransformer
 from torchvision.ops import FeaturePyramidNetwork
 
-REFUSED: dict[str, str] = {}
+REFUSED: dict[str, str] = {
+    "embedding-bag": r"embedding_bag",
+    "energy-gradient": r"fixed list of operations",
+}
 
 
 @dataclass(frozen=True)
@@ -835,3 +838,248 @@ class _Sorted(nn.Module):
         features = [x.sort(dim=1).values, x.cummax(dim=1).values, x.median(dim=1, keepdim=True).values]
         features += [torch.linalg.det(table + 2 * torch.eye(3, dtype=x.dtype))[:, None], (table + 1.5).prod(-1)]
         return self.head(torch.cat(features, dim=1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What else people write
+
+
+@_animal("llama-like", (1, 4, 6), long=True)
+class _Llama(nn.Module):
+    """Rotary tables made under `no_grad` and outside of autocast, grouped queries, norms that square by hand."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.embed, self.scale = nn.Linear(6, 8), nn.Parameter(torch.ones(8))
+        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+        self.head = nn.Linear(8, classes)
+
+    @torch.no_grad()
+    def tables(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            angles = torch.arange(4, device=x.device, dtype=x.dtype)[:, None] / torch.tensor([1.0, 7.0]).to(x)
+            angles = torch.cat([angles, angles], dim=-1)
+            return angles.cos(), angles.sin()
+
+    def forward(self, x):
+        x = self.embed(x.squeeze(1))
+        normed = self.scale * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+        cosine, sine = self.tables(normed)
+        q, k, v = (layer(normed).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        q, k = (z * cosine + torch.cat([-z[..., 2:], z[..., :2]], dim=-1) * sine for z in (q, k))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self.head((x + mixed.transpose(1, 2).reshape(x.shape))[:, -1])
+
+
+@_animal("encoder-decoder", (1, 4, 6), loss="squared_error", long=True)
+class _EncoderDecoder(nn.Module):
+    """torch's decoder layer with masks of both kinds; learned queries."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(6, 2, 7, batch_first=True), 1, nn.LayerNorm(6), enable_nested_tensor=False
+        )
+        self.decoder = nn.TransformerDecoderLayer(6, 2, 7, batch_first=True)
+        self.queries = nn.Parameter(torch.randn(1, 3, 6))
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, x):
+        x = x.squeeze(1)
+        absent = torch.zeros(len(x), 4, dtype=torch.bool, device=x.device)
+        absent[:, 3] = True
+        memory = self.encoder(x, src_key_padding_mask=absent)
+        mask = nn.Transformer.generate_square_subsequent_mask(3, device=x.device, dtype=x.dtype)
+        queries = self.queries.repeat(len(x), 1, 1)
+        return self.head(self.decoder(queries, memory, tgt_mask=mask, memory_key_padding_mask=absent)).squeeze(-1)
+
+
+@_animal("state-space", (1, 5, 4), long=True)
+class _StateSpace(nn.Module):
+    """A selective state-space layer: decays that depend on the input, a causal convolution, a scan in a loop."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.inward, self.conv = nn.Linear(4, 12), nn.Conv1d(6, 6, 3, groups=6, padding=2)
+        self.step, self.both = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.logarithm, self.skip = nn.Parameter(torch.rand(6, 3)), nn.Parameter(torch.ones(6))
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, x):
+        x, gate = self.inward(x.squeeze(1)).chunk(2, dim=-1)
+        x = F.silu(self.conv(x.mT)[..., :5].mT)
+        step = F.softplus(self.step(x)).unsqueeze(-1)
+        into, out = self.both(x).chunk(2, dim=-1)
+        decay = torch.exp(-step * self.logarithm.exp())
+        state, outputs = torch.zeros_like(decay[:, 0]), x.new_empty(x.shape)
+        for t in range(5):
+            state = decay[:, t] * state + step[:, t] * x[:, t].unsqueeze(-1) * into[:, t].unsqueeze(1)
+            outputs[:, t] = (state * out[:, t].unsqueeze(1)).sum(-1)
+        return self.head(((outputs + self.skip * x) * F.silu(gate)).mean(1))
+
+
+@_animal("involution", (2, 5, 5), long=True)
+class _Involution(nn.Module):
+    """Kernels by pixel that meet unfolded windows, and folding back."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.kernels, self.values = nn.Conv2d(2, 9, 1), nn.Conv2d(2, 4, 1)
+        self.head = nn.Linear(100, classes)
+
+    def forward(self, x):
+        windows = F.unfold(self.values(x), 3, padding=1).unflatten(1, (4, 9))
+        weighted = windows * self.kernels(x).flatten(2).softmax(1).unsqueeze(1)
+        return self.head(torch.tanh(F.fold(weighted.flatten(1, 2), (5, 5), 3, padding=1)).flatten(1))
+
+
+@_animal("segnet", (2, 6, 6), loss="squared_error", long=True)
+class _SegNet(nn.Module):
+    """Unpooling at the places of the maxima, and other poolings."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.down, self.up, self.out = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+        self.head = nn.Linear(3 * 9 + 3 * 4, classes)
+
+    def forward(self, x):
+        low, where = F.max_pool2d(self.down(x), 2, return_indices=True)
+        x = self.out(torch.tanh(F.max_unpool2d(F.hardtanh(self.up(low)), where, 2)) + 1.5)
+        return self.head(
+            torch.cat([F.lp_pool2d(x.sigmoid(), 3.0, 2).flatten(1), F.adaptive_max_pool2d(x, 2).flatten(1)], 1)
+        )
+
+
+@_animal("soft-codebook", (3, 4, 4), long=True)
+class _SoftCodebook(nn.Module):
+    """Distances of every pixel to a codebook, in both of torch's ways, and between pairs of features."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.embed, self.codes = nn.Conv2d(3, 4, 1), nn.Parameter(torch.randn(5, 4))
+        self.others = nn.Parameter(torch.randn(30, 4))
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).mT
+        near = torch.cdist(x, self.codes.expand(len(x), -1, -1), p=1.0).neg().softmax(-1) @ self.codes
+        far = torch.cdist(x, self.others).neg().softmax(-1) @ self.others
+        return self.head(torch.cat([near.mean(1), (far * F.pairwise_distance(x, near, keepdim=True)).mean(1)], dim=1))
+
+
+@_animal("spectral-features", (1, 4, 4), long=True)
+class _SpectralFeatures(nn.Module):
+    """Eigenvalues, singular values, a QR decomposition and a logarithmic determinant."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.embed = nn.Linear(16, 9)
+        self.head = nn.Linear(3 + 3 + 1 + 9, classes)
+
+    def forward(self, x):
+        table = self.embed(x.flatten(1)).unflatten(1, (3, 3))
+        symmetric = table @ table.mT + torch.diag(torch.arange(1.0, 4.0)).to(x)
+        features = [torch.linalg.eigvalsh(symmetric), torch.linalg.svdvals(table), torch.logdet(symmetric)[:, None]]
+        return self.head(torch.cat([*features, torch.linalg.qr(symmetric)[0].flatten(1)], dim=1))
+
+
+@_animal("neural-ode", (1, 4, 4), loss="squared_error", long=True)
+class _NeuralODE(nn.Module):
+    """Three steps of Runge and Kutta, then a fixed point by iteration."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.embed, self.field = nn.Linear(16, 5), nn.Sequential(nn.Linear(6, 5), nn.Softsign(), nn.Linear(5, 5))
+        self.inside, self.head = nn.utils.parametrizations.orthogonal(nn.Linear(5, 5)), nn.Linear(5, classes)
+
+    def slope(self, t, x):
+        return self.field(torch.cat([x, torch.full_like(x[:, :1], t)], dim=1))
+
+    def forward(self, x):
+        x = self.embed(x.flatten(1))
+        for t in (0.0, 0.3, 0.6):
+            a = self.slope(t, x)
+            b = self.slope(t + 0.15, x + 0.15 * a)
+            c = self.slope(t + 0.15, x + 0.15 * b)
+            x = x + 0.05 * (a + 2 * b + 2 * c + self.slope(t + 0.3, x + 0.3 * c))
+        fixed = torch.zeros_like(x)
+        for _ in range(3):
+            fixed = torch.tanh(0.5 * self.inside(fixed) + x)
+        return self.head(fixed)
+
+
+@_animal("in-place", (1, 4, 4), long=True)
+class _InPlace(nn.Module):
+    """Changes in place, on slices, and activations that are seldom used."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.embed, self.hidden = nn.Linear(16, 12), nn.Linear(12, 12)
+        self.slopes = nn.PReLU(6)
+        self.head = nn.Linear(12, classes)
+
+    def forward(self, x):
+        x = self.embed(x.flatten(1)).clone()
+        x[:, :3] *= torch.sigmoid(x[:, 3:6])
+        x[:, 6:].clamp_(min=-0.5).add_(x[:, :6], alpha=0.5)
+        x = self.hidden(x)
+        parts = [F.hardshrink(x[:, :2], 0.1), F.softshrink(x[:, 2:4], 0.1), F.tanhshrink(x[:, 4:6])]
+        parts += [
+            self.slopes(x[:, 6:]),
+        ]
+        x = torch.cat(parts, dim=1)
+        return self.head(torch.erf(x) + torch.special.expit(x) * torch.atan2(x, 1 + x.abs()) + F.rrelu(x))
+
+
+@_animal("energy-gradient", (1, 3, 3), count=5, long=True)
+class _EnergyGradient(nn.Module):
+    """The features are the derivative of a network's energy, by torch.func."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.first, self.second = nn.Linear(9, 6), nn.Linear(6, 1)
+        self.head = nn.Linear(9, classes)
+
+    def energy(self, x):
+        return self.second(torch.tanh(self.first(x))).sum()
+
+    def forward(self, x):
+        return self.head(torch.func.grad(self.energy)(x.flatten(1)))
+
+
+@_animal("graph-attention", (1, 4, 4), long=True)
+class _GraphAttention(nn.Module):
+    """Pixels as nodes, messages along edges by index: gathered, scattered, normalised by segment."""
+
+    def __init__(self, classes):
+        super().__init__()
+        pixels = torch.arange(16).view(4, 4)
+        right = torch.stack([pixels[:, :-1].flatten(), pixels[:, 1:].flatten()])
+        down = torch.stack([pixels[:-1].flatten(), pixels[1:].flatten()])
+        edges = torch.cat([right, down], dim=1)
+        self.register_buffer("edges", torch.cat([edges, edges.flip(0)], dim=1))
+        self.lift, self.score, self.head = nn.Linear(1, 4), nn.Linear(8, 1), nn.Linear(4, classes)
+
+    def forward(self, x):
+        x = torch.tanh(self.lift(x.flatten(1).unsqueeze(-1)))
+        source, target = self.edges
+        scores = F.leaky_relu(self.score(torch.cat([x[:, source], x[:, target]], dim=-1)), 0.2)
+        weights = (scores - scores.amax(dim=1, keepdim=True)).exp()
+        sums = torch.zeros_like(x[..., :1]).index_add(1, target, weights)
+        messages = weights / sums[:, target] * x[:, source]
+        index = target[None, :, None].expand_as(messages)
+        pooled = x + torch.zeros_like(x).scatter_add(1, index, messages)
+        high = torch.zeros_like(x).scatter_reduce(1, index, messages, "amax", include_self=False)
+        return self.head((pooled * high).mean(1))
+
+
+@_animal("embedding-bag", (1, 4, 4), long=True)
+class _EmbeddingBag(nn.Module):
+    """torch has no second derivative of it."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.bag, self.head = nn.EmbeddingBag(8, 5, mode="mean"), nn.Linear(5, classes)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.bag((2 * x.flatten(1) + 4).long().clamp(0, 7))))
