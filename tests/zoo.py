@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # ruff: ignore[lowercase-imported-as-non-lowercase]
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import (
     convnext,
     efficientnet,
@@ -35,6 +36,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 from torchvision.ops import FeaturePyramidNetwork
 
 REFUSED: dict[str, str] = {
+    "conditional": r"cond|branch",
     "embedding-bag": r"embedding_bag",
     "energy-gradient": r"fixed list of operations",
 }
@@ -1083,3 +1085,51 @@ class _EmbeddingBag(nn.Module):
 
     def forward(self, x):
         return self.head(torch.tanh(self.bag((2 * x.flatten(1) + 4).long().clamp(0, 7))))
+
+
+class _Square(torch.autograd.Function):
+    """As written before torch.func: its context is set up in `forward`."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * x * gradient
+
+
+@torch.jit.script
+def _swish(x: torch.Tensor, slope: float) -> torch.Tensor:
+    return x * torch.sigmoid(slope * x)
+
+
+@_animal("opaque-functions", (1, 4, 4), long=True)
+class _OpaqueFunctions(nn.Module):
+    """What torch.func does wrongly or not at all: TorchScript, checkpointing, an own derivative, a compiled part."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(i, 6) for i in (16, 6, 6))
+        self.compiled = torch.compile(nn.Softsign(), backend="eager")
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, x):
+        x = _swish(self.layers[0](x.flatten(1)), 1.5)
+        x = checkpoint(lambda z: torch.sin(self.layers[1](z)), x, use_reentrant=False)
+        return self.head(self.compiled(_Square.apply(self.layers[2](x))))
+
+
+@_animal("conditional", (1, 4, 4), long=True)
+class _Conditional(nn.Module):
+    """A branch by the data that can be exported, but is not the same function everywhere."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.embed, self.head = nn.Linear(16, 5), nn.Linear(5, classes)
+
+    def forward(self, x):
+        x = self.embed(x.flatten(1))
+        return self.head(torch.cond(x[0, 0] > 10, torch.sin, torch.tanh, (x,)))
