@@ -132,14 +132,14 @@ def _resnet_basic(classes):
     return model
 
 
-@_animal("wide-resnet-last-layers", (8, 6, 6))
+@_animal("wide-resnet-last-layers", (8, 6, 6), long=True)
 def _wide_resnet(classes):
     shortcut = nn.Sequential(resnet.conv1x1(8, 8, 2), nn.BatchNorm2d(8))
     block = resnet.Bottleneck(8, 2, stride=2, downsample=shortcut, base_width=128)
     return nn.Sequential(block, resnet.Bottleneck(8, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
 
 
-@_animal("convnext", (3, 12, 12))
+@_animal("convnext", (3, 12, 12), long=True)
 def _convnext(classes):
     settings = [convnext.CNBlockConfig(4, 8, 1), convnext.CNBlockConfig(8, None, 1)]
     return convnext.ConvNeXt(settings, layer_scale=0.3, num_classes=classes)
@@ -226,7 +226,7 @@ def _inception(classes):
     )
 
 
-@_animal("squeezenet", (3, 16, 16), loss="squared_error")
+@_animal("squeezenet", (3, 16, 16), loss="squared_error", long=True)
 def _squeezenet(classes):
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2),
@@ -242,7 +242,7 @@ def _squeezenet(classes):
     )
 
 
-@_animal("mnasnet-blocks", (3, 12, 12))
+@_animal("mnasnet-blocks", (3, 12, 12), long=True)
 def _mnasnet(classes):
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=2, bias=False),
@@ -256,14 +256,14 @@ def _mnasnet(classes):
     )
 
 
-@_animal("vgg-batch-norm", (3, 16, 16))
+@_animal("vgg-batch-norm", (3, 16, 16), long=True)
 def _vgg(classes):
     features = vgg.make_layers([4, "M", 6, 6, "M", 8, "M"], batch_norm=True)
     head = [nn.AdaptiveAvgPool2d((3, 3)), nn.Flatten(), nn.Linear(72, 12), nn.ReLU(True), nn.Linear(12, classes)]
     return nn.Sequential(features, *head)
 
 
-@_animal("alexnet-like", (3, 24, 24))
+@_animal("alexnet-like", (3, 24, 24), long=True)
 def _alexnet(classes):
     """With the local response normalisation of the original."""
     return nn.Sequential(
@@ -399,7 +399,7 @@ class _Encoder(nn.Module):
         return self.head(self.second(self.first(x.squeeze(1) + self.position))[:, 0])
 
 
-@_animal("attention-pooling", (1, 6, 6), count=5)
+@_animal("attention-pooling", (1, 6, 6), count=5, long=True)
 class _AttentionPooling(nn.Module):
     """A learned query looks at the rows through torch's module, after a layer with a bias by relative position."""
 
@@ -480,7 +480,7 @@ class _Mixer(nn.Module):
         return self.head((x + self.within(x)).mean(1))
 
 
-@_animal("gmlp", (1, 5, 6), count=5)
+@_animal("gmlp", (1, 5, 6), count=5, long=True)
 class _GatedMLP(nn.Module):
     def __init__(self, classes):
         super().__init__()
@@ -1010,7 +1010,7 @@ class _NeuralODE(nn.Module):
         return self.head(fixed)
 
 
-@_animal("in-place", (1, 4, 4), long=True)
+@_animal("in-place", (1, 4, 4))
 class _InPlace(nn.Module):
     """Changes in place, on slices, and activations that are seldom used."""
 
@@ -1106,7 +1106,7 @@ def _swish(x: torch.Tensor, slope: float) -> torch.Tensor:
     return x * torch.sigmoid(slope * x)
 
 
-@_animal("opaque-functions", (1, 4, 4), long=True)
+@_animal("opaque-functions", (1, 4, 4))
 class _OpaqueFunctions(nn.Module):
     """What torch.func does wrongly or not at all: TorchScript, checkpointing, an own derivative, a compiled part."""
 
