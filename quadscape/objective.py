@@ -66,6 +66,7 @@ class Objective:
         self.labels = labels
         self.loss_kind = loss
         self.chunk = max(1, min(chunk, len(images)))
+        self._batches: bool | None = None  # whether gradients of single examples are right at once; None: not tried
 
     @property
     def size(self) -> int:
@@ -229,12 +230,20 @@ class Objective:
         result = torch.empty(len(images), self.size, dtype=self.dtype, device=self.device)
         for start in range(0, len(images), self.chunk):
             rows = slice(start, start + self.chunk)
-            try:
-                gradients = vmap(of_one)(images[rows], labels[rows])
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError:
-                # The network does something that cannot be batched (reads a value, say): one example after another.
+            gradients = None
+            if self._batches is not False:
+                try:
+                    gradients = vmap(of_one)(images[rows], labels[rows])
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError:  # the network does something that cannot be batched (reads a value, say)
+                    self._batches = False
+                else:
+                    if self._batches is None:  # torch's batching has mistakes: seen once, not trusted again
+                        single = self.layout.flatten(of_one(images[start], labels[start]))
+                        error = self.layout.flatten({name: g[0] for name, g in gradients.items()}) - single
+                        self._batches = not bool(error.norm() > 1e-3 * single.norm())
+            if gradients is None or self._batches is False:
                 each = [of_one(image, label) for image, label in zip(images[rows], labels[rows], strict=True)]
                 gradients = {name: torch.stack([one[name] for one in each]) for name in each[0]}
             for block in self.layout.blocks:

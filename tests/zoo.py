@@ -38,7 +38,8 @@ from torchvision.ops import FeaturePyramidNetwork
 REFUSED: dict[str, str] = {
     "conditional": r"cond|branch",
     "embedding-bag": r"embedding_bag",
-    "energy-gradient": r"fixed list of operations",
+    "energy-gradient": r"cannot be differentiated|failed on images",
+    "opaque-functions": r"cannot be differentiated|Hessian product differs",
 }
 
 

@@ -226,7 +226,7 @@ def _export(model: torch.nn.Module, images: torch.Tensor) -> torch.export.Export
             # An empty table makes the graph functional and splits no operation that has a derivative of its own.
             return torch.export.export(_Whole(model), (images,), strict=False).run_decompositions({})
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split()).partition(". ")[0][:160]
         raise ModelError(
             "The network cannot be written as a fixed list of operations, which its exact Hessian needs "
             f"({type(error).__name__}: {reason} …); a forward pass must not branch on values of tensors."

@@ -397,7 +397,8 @@ def _check_columns(objective: Objective, engine: HessianEngine, theta: torch.Ten
 
 
 def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    """What torch says, as a part of a sentence: its own first one."""
+    text = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
     return f"{type(error).__name__}: {text[:160]}{' …' if len(text) > 160 else ''}"
 
 
