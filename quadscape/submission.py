@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from submitit import LocalExecutor, SlurmExecutor
 
 from quadscape.controller import Controller, clean_environment, directory_of, find_controller, find_process, log_of
 from quadscape.errors import ClusterError
 from quadscape.heads import process_record, write_json
 from quadscape.slurm import CONTROLLER_NAME
+from quadscape.yaml_files import read_yaml
 
 DEFAULT_MINUTES = 24 * 60
 _MEMORY_GB = 4
@@ -77,10 +77,7 @@ def read_profile(root: Path, arguments: Sequence[str]) -> _Profile:
     content: Any = {}
     if names[-1]:
         file = _profile_file(root, names[-1])
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ClusterError(f"The profile {file} cannot be read: {' '.join(str(error).split())}.") from None
+        content = read_yaml(file, "The profile") or {}
     content = content if isinstance(content, dict) else {}
     defaults = content.get("default-resources", {})
     words = [f"{key}={value}" for key, value in defaults.items()] if isinstance(defaults, dict) else defaults or ()

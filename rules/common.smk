@@ -1,4 +1,6 @@
 # Validates the experiment and names its places. Everything here is cheap: it runs at every start, also on a dry run.
+import sys
+
 import snakemake.exceptions as snakemake_exceptions
 from snakemake.exceptions import LockException, WorkflowError
 
@@ -15,8 +17,13 @@ from quadscape.versions import (
     STYLE_VERSION,
 )
 from quadscape.workflow import Places, Problem
+from quadscape.yaml_files import check_given_config, check_given_files, profile_files
 
 try:
+    # Snakemake has read them, but of a key that is given twice its reader keeps the last.
+    check_given_files(workflow.configfiles, "The experiment file")
+    check_given_files(profile_files(sys.argv), "The profile")
+    check_given_config(sys.argv)
     experiment = parse_experiment(config)
     problem = Problem.of(experiment)
 except QuadscapeError as error:
