@@ -16,7 +16,7 @@ from quadscape.versions import (
     STAGE_VERSIONS,
     STYLE_VERSION,
 )
-from quadscape.workflow import Places, Problem
+from quadscape.workflow import Places, Problem, check_places
 from quadscape.yaml_files import check_given_config, check_given_files, profile_files
 
 try:
@@ -25,7 +25,11 @@ try:
     check_given_files(profile_files(sys.argv), "The profile")
     check_given_config(sys.argv)
     experiment = parse_experiment(config)
+    check_places()
     problem = Problem.of(experiment)
+    # Without targets everything is asked for; single figures may need no matrix.
+    if workflow.dag_settings is not None and not workflow.dag_settings.targets:
+        problem.check_dense()
 except QuadscapeError as error:
     raise WorkflowError(str(error)) from None
 
@@ -66,6 +70,14 @@ def probe_hash(name, *others):
         "quadscape.probes.ranks",
         "quadscape.probes.interfaces",
     )
+
+
+def dense_checkpoint(wildcards):
+    """The checkpoint of which a dense matrix is computed; refused before any job where that cannot be."""
+    try:
+        return problem.dense_checkpoint(wildcards.run, wildcards.iteration)
+    except QuadscapeError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def memory(job):
