@@ -271,7 +271,7 @@ class Problem:
                 f"{size:,} parameters these take {format_bytes(1.5 * basis)} on disk and {format_bytes(basis)} in memory, "
                 f"where the disk of {root} has {format_bytes(disk.total)} ({format_bytes(disk.free)} of them free) and this "
                 f"machine {format_bytes(memory_total())} of memory; make the model smaller, or ask only for the spectral "
-                f"density, which needs no matrix: snakemake {places.figure('spectral_density', 'svg')} (docs/scale.md)."
+                f"density, which needs no matrix: snakemake {places.table('density', run, iteration)} (docs/scale.md)."
             )
         return places.checkpoint(run, iteration)
 

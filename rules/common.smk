@@ -27,9 +27,6 @@ try:
     experiment = parse_experiment(config)
     check_places()
     problem = Problem.of(experiment)
-    # Without targets everything is asked for; single figures may need no matrix.
-    if workflow.dag_settings is not None and not workflow.dag_settings.targets:
-        problem.check_dense()
 except QuadscapeError as error:
     raise WorkflowError(str(error)) from None
 
