@@ -108,7 +108,9 @@ def _validate(arguments: argparse.Namespace) -> int:
         return 0
     found = census(experiment.data)
     print(f"{len(found.classes)} classes (training / validation / test images):")
-    for line in _some([f"  {name}: {a} / {b} / {c}" for name, (a, b, c) in zip(found.classes, found.counts, strict=True)]):
+    for line in _some(
+        [f"  {name}: {a} / {b} / {c}" for name, (a, b, c) in zip(found.classes, found.counts, strict=True)]
+    ):
         print(line)
     if found.leftovers:
         print(f"{len(found.leftovers)} entries of the folder are not used: {', '.join(_some(found.leftovers))}")
@@ -196,7 +198,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _PLAIN = {
-    **{"█": "#", "░": ".", "×": "x", "…": "...", "–": "-", "—": "-", "−": "-", "·": "*", "→": "->", "²": "^2", "³": "^3"},
+    **{
+        "█": "#",
+        "░": ".",
+        "×": "x",
+        "…": "...",
+        "–": "-",
+        "—": "-",
+        "−": "-",
+        "·": "*",
+        "→": "->",
+        "²": "^2",
+        "³": "^3",
+    },
     **{"θ": "theta", "λ": "lambda", "η": "eta", "δ": "delta", "≤": "<=", "≥": ">=", "⁶": "^6", "½": "1/2", "é": "e"},
 }
 

@@ -177,7 +177,9 @@ def _kind(entry: os.DirEntry[str]) -> str:
         raise DataError(
             f"{path} is a link to '{path.readlink()}', which leads nowhere; restore what it points to, or remove the link."
         ) from None
-    raise DataError(f"{path} is neither a file nor a folder (a device, pipe or socket); remove it from the image folder.")
+    raise DataError(
+        f"{path} is neither a file nor a folder (a device, pipe or socket); remove it from the image folder."
+    )
 
 
 def _starts_binary(path: Path) -> bool:
@@ -279,7 +281,9 @@ class _Reader:
                     self._leave_hidden(entry)
                 elif _kind(entry) == "folder":
                     if is_image(entry.name):
-                        raise DataError(f"{path} is a folder, though its name is that of an image; rename or remove it.")
+                        raise DataError(
+                            f"{path} is a folder, though its name is that of an image; rename or remove it."
+                        )
                     kind = split_kind(entry.name)
                     self.nested += [(kind, path)] if kind else []
                     pending.append((path, (*above, place)))
@@ -312,9 +316,19 @@ class _Reader:
             holds = "its images lie in it directly" if loose else "it holds none"
             raise DataError(f"The image folder {root} needs one sub-folder per class, but {holds}.")
         if len(names) == 1:
-            inner = [entry.name for entry in _entries(root / names[0]) if not _is_leftover_name(entry.name) and entry.is_dir()]
-            hint = f"; if its sub-folders {_shown(inner)} are what is meant, give '{root / names[0]}' as data.path" if inner else ""
-            raise DataError(f"The image folder {root} holds only one class, '{names[0]}'; at least two are needed{hint}.")
+            inner = [
+                entry.name
+                for entry in _entries(root / names[0])
+                if not _is_leftover_name(entry.name) and entry.is_dir()
+            ]
+            hint = (
+                f"; if its sub-folders {_shown(inner)} are what is meant, give '{root / names[0]}' as data.path"
+                if inner
+                else ""
+            )
+            raise DataError(
+                f"The image folder {root} holds only one class, '{names[0]}'; at least two are needed{hint}."
+            )
         self._check_names(root, names)
         files: list[Path] = []
         labels: list[int] = []
@@ -352,7 +366,9 @@ class _Reader:
                     f"({seen[form]!a} and {name!a}); merge them, or rename one."
                 )
             if place in places:
-                raise DataError(f"{root / name} and {root / places[place]} are the same folder; remove one of the links.")
+                raise DataError(
+                    f"{root / name} and {root / places[place]} are the same folder; remove one of the links."
+                )
             seen[form], places[place] = name, name
 
 
@@ -420,7 +436,9 @@ def _splits(root: Path, names: Sequence[str]) -> dict[str, str] | None:
     for name in names:
         kind = kinds[name] or ""
         if kind in by_kind:
-            _refuse_splits(root, f"has both {by_kind[kind]}/ and {name}/, which look like the same split; keep one of them")
+            _refuse_splits(
+                root, f"has both {by_kind[kind]}/ and {name}/, which look like the same split; keep one of them"
+            )
         by_kind[kind] = name
     if "several" in by_kind:
         _refuse_splits(root, f"has {by_kind['several']}/, which names several splits at once")
@@ -431,7 +449,9 @@ def _splits(root: Path, names: Sequence[str]) -> dict[str, str] | None:
         raise DataError(f"The image folder {root} has {train}/ but neither test/ nor val/; add one of them.")
     if "held out" in by_kind:
         if len(by_kind) > 1:
-            _refuse_splits(root, f"has {by_kind['held out']}/, which may be for validation or for testing, beside another")
+            _refuse_splits(
+                root, f"has {by_kind['held out']}/, which may be for validation or for testing, beside another"
+            )
         return {"train": train, "test": by_kind["held out"]}
     # In the order of their names, as ever.
     return {"train": train} | {kind: name for kind, name in sorted(by_kind.items(), key=lambda item: item[1])}

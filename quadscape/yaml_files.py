@@ -187,7 +187,9 @@ def parse_yaml(text: str, where: str) -> Any:
                     "can count; keep one of them."
                 )
             if _written_out(node, {}) > _MOST_VALUES:
-                raise ConfigError(f"{where} holds an alias (*) that stands for itself, or for more than a million values.")
+                raise ConfigError(
+                    f"{where} holds an alias (*) that stands for itself, or for more than a million values."
+                )
             return loader.construct_document(node)
         finally:
             loader.dispose()
