@@ -218,7 +218,8 @@ def _submit(request: dict[str, Any]) -> str:
         write_json(directory / "started.json", process)
         return number
     slurm = SlurmExecutor(directory, max_num_timeout=10**9)
-    log = log_of(root, "%j")
+    # SLURM replaces what follows a %, so that one in a folder's name must be doubled.
+    log = log_of(Path(str(root).replace("%", "%%")), "%j")
     minutes = request["minutes"]
     slurm.update_parameters(
         job_name=CONTROLLER_NAME,

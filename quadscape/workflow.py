@@ -20,6 +20,7 @@ from quadscape.errors import ConfigError, DataError, ModelError
 from quadscape.figures import FIGURES
 from quadscape.models import _build_custom, count_parameters
 from quadscape.paths import user_path
+from quadscape.snakemake_shell import check_working_directory
 from quadscape.stage import format_bytes, memory_total
 
 
@@ -125,6 +126,7 @@ def check_places() -> None:
     Raises:
         ConfigError: `results` or `logs` is there and is no folder, or cannot be written to.
     """
+    check_working_directory(Path.cwd())
     for name in ("results", "logs"):
         path = Path(name)
         if path.is_symlink() and not path.exists():

@@ -1,5 +1,6 @@
 # Validates the experiment and names its places. Everything here is cheap: it runs at every start, also on a dry run.
 import sys
+from pathlib import Path
 
 import snakemake.exceptions as snakemake_exceptions
 from snakemake.exceptions import LockException, WorkflowError
@@ -10,6 +11,7 @@ from quadscape.errors import QuadscapeError
 from quadscape.figures import FIGURES
 from quadscape.heads import record_head
 from quadscape.models import factory_code
+from quadscape.snakemake_shell import check_working_directory, quote_interpreter
 from quadscape.versions import (
     CHECKPOINT_VERSION,
     DATA_VERSION,
@@ -18,6 +20,8 @@ from quadscape.versions import (
 )
 from quadscape.workflow import Places, Problem, check_places
 from quadscape.yaml_files import check_given_config, check_given_files, profile_files
+
+quote_interpreter()
 
 try:
     # Snakemake has read them, but of a key that is given twice its reader keeps the last.
@@ -48,6 +52,11 @@ snakemake_exceptions.LockException = DirectoryIsLocked
 
 # For `quadscape status`: who is at work here, and how the last head ended.
 onstart:
+    # Here, since only now it is known where the jobs go; none has begun.
+    try:
+        check_working_directory(Path.cwd(), on_slurm=not workflow.local_exec)
+    except QuadscapeError as error:
+        raise WorkflowError(str(error)) from None
     record_head("running", on_slurm=not workflow.local_exec, logs=log)
 
 
