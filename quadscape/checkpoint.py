@@ -28,8 +28,8 @@ from quadscape.data import DataSet, data_info
 from quadscape.errors import ConfigError, ModelError, StoreError
 from quadscape.models import batch_norms, build_model, check_model, factory_code, is_smooth
 from quadscape.numerics import apply_numerics, current_threads, resolve_device
-from quadscape.paths import user_path
 from quadscape.parameters import ParameterLayout, assign_vector, current_vector
+from quadscape.paths import user_path
 from quadscape.store import ArraySpec, open_store, read_store, write_store
 from quadscape.training import Trajectory, learning_rate
 
@@ -181,16 +181,22 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
             inner = ", a mapping that may be the state_dict, to be saved alone" if isinstance(value, dict) else ""
             _refuse(path, f"is no state_dict: its entry '{name}' is a {type(value).__name__} and no tensor{inner}")
         if value.is_quantized or value.layout != torch.strided or value.device.type == "meta" or value.is_complex():
-            _refuse(
-                path,
-                f"has '{name}' as a tensor of kind {value.dtype}, {value.layout}, {value.device.type}, not plain numbers",
-            )
+            kind = f"{value.dtype}, {value.layout}, {value.device.type}"
+            _refuse(path, f"has '{name}' as a tensor of kind {kind}, not plain real numbers")
     return state
 
 
-_UNPICKLING_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError)
-_UNPICKLING_ERRORS += (TypeError, AssertionError, ArithmeticError, MemoryError, ImportError, struct.error)
-_UNPICKLING_ERRORS += (zipfile.BadZipFile, zlib.error)
+_UNPICKLING_ERRORS: tuple[type[Exception], ...] = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError)
+_UNPICKLING_ERRORS += (
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    ImportError,
+)
+_UNPICKLING_ERRORS += (struct.error, zipfile.BadZipFile, zlib.error)
 # Names that wrappers put into the names of what they wrap, at any depth.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 

@@ -244,7 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except QuadscapeError as error:
-        print(f"quadscape: {error}", file=sys.stderr)
+        # Names of files may hold line breaks.
+        print(f"quadscape: {error}".replace("\n", "\\n"), file=sys.stderr)
         return 1
 
 

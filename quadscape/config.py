@@ -145,7 +145,7 @@ _BUILT_IN: dict[str, type[Section]] = {"resnet9": ResNet9, "linear": Linear, "ml
 
 def _model_tag(value: Any) -> str | None:
     name = value.get("factory", "resnet9") if isinstance(value, dict) else getattr(value, "factory", None)
-    return name if name in _BUILT_IN else "custom"
+    return name if isinstance(name, str) and name in _BUILT_IN else "custom"
 
 
 Model = Annotated[
@@ -578,13 +578,13 @@ def _check_plain(value: Any, where: str, depth: int = 0) -> None:
             _check_plain(entry, f"{where}[{index}]", depth + 1)
     elif isinstance(value, str):
         if any("\ud800" <= letter <= "\udfff" for letter in value) or "\0" in value:
-            raise ConfigError(f"{named} is {ascii(value)}, which holds a character that no text may hold.")
+            raise ConfigError(f"{named} is {value!a}, which holds a character that no text may hold.")
     elif isinstance(value, int) and abs(value) >= 2**63 and not where.endswith("seed"):
         raise ConfigError(f"{named} is a number of {value.bit_length()} bits; valid are numbers below 2⁶³.")
     elif value is not None and not isinstance(value, float | int):
         raise ConfigError(
-            f"{named} is {value} and has YAML's type {type(value).__name__}, where a number, text, a list or a mapping is "
-            "needed; quote it if it is text."
+            f"{named} is {value} and has YAML's type {type(value).__name__}, where a number, text, a list or a mapping "
+            "is needed; quote it if it is text."
         )
 
 

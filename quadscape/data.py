@@ -28,9 +28,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _DIGITS_PER_CLASS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
-# What Pillow's readers raise on damaged files, depending on the format.
-_DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, NotImplementedError)
-_DECODING_ERRORS += (ArithmeticError, MemoryError, AssertionError, struct.error, zlib.error)
+_DECODING_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError)
+_DECODING_ERRORS += (NotImplementedError, ArithmeticError, MemoryError, AssertionError, struct.error, zlib.error)
 _DOWNLOAD_TIMEOUT = 20.0
 _SPLIT_STREAM = 0x5D17
 
@@ -147,13 +146,20 @@ def _sizes(held_out: Sequence[int], fraction: float) -> tuple[int, int]:
 # Image folders
 
 
+def _decoding_errors() -> tuple[type[Exception], ...]:
+    """What Pillow's readers raise on damaged files, depending on the format."""
+    from PIL import Image
+
+    return (*_DECODING_ERRORS, Image.DecompressionBombError)
+
+
 def _open_image(path: Path) -> Any:
     """Opens an image lazily: its header is read, its pixels are not."""
     from PIL import Image
 
     try:
         image = Image.open(path)
-    except (*_DECODING_ERRORS, Image.DecompressionBombError) as error:
+    except _decoding_errors() as error:
         raise DataError(f"The image {path} cannot be read ({_reason(error)}); replace or remove it.") from error
     raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
     if image.mode.startswith(("I", "F")) or ";16" in raw:
@@ -180,12 +186,10 @@ def _all_grey(files: Sequence[Path]) -> bool:
 
 def _pixels(path: Path, mode: str) -> np.ndarray:
     """One image as (height, width[, 3]) uint8."""
-    from PIL import Image
-
     with _open_image(path) as image:
         try:
             return np.asarray(image.convert(mode))
-        except (*_DECODING_ERRORS, Image.DecompressionBombError) as error:
+        except _decoding_errors() as error:
             raise DataError(f"The image {path} is damaged ({_reason(error)}); replace or remove it.") from error
 
 
@@ -330,7 +334,8 @@ def census(config: Data) -> Census:
         counts = _folder_counts(config, folder.parts)
         return Census(next(iter(folder.parts.values())).classes, tuple(zip(*counts, strict=True)), folder.leftovers)
     if config.source == "cifar10":
-        classes, training, held = _CIFAR10_CLASSES, [5000] * 10, [1000] * 10
+        classes: tuple[str, ...] = _CIFAR10_CLASSES
+        training, held = [5000] * 10, [1000] * 10
     else:
         classes = tuple(str(digit) for digit in range(10))
         held = [_part(count, config.held_out) for count in _DIGITS_PER_CLASS]

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -22,19 +22,21 @@ from quadscape.errors import DataError
 # Of torchvision's ImageFolder; repeated here because importing torchvision costs seconds at every start of a workflow.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # Images, volumes, videos, arrays and archives that are not read, but are data.
-_OTHER_DATA = frozenset(
-    (
-        ".gif .apng .avif .heic .heif .jxl .jp2 .j2k .jpx .jpf .jpe .jfif .jif .svg .svgz .ico .icns .tga .psd .psb .xcf .exr "
-        ".hdr .pbm .pnm .pfm .pcx .dds .sgi .rgb .qoi .raw .cr2 .cr3 .nef .arw .dng .orf .rw2 .raf .dcm .dicom .nii .mha "
-        ".mhd .nrrd .fits .mp4 .avi .mov .mkv .webm .mpg .mpeg .npy .npz .mat .h5 .hdf5 .pt .pth .pkl .pickle .parquet "
-        ".arrow .tfrecord .lmdb .mdb .zip .tar .gz .tgz .bz2 .xz .zst .7z .rar"
-    ).split()
-)
+# fmt: off
+_OTHER_DATA = frozenset([
+    ".gif", ".apng", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx", ".jpf", ".jpe", ".jfif", ".jif",
+    ".svg", ".svgz", ".ico", ".icns", ".tga", ".psd", ".psb", ".xcf", ".exr", ".hdr", ".pbm", ".pnm", ".pfm",
+    ".pcx", ".dds", ".sgi", ".rgb", ".qoi", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2",
+    ".raf", ".dcm", ".dicom", ".nii", ".mha", ".mhd", ".nrrd", ".fits", ".mp4", ".avi", ".mov", ".mkv", ".webm",
+    ".mpg", ".mpeg", ".npy", ".npz", ".mat", ".h5", ".hdf5", ".pt", ".pth", ".pkl", ".pickle", ".parquet",
+    ".arrow", ".tfrecord", ".lmdb", ".mdb", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar",
+])
 # What systems and programs leave behind, whatever it holds.
-_SYSTEM = frozenset(
-    ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information")
-    + ("lost+found", "icon\r")
-)
+_SYSTEM = frozenset([
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "system volume information",
+    "lost+found", "icon\r",
+])
+# fmt: on
 
 _SPLIT_WORDS = {
     word: kind
@@ -42,18 +44,20 @@ _SPLIT_WORDS = {
         "train": "train training trainings trn learn learning entrainement entrenamiento",
         "validation": "val valid validation validate validating vali dev devel development",
         "test": "test testing tests tst testset prueba",
+        "several": "trainval traintest trainvaltest valtest testval",
         # Held out, but for what?
         "held out": "eval evaluation evaluate evaluating holdout heldout",
     }.items()
     for word in words.split()
 }
 _SHORT = {"tr": "train", "te": "test", "ts": "test", "va": "validation", "vl": "validation", "vd": "validation"}
-_NOISE = frozenset(
-    (
-        "set sets data dataset datasets image images img imgs pic pics picture pictures photo photos split splits sub subset "
-        "folder folders dir sample samples example examples daten bilder final new old full part fold"
-    ).split()
-)
+# fmt: off
+_NOISE = frozenset([
+    "set", "sets", "data", "dataset", "datasets", "image", "images", "img", "imgs", "pic", "pics", "picture",
+    "pictures", "photo", "photos", "split", "splits", "sub", "subset", "folder", "folders", "dir", "sample",
+    "samples", "example", "examples", "daten", "bilder", "final", "new", "old", "full", "part", "fold",
+])
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def split_kind(name: str) -> str | None:
         name: The name, in any case and spelling.
 
     Returns:
-        `train`, `validation`, `test`, `held out` where it may be either of these, `several`, or None for any other name.
+        `train`, `validation`, `test`, `held out` where it may be either of these, `several`, or None for others.
     """
     words = _words(name)
     joined = _SPLIT_WORDS.get("".join(words))
@@ -175,7 +179,8 @@ def _kind(entry: os.DirEntry[str]) -> str:
             raise _unreadable(path, error) from None
         # The target does not exist, or a chain of links leads back to itself.
         raise DataError(
-            f"{path} is a link to '{path.readlink()}', which leads nowhere; restore what it points to, or remove the link."
+            f"{path} is a link to '{path.readlink()}', which leads nowhere; restore what it points to, or "
+            "remove the link."
         ) from None
     raise DataError(
         f"{path} is neither a file nor a folder (a device, pipe or socket); remove it from the image folder."
@@ -243,6 +248,8 @@ class _Reader:
         names, files = [], []
         for entry in _entries(folder):
             path = Path(entry.path)
+            if any(unicodedata.category(letter) in {"Cc", "Cs"} for letter in entry.name.rstrip("\r")):
+                raise DataError(f"{entry.name!a} in {folder} has a name that is no text; rename it.")
             if _is_leftover_name(entry.name):
                 self.leave(path)
             elif _kind(entry) == "folder":
@@ -304,8 +311,8 @@ class _Reader:
                 for name in names:
                     if is_image(name):
                         raise DataError(
-                            f"The hidden folder {path} holds images ({Path(folder, name).name}) of a class; rename it if "
-                            "they belong to the class, or remove it."
+                            f"The hidden folder {path} holds images ({Path(folder, name).name}) of a class; rename it "
+                            "if they belong to the class, or remove it."
                         )
         self.leave(path)
 
@@ -345,8 +352,8 @@ class _Reader:
             first = self.nested[0]
             second = next(item for item in self.nested if item[0] != first[0])
             raise DataError(
-                f"{first[1]} and {second[1]} look like splits, but lie in folders that would be classes; put the splits "
-                f"first, as {root}/train/<class>/ and {root}/test/<class>/, or rename them if they are none."
+                f"{first[1]} and {second[1]} look like splits, but lie in folders that would be classes; put the "
+                f"splits first, as {root}/train/<class>/ and {root}/test/<class>/, or rename them if they are none."
             )
         return Listing(root, tuple(files), np.array(labels, dtype=np.int64), tuple(names))
 
@@ -355,8 +362,6 @@ class _Reader:
         seen: dict[str, str] = {}
         places: dict[tuple[int, int], str] = {}
         for name in names:
-            if any(unicodedata.category(letter) in {"Cc", "Cs"} for letter in name):
-                raise DataError(f"The class folder {name!a} in {root} has a name that is no text; rename it.")
             form = _composed(name)
             status = (root / name).stat()
             place = (status.st_dev, status.st_ino)
@@ -391,8 +396,8 @@ def _others(paths: Sequence[Path]) -> str:
 
 def _refuse_splits(root: Path, what: str) -> NoReturn:
     raise DataError(
-        f"The image folder {root} {what}; valid are folders of classes only, or train/ with test/ and/or validation/, each "
-        "with the class folders in it."
+        f"The image folder {root} {what}; valid are folders of classes only, or train/ with test/ and/or validation/, "
+        "each with the class folders in it."
     )
 
 
@@ -410,8 +415,11 @@ def _splits(root: Path, names: Sequence[str]) -> dict[str, str] | None:
         names: Its folders.
 
     Returns:
-        Names of the folders of `train`, and `test` and/or `validation`; a single one of these is divided, whatever it is
-        called.
+        Names of the folders of `train`, and `test` and/or `validation`; a single one of these is divided, whatever it
+        is called.
+
+    Raises:
+        DataError: They look like both, or like splits that cannot be told.
     """
     kinds = {name: split_kind(name) for name in names}
     looking, other = [name for name in names if kinds[name]], [name for name in names if not kinds[name]]
@@ -429,8 +437,8 @@ def _splits(root: Path, names: Sequence[str]) -> dict[str, str] | None:
             return None
         _refuse_splits(
             root,
-            f"holds '{looking[0]}', which looks like a split, beside '{other[0]}', which does not: move out what belongs to "
-            f"no split, or, if '{looking[0]}' is a class, rename it, for example to 'class_{looking[0]}'",
+            f"holds '{looking[0]}', which looks like a split, beside '{other[0]}', which does not: move out what "
+            f"belongs to no split, or, if '{looking[0]}' is a class, rename it, for example to 'class_{looking[0]}'",
         )
     by_kind: dict[str, str] = {}
     for name in names:
@@ -454,7 +462,7 @@ def _splits(root: Path, names: Sequence[str]) -> dict[str, str] | None:
             )
         return {"train": train, "test": by_kind["held out"]}
     # In the order of their names, as ever.
-    return {"train": train} | {kind: name for kind, name in sorted(by_kind.items(), key=lambda item: item[1])}
+    return {"train": train} | dict(sorted(by_kind.items(), key=lambda item: item[1]))
 
 
 def _check_stems(root: Path, names: Sequence[str]) -> None:
@@ -525,6 +533,9 @@ def digest_listing(folder: Folder) -> str:
 
     Returns:
         Hexadecimal digest.
+
+    Raises:
+        DataError: A file has gone, or cannot be read.
     """
     total = hashlib.sha256()
     for part, listing in sorted(folder.parts.items()):
@@ -532,7 +543,7 @@ def digest_listing(folder: Folder) -> str:
             try:
                 size = file.stat().st_size
             except OSError as error:
-                raise _unreadable(file, error) from None
+                raise DataError(str(_unreadable(file, error))) from None
             line = f"{part}/{file.relative_to(listing.root).as_posix()} {size}\n"
             total.update(line.encode("utf-8", "surrogateescape"))
     return total.hexdigest()

@@ -33,7 +33,7 @@ def _reclaimable(folder: Path) -> int:
 
 
 def _unescaped(text: str) -> str:
-    """A path of mountinfo, which writes spaces and the like as \\040."""
+    """A path of mountinfo, which writes spaces and the like as octal numbers."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 

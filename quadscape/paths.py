@@ -16,10 +16,9 @@ def user_path(text: str | Path) -> Path:
         name with its accents composed or decomposed, that one (file systems and editors differ in which they write).
     """
     # Not Path.expanduser, which fails where a user has no entry in the system's list.
-    path = os.path.expanduser(text)  # ruff: ignore[os-path-expanduser]
+    path = os.path.expanduser(str(text))  # ruff: ignore[os-path-expanduser]
     if not os.path.lexists(path):
-        for form in ("NFC", "NFD"):
-            other = unicodedata.normalize(form, path)  # type: ignore[arg-type]
+        for other in (unicodedata.normalize("NFC", path), unicodedata.normalize("NFD", path)):
             if os.path.lexists(other):
                 return Path(other)
     return Path(path)

@@ -1,4 +1,4 @@
-"""Folders that Snakemake does not quote: it puts the path of Python as it is into the commands that it gives to a shell."""
+"""Folders that Snakemake does not quote: it puts the path of Python as it is into commands that it gives to a shell."""
 
 import importlib
 import shlex
@@ -26,7 +26,7 @@ def _quoting(method: Callable[[Any], str]) -> Callable[[Any], str]:
 
 
 def quote_interpreter() -> None:
-    """Makes Snakemake quote the path of Python, in scripts' commands and in those of jobs; harmless where nothing needs it."""
+    """Makes Snakemake quote the path of Python, in the commands of scripts and of jobs; harmless where not needed."""
     from snakemake.script import ScriptBase
 
     if hasattr(ScriptBase, "quotes_interpreter"):
@@ -57,10 +57,10 @@ def check_working_directory(root: Path, *, on_slurm: bool = False) -> None:
     Raises:
         ConfigError: A character in its path has a meaning there that nothing can take away.
     """
-    bad = {"{": "Snakemake reads as a wildcard", "}": "Snakemake reads as a wildcard", "\n": "no shell command can hold"}
+    bad = dict.fromkeys("{}", "Snakemake reads as a wildcard") | {"\n": "no shell command can hold"}
     if on_slurm:
-        bad |= {"%": "SLURM replaces in the names of its logs", '"': "SLURM's command cannot hold"}
-        bad |= {"$": "SLURM's command cannot hold", "`": "SLURM's command cannot hold", "\\": "SLURM's command cannot hold"}
+        bad |= {"%": "SLURM replaces in the names of its logs"}
+        bad |= dict.fromkeys('"$`\\', "SLURM's command cannot hold")
     for letter, why in bad.items():
         if letter in str(root):
             raise ConfigError(

@@ -198,8 +198,8 @@ def _sync_open(descriptor: int, path: Path) -> None:
         if error.errno in _FULL:
             raise
         raise StageError(
-            f"The file system of {path} cannot make sure that it is stored (fsync: {error.strerror}); have the results on "
-            "another file system."
+            f"The file system of {path} cannot make sure that it is stored (fsync: {error.strerror}); have the results "
+            "on another file system."
         ) from error
 
 
@@ -1113,8 +1113,8 @@ def _disk_explained(directory: Path) -> Generator[None, None, None]:
     except OSError as error:
         if error.errno in _UNUSABLE and str(error.filename or "").startswith(str(directory)):
             raise StageError(
-                f"The stage's directory {directory} cannot be used: {error.filename}: {error.strerror}; make it a folder "
-                "that can be written to."
+                f"The stage's directory {directory} cannot be used: {error.filename}: {error.strerror}; make it a "
+                "folder that can be written to."
             ) from error
         if error.errno not in _FULL:
             raise

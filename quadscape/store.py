@@ -22,8 +22,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from quadscape.errors import StoreError
 
-# Zarr takes settings from ZARR_* variables and from files such as ~/.config/zarr. They reach the order of arrays in memory
-# (and so sums), the text of metadata (and so digests), what is written and how it is read: none of them may count here.
+# Zarr takes settings from ZARR_* variables and from files such as ~/.config/zarr. They reach the order of arrays in
+# memory (and so sums), the text of metadata (and so digests), what is written and how it is read: none may count here.
 zarr.config.refresh(paths=[], env={})
 
 

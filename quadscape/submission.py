@@ -69,9 +69,6 @@ def read_profile(root: Path, arguments: Sequence[str]) -> _Profile:
 
     Returns:
         Executor, and default partition and account of the jobs.
-
-    Raises:
-        ClusterError: The profile is missing or cannot be read.
     """
     names = _values(arguments, "--profile") or [os.environ.get("SNAKEMAKE_PROFILE", "")]
     content: Any = {}

@@ -5,6 +5,7 @@ is a small file: the manifest of a long stage, the root metadata of a Zarr store
 """
 
 import os
+import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from quadscape.models import _build_custom, count_parameters
 from quadscape.paths import user_path
 from quadscape.snakemake_shell import check_working_directory
 from quadscape.stage import format_bytes, memory_total
-
 
 MOST_PARAMETERS = 4_000_000
 """Above which no machine computes a dense eigenbasis within weeks (docs/scale.md), whatever its disk."""
@@ -131,8 +131,8 @@ def check_places() -> None:
         path = Path(name)
         if path.is_symlink() and not path.exists():
             raise ConfigError(
-                f"{path.absolute()} is a link to '{path.readlink()}', which leads nowhere; restore what it points to, or "
-                "remove the link."
+                f"{path.absolute()} is a link to '{path.readlink()}', which leads nowhere; restore what it points to, "
+                "or remove the link."
             )
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path.absolute()} is a file, where a folder is needed; move it out of the way.")
@@ -150,6 +150,11 @@ def _check_sources(experiment: Experiment) -> None:
     for index, run in enumerate(experiment.runs):
         for iteration in run.checkpoints if run.path is not None else ():
             source = Path(places.checkpoint_source(run.name, iteration))
+            if re.search(r"[{}\n]", str(source)):
+                raise ConfigError(
+                    f"runs[{index}].path is {run.path!r}, where only {{iteration}} may stand in braces, since "
+                    "Snakemake reads others as wildcards; rename the file, or give a link to it."
+                )
             if source.is_dir():
                 raise ConfigError(
                     f"runs[{index}].path is '{run.path}', but '{source}' is a folder; valid is a file written by "
@@ -186,9 +191,8 @@ def _count(experiment: Experiment, data: DataDescription) -> int:
         return count_parameters(config, data.shape, classes)
     except (RuntimeError, OverflowError, TypeError, ValueError) as error:
         # Of the built-in networks, which are counted without being made; a factory's own errors are named by it.
-        raise ConfigError(
-            f"model describes a network that cannot be built ({' '.join(str(error).split())[:100]}); give smaller sizes."
-        ) from None
+        reason = " ".join(str(error).split())[:100]
+        raise ConfigError(f"model describes a network that cannot be built ({reason}); give smaller sizes.") from None
 
 
 @dataclass(frozen=True)
@@ -269,11 +273,12 @@ class Problem:
         disk = shutil.disk_usage(root)
         if size > MOST_PARAMETERS or basis + basis // 2 > disk.total:
             raise ConfigError(
-                f"checkpoints asks for the Hessian and the eigenbasis of run '{run}' at iteration {iteration}, but with "
-                f"{size:,} parameters these take {format_bytes(1.5 * basis)} on disk and {format_bytes(basis)} in memory, "
-                f"where the disk of {root} has {format_bytes(disk.total)} ({format_bytes(disk.free)} of them free) and this "
-                f"machine {format_bytes(memory_total())} of memory; make the model smaller, or ask only for the spectral "
-                f"density, which needs no matrix: snakemake {places.table('density', run, iteration)} (docs/scale.md)."
+                f"checkpoints asks for the Hessian and the eigenbasis of run '{run}' at iteration {iteration}, but "
+                f"with {size:,} parameters these take {format_bytes(1.5 * basis)} on disk and {format_bytes(basis)} in "
+                f"memory, where the disk of {root} has {format_bytes(disk.total)} ({format_bytes(disk.free)} of them "
+                f"free) and this machine {format_bytes(memory_total())} of memory; make the model smaller, or ask only "
+                f"for the spectral density, which needs no matrix: snakemake {places.table('density', run, iteration)} "
+                "(docs/scale.md)."
             )
         return places.checkpoint(run, iteration)
 

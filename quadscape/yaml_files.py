@@ -196,7 +196,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not valid YAML: {_shortened(error)}.") from None
     except RecursionError:
-        raise ConfigError(f"{where} is nested deeper than any experiment is; is it the right file?") from None
+        raise ConfigError(f"{where} is nested deeper than any experiment is; give another file.") from None
 
 
 def _words_after(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
