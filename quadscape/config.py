@@ -571,7 +571,7 @@ def _check_plain(value: Any, where: str, depth: int = 0) -> None:
         for key, entry in value.items():
             if not isinstance(key, str):
                 kind = type(key).__name__
-                raise ConfigError(f"{named} has the key {key!r}, of type {kind}; keys must be text, so quote it.")
+                raise ConfigError(f"{key!r} in {named} is not a known key, but a {kind}; keys are text, so quote it.")
             _check_plain(entry, f"{where}.{key}" if where else key, depth + 1)
     elif isinstance(value, list | tuple):
         for index, entry in enumerate(value):
@@ -583,8 +583,8 @@ def _check_plain(value: Any, where: str, depth: int = 0) -> None:
         raise ConfigError(f"{named} is a number of {value.bit_length()} bits; valid are numbers below 2⁶³.")
     elif value is not None and not isinstance(value, float | int):
         raise ConfigError(
-            f"{named} is {value} and has YAML's type {type(value).__name__}, where a number, text, a list or a mapping "
-            "is needed; quote it if it is text."
+            f"{named} is {value}, in YAML a {type(value).__name__} and so neither number, text, list nor mapping; "
+            "quote it if it is text."
         )
 
 

@@ -288,7 +288,7 @@ def test_anchors_and_merge_keys_go_on_working(tmp_path: Path) -> None:
         (b"seed: 0x_", "'0x_'"),
         (b"runs: !!set {a}", "runs is"),
         (b"name: !!python/object:os.system x", "not valid YAML"),
-        (b"yes: x", "key True"),
+        (b"yes: x", "True in the experiment file is not a known key"),
         (b'name: "\\ud800"', "name is"),
         (b"training: {iterations: 99999999999999999999999}", "training.iterations"),
         (b"model: {factory: [mlp]}", "model.factory"),
