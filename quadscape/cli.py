@@ -93,7 +93,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     from quadscape.workflow import Problem, check_places
 
     experiment: Experiment = load_experiment(arguments.config)
-    check_places()
+    check_places(experiment)
     problem = Problem.of(experiment)
     problem.check_dense()
     data = problem.data

@@ -17,6 +17,7 @@ from submitit import LocalExecutor, SlurmExecutor
 from quadscape.controller import Controller, clean_environment, directory_of, find_controller, find_process, log_of
 from quadscape.errors import ClusterError
 from quadscape.heads import process_record, write_json
+from quadscape.paths import user_path
 from quadscape.slurm import CONTROLLER_NAME
 from quadscape.yaml_files import read_yaml
 
@@ -47,7 +48,7 @@ def _values(arguments: Sequence[str], *flags: str) -> list[str]:
 
 def _profile_file(root: Path, name: str) -> Path:
     """Where Snakemake would find a profile; a `ClusterError` when nowhere."""
-    homes = (root, Path.home() / ".config/snakemake", Path("/etc/xdg/snakemake"))
+    homes = (root, user_path("~/.config/snakemake"), Path("/etc/xdg/snakemake"))
     for folder in (home / name for home in homes):
         if folder.is_file():
             return folder

@@ -120,14 +120,17 @@ class Places:
         return [self.figure(name, kind) for name in drawable for kind in ("svg", "png")]
 
 
-def check_places() -> None:
+def check_places(experiment: Experiment) -> None:
     """Checks that results can be put where they belong: below the working directory.
 
+    Args:
+        experiment: The experiment.
+
     Raises:
-        ConfigError: `results` or `logs` is there and is no folder, or cannot be written to.
+        ConfigError: One of these folders is there and is no folder, or cannot be written to.
     """
     check_working_directory(Path.cwd())
-    for name in ("results", "logs"):
+    for name in ("results", "logs", f"results/{experiment.name}", f"logs/{experiment.name}"):
         path = Path(name)
         if path.is_symlink() and not path.exists():
             raise ConfigError(
@@ -136,7 +139,7 @@ def check_places() -> None:
             )
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path.absolute()} is a file, where a folder is needed; move it out of the way.")
-        if not os.access(path if path.exists() else path.absolute().parent, os.W_OK | os.X_OK):
+        if path.parent.exists() and not os.access(path if path.exists() else path.parent, os.W_OK | os.X_OK):
             raise ConfigError(f"{path.absolute()} cannot be written to; make it writable, or work in another folder.")
 
 

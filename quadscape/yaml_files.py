@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from quadscape.errors import ConfigError
+from quadscape.paths import user_path
 
 _MOST_VALUES = 1_000_000
 """Values of one file once its aliases are written out: a few nested ones can stand for more than any memory holds."""
@@ -248,7 +249,7 @@ def profile_files(arguments: Sequence[str]) -> list[Path]:
     """
     names = _words_after(arguments, ("--profile", "--workflow-profile"))
     names += [os.environ["SNAKEMAKE_PROFILE"]] if os.environ.get("SNAKEMAKE_PROFILE") else []
-    homes = (Path(), Path("~/.config/snakemake").expanduser() if "HOME" in os.environ else Path("/etc/xdg/snakemake"))
+    homes = (Path(), user_path("~/.config/snakemake"), Path("/etc/xdg/snakemake"))
     found: list[Path] = []
     for folder in [home / name for name in names for home in homes] + [Path("profiles/default")]:
         if folder.is_file():

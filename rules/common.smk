@@ -29,7 +29,7 @@ try:
     check_given_files(profile_files(sys.argv), "The profile")
     check_given_config(sys.argv)
     experiment = parse_experiment(config)
-    check_places()
+    check_places(experiment)
     problem = Problem.of(experiment)
 except QuadscapeError as error:
     raise WorkflowError(str(error)) from None

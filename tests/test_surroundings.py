@@ -108,6 +108,33 @@ def test_commands_write_in_any_locale(encoding: str, tmp_path: Path) -> None:
     assert reference == (ROOT / "docs/configuration.md").read_bytes()
 
 
+_NOBODY = """
+import pwd, sys
+def unknown(who):
+    raise KeyError(who)
+pwd.getpwuid = pwd.getpwnam = unknown
+from quadscape.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_user_without_a_name_and_a_home(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({**TINY, "data": {"source": "image_folder", "path": "~/none"}}))
+    environment = {
+        key: value for key, value in os.environ.items() if key not in {"HOME", "USER", "LOGNAME", "USERNAME"}
+    }
+    for words, expected in ((["status"], 0), (["validate", "x.yaml"], 1), (["submit", "--", "--profile", "none"], 1)):
+        done = subprocess.run(
+            [sys.executable, "-c", _NOBODY, *words],
+            cwd=tmp_path,
+            env={**environment, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == expected, done.stderr
+        assert "Traceback" not in done.stderr
+
+
 # Folders
 
 
@@ -160,21 +187,22 @@ def test_characters_that_cannot_be_escaped_are_refused(path: str, on_slurm: bool
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["results", "logs"])
+@pytest.mark.parametrize("name", ["results", "logs", "results/tiny"])
 def test_places_that_are_no_folder_are_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    check_places()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    check_places(parse_experiment(TINY))
     (tmp_path / name).symlink_to("gone")
     with pytest.raises(ConfigError, match=f"{name} is a link to 'gone', which leads nowhere"):
-        check_places()
+        check_places(parse_experiment(TINY))
     (tmp_path / name).unlink()
     (tmp_path / name).write_text("")
     with pytest.raises(ConfigError, match=f"{name} is a file"):
-        check_places()
+        check_places(parse_experiment(TINY))
     (tmp_path / name).unlink()
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ConfigError, match="cannot be written to"):
-        check_places()
+        check_places(parse_experiment(TINY))
 
 
 def _foreign(path: str) -> dict[str, Any]:
