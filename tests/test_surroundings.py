@@ -119,6 +119,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_a_user_without_a_name_and_a_home(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({**TINY, "data": {"source": "image_folder", "path": "~/none"}}))
     environment = {
         key: value for key, value in os.environ.items() if key not in {"HOME", "USER", "LOGNAME", "USERNAME"}
