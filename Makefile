@@ -5,7 +5,7 @@ CORES ?= 2
 BIN = $(VENV)/bin
 SOURCES = quadscape tests workflow_scripts benchmarks
 
-.PHONY: demo test test-slurm lint format docs bench clean install install-dev help
+.PHONY: demo test test-long test-slurm lint format docs bench clean install install-dev help
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,10 @@ demo: install  ## the whole workflow on a small network, to the report
 # Two files of tests at a time, in the order of tests/conftest.py; threads that wait must not spin on the other's core.
 test: install-dev  ## every test
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
+
+# Random cases beyond those of `make test`; a few minutes on one core.
+test-long: install-dev  ## many more random cases of damaged files and folders
+	QUADSCAPE_LONG=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(CORES) -m long
 
 # As root; installs Debian's packages of SLURM where they are missing, and is skipped, with the reason, where it cannot.
 test-slurm: install-dev  ## the workflow on a real SLURM, which is started and stopped on this machine

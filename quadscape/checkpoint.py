@@ -10,6 +10,11 @@ equals the network in training mode on the whole training set as one batch, up t
 
 import json
 import pickle
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -158,31 +163,93 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         # Only tensors: a pickle from elsewhere must not run code here.
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except _UNPICKLING_ERRORS as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         _refuse(path, f"cannot be read as saved tensors ({reason} …)")
     if not isinstance(state, dict):
         _refuse(path, f"holds a {type(state).__name__} and no state_dict")
+    if not state:
+        _refuse(path, "holds no tensor at all")
     for name, value in state.items():
+        if not isinstance(name, str):
+            _refuse(path, f"is no state_dict: it has the name {name!r}, which is no text")
         if not isinstance(value, torch.Tensor):
-            _refuse(path, f"is no state_dict: its entry '{name}' is a {type(value).__name__} and no tensor")
+            inner = ", a mapping that may be the state_dict, to be saved alone" if isinstance(value, dict) else ""
+            _refuse(path, f"is no state_dict: its entry '{name}' is a {type(value).__name__} and no tensor{inner}")
+        if value.is_quantized or value.layout != torch.strided or value.device.type == "meta" or value.is_complex():
+            kind = f"{value.dtype}, {value.layout}, {value.device.type}"
+            _refuse(path, f"has '{name}' as a tensor of kind {kind}, not plain real numbers")
     return state
+
+
+_UNPICKLING_ERRORS: tuple[type[Exception], ...] = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError)
+_UNPICKLING_ERRORS += (
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    ImportError,
+)
+_UNPICKLING_ERRORS += (struct.error, zipfile.BadZipFile, zlib.error)
+# Names that wrappers put into the names of what they wrap, at any depth.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+
+
+def _fits(names: Collection[str], known: Collection[str], optional: Collection[str]) -> bool:
+    return all(name in known for name in names) and all(name in names or name in optional for name in known)
+
+
+def _unwrapped(
+    state: dict[str, torch.Tensor], known: Collection[str], optional: Collection[str]
+) -> tuple[dict[str, torch.Tensor], str]:
+    """Takes what a wrapper has put before or into all names away, where that makes them fit.
+
+    Args:
+        state: Tensors by name.
+        known: Names of the network's tensors.
+        optional: Those that may be missing.
+
+    Returns:
+        Tensors by their new names, or as they were where nothing makes them fit; and what was taken away.
+    """
+    if _fits(state, known, optional):
+        return state, ""
+    bare = {name: ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in state}
+    inside = next((word for word in _WRAPPERS if any(word in name.split(".") for name in state)), "")
+    for renamed, found in (({name: name for name in state}, ""), (bare, inside)):
+        prefix = ""
+        while True:
+            if len(set(renamed.values())) == len(renamed) and _fits(renamed.values(), known, optional):
+                return {new: state[old] for old, new in renamed.items()}, "' and '".join(filter(None, (found, prefix)))
+            heads = {name.partition(".")[0] for name in renamed.values() if "." in name}
+            if len(heads) != 1 or not all("." in name for name in renamed.values()):
+                break
+            prefix += heads.pop() + "."
+            renamed = {old: new.partition(".")[2] for old, new in renamed.items()}
+    return state, ""
 
 
 def load_foreign(model: torch.nn.Module, path: Path) -> None:
     """Copies parameters trained elsewhere into a float64 network; all names and shapes must fit."""
-    state = _read_state(path)
     known = model.state_dict()
     recomputed = {f"{name}.{kind}".lstrip(".") for name in batch_norms(model) for kind in _STATISTICS}
+    state, taken = _unwrapped(_read_state(path), known, recomputed)
+    if taken:
+        print(f"{path}: '{taken}' was taken away from the names of its tensors, so that they fit.", file=sys.stderr)
     missing = [name for name in known if name not in state and name not in recomputed]
     unknown = [name for name in state if name not in known]
     if missing:
-        _refuse(path, f"lacks {len(missing)} of the network's {len(known)} tensors, among them '{missing[0]}'")
+        others = f", and has '{unknown[0]}', which the network lacks" if unknown else ""
+        _refuse(path, f"lacks {len(missing)} of the network's {len(known)} tensors, among them '{missing[0]}'{others}")
     if unknown:
         _refuse(path, f"has {len(unknown)} tensors that the network lacks, among them '{unknown[0]}'")
     for name, value in state.items():
         if value.shape != known[name].shape:
             _refuse(path, f"has '{name}' with shape {tuple(value.shape)}, where it is {tuple(known[name].shape)} here")
+        if value.is_floating_point() != known[name].is_floating_point():
+            _refuse(path, f"has '{name}' as {value.dtype}, where it is {known[name].dtype} here")
     model.load_state_dict(state, strict=False)
 
 

@@ -1,12 +1,18 @@
 """The `quadscape` command."""
 
 import argparse
+import codecs
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quadscape.config import Experiment, load_experiment
 from quadscape.errors import QuadscapeError
+
+if TYPE_CHECKING:
+    from quadscape.data import Census
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -87,16 +93,24 @@ def _purge(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from quadscape.workflow import Problem
+    from quadscape.data import census
+    from quadscape.workflow import Problem, check_places
 
     experiment: Experiment = load_experiment(arguments.config)
+    check_places(experiment)
     problem = Problem.of(experiment)
+    problem.check_dense()
     data = problem.data
     print(
         f"{arguments.config} is valid: {problem.parameters:,} parameters; {data.training:,} training, "
         f"{data.validation:,} validation and {data.test:,} test images of {'×'.join(map(str, data.shape))}; "
         f"{len(experiment.runs)} runs, {sum(len(run.checkpoints) for run in experiment.runs)} checkpoints."
     )
+    if problem.source_problem:
+        print(f"The data store made before is used, since its source cannot be: {problem.source_problem}")
+        print(f"{len(data.classes)} classes: {', '.join(_some(data.classes))}")
+    else:
+        _print_census(census(experiment.data))
     if arguments.thorough:
         from quadscape.extraction import check_factory
 
@@ -104,11 +118,34 @@ def _validate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _print_census(found: "Census") -> None:
+    """Classes with their counts, and what of an image folder is not used."""
+    print(f"{len(found.classes)} classes (training / validation / test images):")
+    for line in _some(
+        [f"  {name}: {a} / {b} / {c}" for name, (a, b, c) in zip(found.classes, found.counts, strict=True)]
+    ):
+        print(line)
+    if found.leftovers:
+        print(f"{len(found.leftovers)} entries of the folder are not used: {', '.join(_some(found.leftovers))}")
+
+
+_SHOWN = 12
+
+
+def _some(values: Sequence[str]) -> list[str]:
+    """Values to show: all of a few; of many, the first and the last."""
+    if len(values) <= _SHOWN:
+        return list(values)
+    half = _SHOWN // 2
+    return [*values[:half], f"  … {len(values) - 2 * half} more …", *values[-half:]]
+
+
 def _estimate(arguments: argparse.Namespace) -> int:
     from quadscape.estimate import estimate_experiment, format_estimates
     from quadscape.workflow import Problem
 
     problem = Problem.of(load_experiment(arguments.config))
+    problem.check_dense()
     devices = (arguments.device,) if arguments.device else ("cpu", "cuda")
     print(f"{arguments.config}: {problem.parameters:,} parameters, {problem.data.training:,} training images")
     print(format_estimates(estimate_experiment(problem, devices)))
@@ -118,6 +155,9 @@ def _estimate(arguments: argparse.Namespace) -> int:
 def _reference(_: argparse.Namespace) -> int:
     from quadscape.reference import configuration_reference
 
+    # It becomes a file of the documentation, which is UTF-8 whatever the locale is.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="strict")
     print(configuration_reference(), end="")
     return 0
 
@@ -174,6 +214,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_PLAIN = {
+    **{
+        "█": "#",
+        "░": ".",
+        "×": "x",
+        "…": "...",
+        "–": "-",
+        "—": "-",
+        "−": "-",
+        "·": "*",
+        "→": "->",
+        "²": "^2",
+        "³": "^3",
+    },
+    **{"θ": "theta", "λ": "lambda", "η": "eta", "δ": "delta", "≤": "<=", "≥": ">=", "⁶": "^6", "½": "1/2", "é": "e"},
+}
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """Writes what a terminal's encoding lacks in letters that all have."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(letter, ascii(letter)[1:-1]) for letter in text), error.end
+
+
+def _write_in_any_locale() -> None:
+    codecs.register_error("plainly", _plainly)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plainly")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -183,11 +256,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 fine, 1 an error (one sentence on standard error) or damage found; 3 and 4: see `status`.
     """
+    _write_in_any_locale()
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
     except QuadscapeError as error:
-        print(f"quadscape: {error}", file=sys.stderr)
+        # Names of files may hold line breaks.
+        print(f"quadscape: {error}".replace("\n", "\\n"), file=sys.stderr)
         return 1
 
 

@@ -34,7 +34,7 @@ _LOSS = (
 
 VERSIONS: dict[str, int | str] = {**STAGE_VERSIONS, "data": DATA_VERSION, "checkpoint": CHECKPOINT_VERSION}
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
-    "data": ("quadscape.data",),
+    "data": ("quadscape.data", "quadscape.image_folders"),
     "checkpoint": (
         "quadscape.checkpoint",
         "quadscape.extraction",

@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -29,6 +28,7 @@ from pydantic import (
 )
 
 from quadscape.errors import ConfigError
+from quadscape.yaml_files import read_yaml
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
@@ -55,6 +55,8 @@ def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 NotEmpty = AfterValidator(_not_empty)
+_DEEPEST = 40
+"""Levels of mappings and lists; the deepest key has four, and the arguments of a user's network may have more."""
 FloatType = Literal["float32", "float64"]
 
 
@@ -143,7 +145,7 @@ _BUILT_IN: dict[str, type[Section]] = {"resnet9": ResNet9, "linear": Linear, "ml
 
 def _model_tag(value: Any) -> str | None:
     name = value.get("factory", "resnet9") if isinstance(value, dict) else getattr(value, "factory", None)
-    return name if name in _BUILT_IN else "custom"
+    return name if isinstance(name, str) and name in _BUILT_IN else "custom"
 
 
 Model = Annotated[
@@ -551,6 +553,41 @@ def _sentence(error: ValidationError) -> str:
     return sentence + (f" (and {more} more problem{'s' * (more > 1)})" if more else "") + "."
 
 
+def _check_plain(value: Any, where: str, depth: int = 0) -> None:
+    """Checks that a value is what JSON has too.
+
+    Args:
+        value: The value.
+        where: Its key, for the message.
+        depth: How many mappings and lists it stands in.
+
+    Raises:
+        ConfigError: It, or a value in it, is a date, a set or the like, or is nested too deep.
+    """
+    named = where or "the experiment file"
+    if depth > _DEEPEST:
+        raise ConfigError(f"{where[:60]}… is nested more than {_DEEPEST} levels deep, which no key allows.")
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                kind = type(key).__name__
+                raise ConfigError(f"{key!r} in {named} is not a known key, but a {kind}; keys are text, so quote it.")
+            _check_plain(entry, f"{where}.{key}" if where else key, depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            _check_plain(entry, f"{where}[{index}]", depth + 1)
+    elif isinstance(value, str):
+        if any("\ud800" <= letter <= "\udfff" for letter in value) or "\0" in value:
+            raise ConfigError(f"{named} is {value!a}, which holds a character that no text may hold.")
+    elif isinstance(value, int) and abs(value) >= 2**63 and not where.endswith("seed"):
+        raise ConfigError(f"{named} is a number of {value.bit_length()} bits; valid are numbers below 2⁶³.")
+    elif value is not None and not isinstance(value, float | int):
+        raise ConfigError(
+            f"{named} is {value}, in YAML a {type(value).__name__} and so neither number, text, list nor mapping; "
+            "quote it if it is text."
+        )
+
+
 def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     """Validates the content of an experiment file.
 
@@ -563,12 +600,8 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     Raises:
         ConfigError: A key is unknown or a value impossible; the message is one sentence.
     """
-    try:
-        text = json.dumps(_inherit(raw), allow_nan=True)
-    except TypeError as error:
-        raise ConfigError(
-            f"The experiment file holds a value that is neither number, text, list nor mapping: {error}."
-        ) from None
+    _check_plain(raw, "")
+    text = json.dumps(_inherit(raw), allow_nan=True)
     try:
         # Through JSON, so that strict types take a YAML list for a tuple but never "3" for 3.
         return Experiment.model_validate_json(text, strict=True)
@@ -588,14 +621,7 @@ def load_experiment(path: str | Path) -> Experiment:
     Raises:
         ConfigError: The file is missing, no YAML mapping, or invalid.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"The experiment file {path} cannot be read: {error.strerror}.") from None
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The experiment file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    raw = read_yaml(path, "The experiment file")
     if not isinstance(raw, dict):
         raise ConfigError(f"The experiment file {path} holds no mapping of keys to values.")
     return parse_experiment(raw)

@@ -4,10 +4,10 @@ The store holds undecided facts only: pixels as integers, labels, the split of e
 of normalisation. Its content depends on the source and the seed, never on the order of a file system or on the machine.
 """
 
-import hashlib
-import os
 import socket
-from collections.abc import Callable, Generator, Sequence
+import struct
+import zlib
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -19,6 +19,8 @@ import torch
 
 from quadscape.config import Data
 from quadscape.errors import DataError
+from quadscape.image_folders import Listing, digest_listing, list_folder
+from quadscape.paths import user_path
 from quadscape.store import ArraySpec, digest, open_store, read_store, write_store
 
 Split = Literal["train", "validation", "test"]
@@ -26,9 +28,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _DIGITS_PER_CLASS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
-# Of torchvision's ImageFolder; repeated here because importing torchvision costs seconds at every start of a workflow.
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_HELD_OUT_FOLDERS = {"test": "test", "val": "validation", "validation": "validation"}
+_DECODING_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError)
+_DECODING_ERRORS += (NotImplementedError, ArithmeticError, MemoryError, AssertionError, struct.error, zlib.error)
 _DOWNLOAD_TIMEOUT = 20.0
 _SPLIT_STREAM = 0x5D17
 
@@ -86,13 +87,18 @@ class DataInfo:
 
 
 @dataclass(frozen=True)
-class _Listing:
-    """The image files of a folder, in order: class by class, sorted by path."""
+class Census:
+    """What a data set holds class by class.
 
-    root: Path
-    files: tuple[Path, ...]
-    labels: np.ndarray
+    Attributes:
+        classes: Names of the classes.
+        counts: Images of each class in the training, validation and test set.
+        leftovers: What an image folder holds besides, and is not used.
+    """
+
     classes: tuple[str, ...]
+    counts: tuple[tuple[int, int, int], ...]
+    leftovers: tuple[str, ...] = ()
 
 
 def _class_counts(labels: np.ndarray, classes: int) -> list[int]:
@@ -140,78 +146,11 @@ def _sizes(held_out: Sequence[int], fraction: float) -> tuple[int, int]:
 # Image folders
 
 
-def _subfolders(folder: Path) -> list[str]:
-    # Hidden folders are what editors and file managers leave behind, never a class.
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+def _decoding_errors() -> tuple[type[Exception], ...]:
+    """What Pillow's readers raise on damaged files, depending on the format."""
+    from PIL import Image
 
-
-def _is_image(path: str | Path) -> bool:
-    name = Path(path).name
-    return not name.startswith(".") and name.lower().endswith(_EXTENSIONS)
-
-
-def _list_classes(root: Path) -> _Listing:
-    """Lists a folder of class folders, in ImageFolder's order."""
-    classes = _subfolders(root)
-    if not classes:
-        loose = "its images lie in it directly" if any(_is_image(e.name) for e in os.scandir(root)) else "it holds none"
-        raise DataError(f"The image folder {root} needs one sub-folder per class, but {loose}.")
-    if len(classes) == 1:
-        raise DataError(f"The image folder {root} holds only one class, '{classes[0]}'; at least two are needed.")
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = [
-            Path(folder, file)
-            for folder, _, names in sorted(os.walk(root / name, followlinks=True))
-            for file in sorted(names)
-            if _is_image(file)
-        ]
-        if not found:
-            raise DataError(
-                f"The class folder {root / name} holds no images; known file types are {', '.join(_EXTENSIONS)}."
-            )
-        files += found
-        labels += [label] * len(found)
-    return _Listing(root, tuple(files), np.array(labels, dtype=np.int64), tuple(classes))
-
-
-def _list_folder(config: Data) -> dict[str, _Listing]:
-    """The listings of an image folder by part: `all` for a flat one, else `train` and `test` and/or `validation`."""
-    root = Path(config.path)
-    if not root.is_dir():
-        raise DataError(
-            f"data.path is '{root}', but there is no such folder; it must hold one sub-folder of images per class."
-        )
-    folders = _subfolders(root)
-    if "train" not in folders or not set(folders) <= {"train", *_HELD_OUT_FOLDERS}:
-        return {"all": _list_classes(root)}
-    if len(folders) == 1:
-        raise DataError(f"The image folder {root} has train/ but neither test/ nor val/; add one of them.")
-    if {"val", "validation"} <= set(folders):
-        raise DataError(f"The image folder {root} has both val/ and validation/; keep one of them.")
-    parts = {"train": _list_classes(root / "train")}
-    for name in folders:
-        if name == "train":
-            continue
-        part = _list_classes(root / name)
-        different = sorted(set(part.classes) ^ set(parts["train"].classes))
-        if different:
-            here = "train" if different[0] in parts["train"].classes else name
-            raise DataError(
-                f"The classes of {root / 'train'} and {root / name} differ: '{different[0]}' is only in {here}/."
-            )
-        parts[_HELD_OUT_FOLDERS[name]] = part
-    return parts
-
-
-def _digest_listing(parts: dict[str, _Listing]) -> str:
-    total = hashlib.sha256()
-    for part, listing in sorted(parts.items()):
-        for file in listing.files:
-            line = f"{part}/{file.relative_to(listing.root).as_posix()} {file.stat().st_size}\n"
-            total.update(line.encode("utf-8", "surrogateescape"))
-    return total.hexdigest()
+    return (*_DECODING_ERRORS, Image.DecompressionBombError)
 
 
 def _open_image(path: Path) -> Any:
@@ -220,7 +159,7 @@ def _open_image(path: Path) -> Any:
 
     try:
         image = Image.open(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except _decoding_errors() as error:
         raise DataError(f"The image {path} cannot be read ({_reason(error)}); replace or remove it.") from error
     raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
     if image.mode.startswith(("I", "F")) or ";16" in raw:
@@ -245,26 +184,17 @@ def _all_grey(files: Sequence[Path]) -> bool:
     return True
 
 
-def _all_files(parts: dict[str, _Listing]) -> list[Path]:
-    return [file for listing in parts.values() for file in listing.files]
+def _pixels(path: Path, mode: str) -> np.ndarray:
+    """One image as (height, width[, 3]) uint8."""
+    with _open_image(path) as image:
+        try:
+            return np.asarray(image.convert(mode))
+        except _decoding_errors() as error:
+            raise DataError(f"The image {path} is damaged ({_reason(error)}); replace or remove it.") from error
 
 
-def _loader(mode: str) -> Callable[[str], np.ndarray]:
-    """A loader for ImageFolder that decodes to (height, width[, 3]) uint8 and names the file that it cannot decode."""
-    from PIL import Image
-
-    def load(path: str) -> np.ndarray:
-        with _open_image(Path(path)) as image:
-            try:
-                return np.asarray(image.convert(mode))
-            except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-                raise DataError(f"The image {path} is damaged ({_reason(error)}); replace or remove it.") from error
-
-    return load
-
-
-def _decode(listing: _Listing, grey: bool, first: Path) -> np.ndarray:
-    """Decodes a folder's images through torchvision.
+def _decode(listing: Listing, grey: bool, first: Path) -> np.ndarray:
+    """Decodes a folder's images.
 
     Args:
         listing: The folder's files.
@@ -277,20 +207,11 @@ def _decode(listing: _Listing, grey: bool, first: Path) -> np.ndarray:
     Raises:
         DataError: An image is damaged or has another size.
     """
-    from torchvision.datasets import ImageFolder
-
-    class Folder(ImageFolder):
-        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-            return list(listing.classes), {name: i for i, name in enumerate(listing.classes)}
-
-    folder = Folder(str(listing.root), loader=_loader("L" if grey else "RGB"), is_valid_file=_is_image)
-    if [Path(path) for path, _ in folder.samples] != list(listing.files):
-        raise DataError(f"The image folder {listing.root} changed while it was read; run again when it no longer does.")
     with _open_image(first) as image:
         width, height = image.size
-    pixels = np.empty((len(folder), 1 if grey else 3, height, width), dtype=np.uint8)
-    for index, (path, _) in enumerate(folder.samples):
-        values = folder.loader(path)
+    pixels = np.empty((len(listing.files), 1 if grey else 3, height, width), dtype=np.uint8)
+    for index, path in enumerate(listing.files):
+        values = _pixels(path, "L" if grey else "RGB")
         if values.shape[:2] != (height, width):
             raise DataError(
                 f"All images must have one size, but {first} has {width}×{height} pixels and {path} has "
@@ -300,24 +221,27 @@ def _decode(listing: _Listing, grey: bool, first: Path) -> np.ndarray:
     return pixels
 
 
-def _folder_sizes(config: Data, parts: dict[str, _Listing]) -> tuple[int, int, int]:
-    """Sizes of the three splits of an image folder."""
+def _folder_counts(config: Data, parts: dict[str, Listing]) -> list[list[int]]:
+    """Images of each class in the training, validation and test set: three lists, in the order of the classes."""
     if "all" in parts:
-        classes = parts["all"].classes
-        counts = _class_counts(parts["all"].labels, len(classes))
+        counts = _class_counts(parts["all"].labels, len(parts["all"].classes))
         held = [_part(count, config.held_out) for count in counts]
         training = [count - out for count, out in zip(counts, held, strict=True)]
-        validation, test = _sizes(held, config.validation)
     else:
-        classes = parts["train"].classes
-        training = _class_counts(parts["train"].labels, len(classes))
+        classes = len(parts["train"].classes)
+        training = _class_counts(parts["train"].labels, classes)
         if len(parts) == 3:
-            validation, test = len(parts["validation"].files), len(parts["test"].files)
-        else:
-            held_part = parts["test"] if "test" in parts else parts["validation"]
-            validation, test = _sizes(_class_counts(held_part.labels, len(classes)), config.validation)
-    _check_sizes(config, classes, training, validation, test)
-    return sum(training), validation, test
+            return [training, *(_class_counts(parts[name].labels, classes) for name in ("validation", "test"))]
+        held = _class_counts(parts["test" if "test" in parts else "validation"].labels, classes)
+    validation = [_part(count, config.validation) for count in held]
+    return [training, validation, [count - out for count, out in zip(held, validation, strict=True)]]
+
+
+def _folder_sizes(config: Data, parts: dict[str, Listing]) -> tuple[int, int, int]:
+    """Sizes of the three splits of an image folder."""
+    training, validation, test = _folder_counts(config, parts)
+    _check_sizes(config, next(iter(parts.values())).classes, training, sum(validation), sum(test))
+    return sum(training), sum(validation), sum(test)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -384,16 +308,41 @@ def describe(config: Data) -> DataDescription:
         validation, test = _sizes([1000] * 10, config.validation)
         _check_sizes(config, _CIFAR10_CLASSES, [5000] * 10, validation, test)
         return DataDescription((3, 32, 32), _CIFAR10_CLASSES, 50000, validation, test, "cifar10")
-    parts = _list_folder(config)
+    folder = list_folder(user_path(config.path))
+    parts, files = folder.parts, folder.files
     training, validation, test = _folder_sizes(config, parts)
-    files = _all_files(parts)
     with _open_image(files[0]) as image:
         width, height = image.size
     if min(width, height) < 1:
         raise DataError(f"The image {files[0]} has no pixels; replace or remove it.")
     shape = (1 if _all_grey(files) else 3, height, width)
     first = next(iter(parts.values()))
-    return DataDescription(shape, first.classes, training, validation, test, _digest_listing(parts))
+    return DataDescription(shape, first.classes, training, validation, test, digest_listing(folder))
+
+
+def census(config: Data) -> Census:
+    """Counts the images of every class in every split, without reading any.
+
+    Args:
+        config: The `data` section.
+
+    Returns:
+        The counts.
+    """
+    if config.source == "image_folder":
+        folder = list_folder(user_path(config.path))
+        counts = _folder_counts(config, folder.parts)
+        return Census(next(iter(folder.parts.values())).classes, tuple(zip(*counts, strict=True)), folder.leftovers)
+    if config.source == "cifar10":
+        classes: tuple[str, ...] = _CIFAR10_CLASSES
+        training, held = [5000] * 10, [1000] * 10
+    else:
+        classes = tuple(str(digit) for digit in range(10))
+        held = [_part(count, config.held_out) for count in _DIGITS_PER_CLASS]
+        training = [count - out for count, out in zip(_DIGITS_PER_CLASS, held, strict=True)]
+    validation = [_part(count, config.validation) for count in held]
+    rows = zip(training, validation, held, strict=True)
+    return Census(classes, tuple((a, b, c - b) for a, b, c in rows))
 
 
 def prepare(config: Data, seed: int, path: str | Path) -> None:
@@ -421,7 +370,7 @@ def prepare(config: Data, seed: int, path: str | Path) -> None:
             path, pixels, labels, split, [str(digit) for digit in range(10)], "digits", scale=16, listing=listing
         )
     elif config.source == "cifar10":
-        pixels, labels, training = _read_cifar10(config.path)
+        pixels, labels, training = _read_cifar10(str(user_path(config.path)))
         split = np.zeros(labels.size, dtype=np.uint8)
         split[training:] = _split_rest(labels[training:], 10, config, seed)
         write_data(path, pixels, labels, split, _CIFAR10_CLASSES, "cifar10", listing=listing)
@@ -443,8 +392,8 @@ def _split_all(labels: np.ndarray, classes: int, config: Data, seed: int) -> np.
 
 
 def _prepare_folder(config: Data, seed: int, path: str | Path, listing: str) -> None:
-    parts = _list_folder(config)
-    files = _all_files(parts)
+    folder = list_folder(user_path(config.path))
+    parts, files = folder.parts, folder.files
     grey = _all_grey(files)
     classes = next(iter(parts.values())).classes
     pixels, labels, splits = [], [], []
@@ -457,6 +406,8 @@ def _prepare_folder(config: Data, seed: int, path: str | Path, listing: str) -> 
             splits.append(np.full(part.labels.size, SPLITS.index(name), dtype=np.uint8))
         else:
             splits.append(_split_rest(part.labels, len(classes), config, seed))
+    if digest_listing(list_folder(user_path(config.path))) != listing:
+        raise DataError(f"The image folder {config.path} changed while it was read; run again when it no longer does.")
     whole = [np.concatenate(values) for values in (pixels, labels, splits)]
     write_data(path, whole[0], whole[1], whole[2], classes, "image_folder", listing=listing)
 

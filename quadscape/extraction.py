@@ -32,6 +32,7 @@ from quadscape.models import (
 from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.objective import Objective
 from quadscape.parameters import ParameterLayout, assign_vector, current_vector
+from quadscape.paths import user_path
 from quadscape.store import ArraySpec, write_store
 from quadscape.training import Trajectory, learning_rate
 
@@ -96,7 +97,7 @@ def extract_checkpoint(
     training: dict[str, Any] | None = None
     rate: float | None = None
     if section.path is not None:
-        load_foreign(model, Path(section.path.replace(PLACEHOLDER, str(iteration))))
+        load_foreign(model, user_path(section.path.replace(PLACEHOLDER, str(iteration))))
     elif trajectory is not None:
         opened = Trajectory.open(trajectory)
         expected = {

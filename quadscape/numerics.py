@@ -12,7 +12,10 @@ import torch
 from quadscape.errors import DeviceMemoryError, StageError
 
 # cuBLAS is deterministic only with a fixed workspace, and reads this when CUDA starts.
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+# What a user may have set for other programs, and would round the products of these.
+for _name in ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"):
+    os.environ.pop(_name, None)
 # torch warns of its own forward-mode rules when they are first used; no line in a job's log is worth that.
 warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
 
@@ -58,6 +61,9 @@ def apply_numerics(threads: int, tf32: bool = False) -> None:
         tf32: Whether products of float32 may round their factors to TF32 on a GPU.
     """
     torch.set_num_threads(threads)
+    # The module of a user's factory may have set others when it was imported.
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
     _keep_freed_memory()
     torch.use_deterministic_algorithms(True)
     # Every buffer is written before it is read; filling each with NaN first would cost a pass over memory.

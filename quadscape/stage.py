@@ -43,6 +43,7 @@ import psutil
 import zarr
 
 from quadscape.errors import DeviceMemoryError, FencedError, QuadscapeError, StageError, StoreError
+from quadscape.memory_limits import limited
 from quadscape.store import ArraySpec, create_array, open_store
 from quadscape.store import read as read_array
 
@@ -155,13 +156,51 @@ def _hash(value: Any) -> str:
     return sha256(canonical(value).encode()).hexdigest()
 
 
+# What file systems say that cannot do something, rather than failed to do it.
+_CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EBADF, errno.EISDIR}
+_CANNOT |= {errno.EACCES, errno.EPERM}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EIO, errno.ESTALE}
+
+
 def _sync(path: Path) -> None:
     """Waits until a file, or the entries of a directory, would survive a crash of the machine."""
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in _CANNOT and path.is_dir():
+            return
+        raise
+    try:
+        _sync_open(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+def _sync_open(descriptor: int, path: Path) -> None:
+    """The same for what is open.
+
+    Args:
+        descriptor: Its number.
+        path: Where it lies, for the message.
+
+    Raises:
+        OSError: The disk is full.
+        StageError: The file system fails, or cannot do it for a file.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # CIFS and shared folders of virtual machines refuse it for directories. Then a crash of the whole machine may
+        # lose the last units, which are computed again: what is in the journal is compared with the files in any case.
+        if error.errno in _CANNOT and path.is_dir():
+            return
+        if error.errno in _FULL:
+            raise
+        raise StageError(
+            f"The file system of {path} cannot make sure that it is stored (fsync: {error.strerror}); have the results "
+            "on another file system."
+        ) from error
 
 
 def _file_checksum(path: Path) -> list[int | str]:
@@ -540,7 +579,7 @@ class Journal:
 
     def _append(self, entry: dict[str, Any]) -> None:
         _write_whole(self.descriptor, self._line(entry))
-        os.fsync(self.descriptor)
+        _sync_open(self.descriptor, self.path)
 
     def add_unit(self, unit: int, files: Files) -> None:
         """Records a finished unit."""
@@ -574,7 +613,7 @@ class Journal:
         self.close()
         self.descriptor = os.open(prepared, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
         _write_whole(self.descriptor, b"".join(map(self._line, entries)))
-        os.fsync(self.descriptor)
+        _sync_open(self.descriptor, prepared)
         lock.publish(prepared, self.path)
         _sync(self.path.parent)
 
@@ -633,31 +672,23 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _allocated(memory: int) -> int:
-    if os.environ.get("SLURM_MEM_PER_NODE", "").isdigit():
-        allocated = int(os.environ["SLURM_MEM_PER_NODE"]) << 20
-        if allocated:  # 0 means the whole node
-            return min(memory, allocated)
-    return memory
-
-
 def memory_available() -> int:
-    """Bytes of memory that this process may still take: the machine's, or its SLURM allocation."""
-    return _allocated(psutil.virtual_memory().available)
+    """Bytes of memory that this process may still take: the machine's, or what is left of a limit."""
+    return limited(psutil.virtual_memory().available, left=True)
 
 
 def memory_total() -> int:
-    """Bytes of memory of the machine, or of the SLURM allocation, whoever uses them at present."""
-    return _allocated(psutil.virtual_memory().total)
+    """Bytes of memory of the machine, or of the smallest limit of this process, whoever uses them at present."""
+    return limited(psutil.virtual_memory().total, left=False)
 
 
 def format_bytes(size: float) -> str:
     """A size for people: `43.5 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
         if abs(size) < 1000:
             return f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:.3g} TB"
+    return f"{size:.3g} EB"
 
 
 def format_seconds(seconds: float) -> str:
@@ -1076,11 +1107,16 @@ def _check_selection(unit: int, array: zarr.Array, selection: Any, values: np.nd
 
 
 @contextlib.contextmanager
-def _full_disk_explained(directory: Path) -> Generator[None, None, None]:
+def _disk_explained(directory: Path) -> Generator[None, None, None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno in _UNUSABLE and str(error.filename or "").startswith(str(directory)):
+            raise StageError(
+                f"The stage's directory {directory} cannot be used: {error.filename}: {error.strerror}; make it a "
+                "folder that can be written to."
+            ) from error
+        if error.errno not in _FULL:
             raise
         raise StageError(
             f"The disk of {directory} is full ({error.strerror}); free some space and run the same command again: what "
@@ -1109,7 +1145,7 @@ def run_stage(
         The manifest.
     """
     directory = Path(directory)
-    with _full_disk_explained(directory):
+    with _disk_explained(directory):
         directory.mkdir(parents=True, exist_ok=True)
         events = _Events(directory)
         lock = Lock(directory, heartbeat, stale_after)

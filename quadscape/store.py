@@ -22,6 +22,10 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from quadscape.errors import StoreError
 
+# Zarr takes settings from ZARR_* variables and from files such as ~/.config/zarr. They reach the order of arrays in
+# memory (and so sums), the text of metadata (and so digests), what is written and how it is read: none may count here.
+zarr.config.refresh(paths=[], env={})
+
 
 @dataclass(frozen=True)
 class ArraySpec:
@@ -84,6 +88,8 @@ def create_array(group: zarr.Group, spec: ArraySpec) -> zarr.Array:
         compressors=codecs,
         dimension_names=spec.dimensions,
         attributes=dict(spec.attributes),
+        # As Zarr's defaults are, whatever a program that uses this library has set.
+        config={"order": "C", "write_empty_chunks": False},
     )
 
 
@@ -207,7 +213,7 @@ def read(array: zarr.Array, selection: Any = ..., *, directory: str | Path | Non
         StoreError: A chunk is damaged.
     """
     try:
-        values = np.asarray(array[selection])
+        values = np.asarray(array[selection], order="C")
     except (ValueError, RuntimeError, OSError, EOFError) as error:
         where = directory if directory is not None else array.store_path
         raise StoreError(

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from submitit import LocalExecutor, SlurmExecutor
 
 from quadscape.controller import Controller, clean_environment, directory_of, find_controller, find_process, log_of
 from quadscape.errors import ClusterError
 from quadscape.heads import process_record, write_json
+from quadscape.paths import user_path
 from quadscape.slurm import CONTROLLER_NAME
+from quadscape.yaml_files import read_yaml
 
 DEFAULT_MINUTES = 24 * 60
 _MEMORY_GB = 4
@@ -47,7 +48,7 @@ def _values(arguments: Sequence[str], *flags: str) -> list[str]:
 
 def _profile_file(root: Path, name: str) -> Path:
     """Where Snakemake would find a profile; a `ClusterError` when nowhere."""
-    homes = (root, Path.home() / ".config/snakemake", Path("/etc/xdg/snakemake"))
+    homes = (root, user_path("~/.config/snakemake"), Path("/etc/xdg/snakemake"))
     for folder in (home / name for home in homes):
         if folder.is_file():
             return folder
@@ -69,18 +70,12 @@ def read_profile(root: Path, arguments: Sequence[str]) -> _Profile:
 
     Returns:
         Executor, and default partition and account of the jobs.
-
-    Raises:
-        ClusterError: The profile is missing or cannot be read.
     """
     names = _values(arguments, "--profile") or [os.environ.get("SNAKEMAKE_PROFILE", "")]
     content: Any = {}
     if names[-1]:
         file = _profile_file(root, names[-1])
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ClusterError(f"The profile {file} cannot be read: {' '.join(str(error).split())}.") from None
+        content = read_yaml(file, "The profile") or {}
     content = content if isinstance(content, dict) else {}
     defaults = content.get("default-resources", {})
     words = [f"{key}={value}" for key, value in defaults.items()] if isinstance(defaults, dict) else defaults or ()
@@ -221,7 +216,8 @@ def _submit(request: dict[str, Any]) -> str:
         write_json(directory / "started.json", process)
         return number
     slurm = SlurmExecutor(directory, max_num_timeout=10**9)
-    log = log_of(root, "%j")
+    # SLURM replaces what follows a %, so that one in a folder's name must be doubled.
+    log = log_of(Path(str(root).replace("%", "%%")), "%j")
     minutes = request["minutes"]
     slurm.update_parameters(
         job_name=CONTROLLER_NAME,

@@ -4,16 +4,28 @@ No science and no Snakemake in here; paths are relative to the working directory
 is a small file: the manifest of a long stage, the root metadata of a Zarr store, or a figure.
 """
 
+import os
+import re
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from quadscape.config import Experiment, Run, check_problem
+import torch
+
+from quadscape.config import Custom, Experiment, Run, check_problem
 from quadscape.curvature.eigensolver import advisable_bytes
 from quadscape.data import DataDescription, describe
-from quadscape.errors import ConfigError, DataError
+from quadscape.errors import ConfigError, DataError, ModelError
 from quadscape.figures import FIGURES
-from quadscape.models import count_parameters
+from quadscape.models import _build_custom, count_parameters
+from quadscape.paths import user_path
+from quadscape.snakemake_shell import check_working_directory
+from quadscape.stage import format_bytes, memory_total
+
+MOST_PARAMETERS = 4_000_000
+"""Above which no machine computes a dense eigenbasis within weeks (docs/scale.md), whatever its disk."""
 
 
 class Places:
@@ -75,7 +87,9 @@ class Places:
         """What a checkpoint is made from: the run's trajectory, or a file of parameters trained elsewhere."""
         path = self._experiment.run(run).path
         # Not str.format: a user's path may hold other braces.
-        return self.trajectory(run) if path is None else path.replace("{iteration}", str(iteration))  # ruff: ignore[missing-f-string-syntax]
+        if path is None:
+            return self.trajectory(run)
+        return str(user_path(path.replace("{iteration}", str(iteration))))  # ruff: ignore[missing-f-string-syntax]
 
     def _keys(self, scope: str) -> list[tuple[str, str]]:
         """Run and key of every table of a scope, in the order of the experiment file."""
@@ -106,6 +120,29 @@ class Places:
         return [self.figure(name, kind) for name in drawable for kind in ("svg", "png")]
 
 
+def check_places(experiment: Experiment) -> None:
+    """Checks that results can be put where they belong: below the working directory.
+
+    Args:
+        experiment: The experiment.
+
+    Raises:
+        ConfigError: One of these folders is there and is no folder, or cannot be written to.
+    """
+    check_working_directory(Path.cwd())
+    for name in ("results", "logs", f"results/{experiment.name}", f"logs/{experiment.name}"):
+        path = Path(name)
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(
+                f"{path.absolute()} is a link to '{path.readlink()}', which leads nowhere; restore what it points to, "
+                "or remove the link."
+            )
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path.absolute()} is a file, where a folder is needed; move it out of the way.")
+        if path.parent.exists() and not os.access(path if path.exists() else path.parent, os.W_OK | os.X_OK):
+            raise ConfigError(f"{path.absolute()} cannot be written to; make it writable, or work in another folder.")
+
+
 def _check_sources(experiment: Experiment) -> None:
     """Checks that parameters trained elsewhere are there, where their checkpoints are not made yet.
 
@@ -116,11 +153,49 @@ def _check_sources(experiment: Experiment) -> None:
     for index, run in enumerate(experiment.runs):
         for iteration in run.checkpoints if run.path is not None else ():
             source = Path(places.checkpoint_source(run.name, iteration))
+            if re.search(r"[{}\n]", str(source)):
+                raise ConfigError(
+                    f"runs[{index}].path is {run.path!r}, where only {{iteration}} may stand in braces, since "
+                    "Snakemake reads others as wildcards; rename the file, or give a link to it."
+                )
+            if source.is_dir():
+                raise ConfigError(
+                    f"runs[{index}].path is '{run.path}', but '{source}' is a folder; valid is a file written by "
+                    "torch.save(model.state_dict(), …)."
+                )
             if not source.is_file() and not Path(places.checkpoint(run.name, iteration)).exists():
                 raise ConfigError(
                     f"runs[{index}].path is '{run.path}', but there is no file '{source}'; valid is a file written by "
                     "torch.save(model.state_dict(), …)."
                 )
+
+
+def _count(experiment: Experiment, data: DataDescription) -> int:
+    """P, also of networks that no machine holds.
+
+    Args:
+        experiment: The experiment.
+        data: What the data set holds.
+
+    Returns:
+        The number of parameters.
+
+    Raises:
+        ConfigError: A size in the model section is beyond what a tensor can have.
+    """
+    config, classes = experiment.model, len(data.classes)
+    try:
+        if isinstance(config, Custom):
+            # A factory may do what the meta device cannot; then the network is made after all.
+            with suppress(ModelError, RuntimeError, NotImplementedError), torch.device("meta"):
+                size = sum(tensor.numel() for tensor in _build_custom(config, data.shape, classes).parameters())
+                if size > MOST_PARAMETERS:
+                    return size
+        return count_parameters(config, data.shape, classes)
+    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
+        # Of the built-in networks, which are counted without being made; a factory's own errors are named by it.
+        reason = " ".join(str(error).split())[:100]
+        raise ConfigError(f"model describes a network that cannot be built ({reason}); give smaller sizes.") from None
 
 
 @dataclass(frozen=True)
@@ -131,11 +206,14 @@ class Problem:
         experiment: The experiment.
         data: What the data set holds.
         parameters: P.
+        source_problem: Why the data store that was made before stands in for the source of the data; empty where the
+            source can be used.
     """
 
     experiment: Experiment
     data: DataDescription
     parameters: int
+    source_problem: str = ""
 
     @classmethod
     def of(cls, experiment: Experiment) -> "Problem":
@@ -150,18 +228,62 @@ class Problem:
         Raises:
             DataError: The data source is unusable and no data store was made from it before.
         """
+        problem = ""
         try:
             data = describe(experiment.data)
-        except DataError:
+        except DataError as error:
+            problem = str(error)
             # The source may be gone once the store is made; finished work must not need it again.
             prepared = Path(Places(experiment).data)
             if not prepared.exists():
                 raise
             data = DataDescription.of_store(prepared)
         _check_sources(experiment)
-        parameters = count_parameters(experiment.model, data.shape, len(data.classes))
+        parameters = _count(experiment, data)
         check_problem(experiment, parameters, data.training)
-        return cls(experiment, data, parameters)
+        return cls(experiment, data, parameters, problem)
+
+    def check_dense(self) -> None:
+        """Refuses checkpoints whose dense matrices cannot be; what is finished needs no room."""
+        places = Places(self.experiment)
+        for run in self.experiment.runs:
+            for iteration in run.checkpoints:
+                if not Path(places.eigenbasis(run.name, iteration)).exists():
+                    self.dense_checkpoint(run.name, iteration)
+
+    def dense_checkpoint(self, run: str, iteration: int | str) -> str:
+        """The checkpoint of which a P×P matrix is to be computed.
+
+        A basis is P×P numbers, the Hessian half of that. Refused is what is larger than the whole disk of the results
+        folder, whatever else lies on it, or has more parameters than `MOST_PARAMETERS`.
+
+        Args:
+            run: Name of the run.
+            iteration: Number of steps.
+
+        Returns:
+            Root metadata of its store.
+
+        Raises:
+            ConfigError: The matrices are too large.
+        """
+        experiment, size = self.experiment, self.parameters
+        places = Places(experiment)
+        basis = (4 if experiment.curvature.dtype == "float32" else 8) * size**2
+        root = Path(places.root).absolute()
+        while not root.exists():
+            root = root.parent
+        disk = shutil.disk_usage(root)
+        if size > MOST_PARAMETERS or basis + basis // 2 > disk.total:
+            raise ConfigError(
+                f"checkpoints asks for the Hessian and the eigenbasis of run '{run}' at iteration {iteration}, but "
+                f"with {size:,} parameters these take {format_bytes(1.5 * basis)} on disk and {format_bytes(basis)} in "
+                f"memory, where the disk of {root} has {format_bytes(disk.total)} ({format_bytes(disk.free)} of them "
+                f"free) and this machine {format_bytes(memory_total())} of memory; make the model smaller, or ask only "
+                f"for the spectral density, which needs no matrix: snakemake {places.table('density', run, iteration)} "
+                "(docs/scale.md)."
+            )
+        return places.checkpoint(run, iteration)
 
     def memory_mb(self, job: str, attempt: int = 1) -> int:
         """Memory that a job asks for; growth laws with generous constants, in MB.

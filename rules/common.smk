@@ -1,4 +1,7 @@
 # Validates the experiment and names its places. Everything here is cheap: it runs at every start, also on a dry run.
+import sys
+from pathlib import Path
+
 import snakemake.exceptions as snakemake_exceptions
 from snakemake.exceptions import LockException, WorkflowError
 
@@ -8,16 +11,25 @@ from quadscape.errors import QuadscapeError
 from quadscape.figures import FIGURES
 from quadscape.heads import record_head
 from quadscape.models import factory_code
+from quadscape.snakemake_shell import check_working_directory, quote_interpreter
 from quadscape.versions import (
     CHECKPOINT_VERSION,
     DATA_VERSION,
     STAGE_VERSIONS,
     STYLE_VERSION,
 )
-from quadscape.workflow import Places, Problem
+from quadscape.workflow import Places, Problem, check_places
+from quadscape.yaml_files import check_given_config, check_given_files, profile_files
+
+quote_interpreter()
 
 try:
+    # Snakemake has read them, but of a key that is given twice its reader keeps the last.
+    check_given_files(workflow.configfiles, "The experiment file")
+    check_given_files(profile_files(sys.argv), "The profile")
+    check_given_config(sys.argv)
     experiment = parse_experiment(config)
+    check_places(experiment)
     problem = Problem.of(experiment)
 except QuadscapeError as error:
     raise WorkflowError(str(error)) from None
@@ -40,6 +52,11 @@ snakemake_exceptions.LockException = DirectoryIsLocked
 
 # For `quadscape status`: who is at work here, and how the last head ended.
 onstart:
+    # Here, since only now it is known where the jobs go; none has begun.
+    try:
+        check_working_directory(Path.cwd(), on_slurm=not workflow.local_exec)
+    except QuadscapeError as error:
+        raise WorkflowError(str(error)) from None
     record_head("running", on_slurm=not workflow.local_exec, logs=log)
 
 
@@ -59,6 +76,14 @@ def probe_hash(name, *others):
         "quadscape.probes.ranks",
         "quadscape.probes.interfaces",
     )
+
+
+def dense_checkpoint(wildcards):
+    """The checkpoint of which a dense matrix is computed; refused before any job where that cannot be."""
+    try:
+        return problem.dense_checkpoint(wildcards.run, wildcards.iteration)
+    except QuadscapeError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def memory(job):

@@ -3,7 +3,7 @@
 rule compute_hessian_shard:
     input:
         data=places.data,
-        checkpoint=places.checkpoint("{run}", "{iteration}"),
+        checkpoint=dense_checkpoint,
     output:
         places.hessian_shard("{run}", "{iteration}", "{shard}"),
     log:
@@ -81,7 +81,7 @@ rule compute_eigenbasis:
 rule compute_gauss_newton:
     input:
         data=places.data,
-        checkpoint=places.checkpoint("{run}", "{iteration}"),
+        checkpoint=dense_checkpoint,
     output:
         places.gauss_newton("{run}", "{iteration}"),
     log:

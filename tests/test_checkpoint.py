@@ -278,10 +278,40 @@ def _set(name, value):
 
 
 @pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"model.net.{name}",
+        lambda name: name.replace(".", "._orig_mod."),
+        lambda name: f"module.{name.replace('.', '._fsdp_wrapped_module.')}",
+    ],
+)
+def test_names_of_wrapped_models_are_unwrapped_and_said(rename, data, tmp_path, capsys):
+    experiment = make_experiment(path=str(tmp_path / "theta.pt"), checkpoints=[5])
+    digests = []
+    for change in (lambda state: state, lambda state: {rename(name): value for name, value in state.items()}):
+        save_foreign(experiment, tmp_path / "theta.pt", change)
+        extract(experiment, 5, None, data, tmp_path / "c")
+        digests.append(Checkpoint.load(tmp_path / "c").digest)
+    assert digests[0] == digests[1]
+    taken = rename("x.y").split(".")[0] if rename("x.y")[0] != "x" else "_orig_mod"
+    assert taken in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda state: {k: v for k, v in state.items() if k != "conv2.bias"}, ("lacks 1 of", "'conv2.bias'")),
-        (lambda state: {f"module.{k}": v for k, v in state.items()}, ("lacks", "'conv1.weight'")),
+        (lambda state: {f"module.{k}": v for k, v in [*state.items()][1:]}, ("lacks", "'conv1.weight'", "'module.")),
+        (lambda state: {(f"module.{k}" if "bias" in k else k): v for k, v in state.items()}, ("'module.",)),
+        (lambda state: {**{f"module.{k}": v for k, v in state.items()}, "n_averaged": torch.ones(())}, ("'module.",)),
+        (_set("conv1.bias", torch.ones(4, dtype=torch.complex64)), ("'conv1.bias'", "complex64")),
+        (_set("conv1.bias", torch.ones(4, dtype=torch.int8)), ("'conv1.bias'", "int8")),
+        (_set("conv1.bias", torch.ones(4).to_sparse()), ("'conv1.bias'", "sparse")),
+        (lambda state: {}, ("no tensor at all",)),
+        (lambda state: {**state, 3: torch.ones(4)}, ("name 3",)),
         (_set("extra", torch.zeros(3)), ("network lacks", "'extra'")),
         (_set("conv1.weight", torch.zeros(4, 3, 3, 3)), ("'conv1.weight'", "(4, 3, 3, 3)", "(4, 1, 3, 3)")),
         (_set("conv1.weight", 3.0), ("no state_dict", "'conv1.weight'", "float")),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from quadscape.config import Experiment, Section, Steps, check_problem, load_experiment, parse_experiment, resolved
 from quadscape.errors import ConfigError
 from quadscape.reference import configuration_reference
+from quadscape.yaml_files import check_given_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -231,3 +232,105 @@ def test_pins_are_equal_everywhere() -> None:
     assert set(re.findall(r'"([A-Za-z0-9-]+)[><=]', block)) == direct
     for line in (ROOT / "requirements.txt").read_text().splitlines():
         assert "://" not in line
+
+
+# Files as they are
+
+
+TWICE = [
+    ("name: x\nseed: 1\nname: y\n", "'name' twice, in line 1 and in line 3"),
+    (
+        "training:\n  momentum: 0.1\n  dtype: float32\n  momentum: 0.2\n",
+        "'training.momentum' twice, in line 2 and in line 4",
+    ),
+    ("runs:\n- {name: a,\n   name: b}\n", "'runs[0].name' twice, in line 2 and in line 3"),
+    ('"name": x\nname: y\n', "'name' twice, in line 1 and in line 2"),
+    ('{"name": "x",\n "name": "y"}', "'name' twice, in line 1 and in line 2"),
+    ('{\t"seed": 1,\n\t"seed": 2}', "'seed' twice"),
+    ("model: {factory: 'a:b', arguments: {1: x, '1': y}}", "'model.arguments.1' twice"),
+    ("data: {<<: &d {path: x}, path: y}\nprobes: {<<: *d, path: z, path: u}\n", "'probes.path' twice"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), TWICE)
+def test_keys_given_twice_are_refused_with_both_lines(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        load_experiment(tmp_path / "x.yaml")
+    assert "x.yaml" in str(caught.value)
+
+
+def test_anchors_and_merge_keys_go_on_working(tmp_path: Path) -> None:
+    text = "training: &t {iterations: 40, batch_size: 32, learning_rate: {schedule: constant}}\n"
+    text += "runs:\n- {<<: *t, name: a}\n- {<<: *t, name: b, iterations: 80}\n- {name: c, <<: *t, batch_size: 8}\n"
+    (tmp_path / "x.yaml").write_text(text)
+    runs = load_experiment(tmp_path / "x.yaml").runs
+    assert [(run.iterations, run.batch_size) for run in runs] == [(40, 32), (80, 32), (40, 8)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("näme: x".encode("latin-1"), "not UTF-8"),
+        ("name: x".encode("utf-16"), "not UTF-8"),
+        (b"name: \xff\xfe", "not UTF-8"),
+        (b"[" * 5000, "nested deeper"),
+        (b"runs: &a [*a]", "alias"),
+        (
+            b"a: &a [1,1,1,1,1,1,1,1]\n"
+            + b"".join(
+                b"b%d: &b%d [%s]\n" % (i, i, b",".join([b"*b%d" % (i - 1) if i else b"*a"] * 8)) for i in range(9)
+            ),
+            "alias",
+        ),
+        (b"name: 2020-01-01", "name is 2020-01-01"),
+        (b"name: 2020-13-45", "2020-13-45"),
+        (b"seed: 0x_", "'0x_'"),
+        (b"runs: !!set {a}", "runs is"),
+        (b"name: !!python/object:os.system x", "not valid YAML"),
+        (b"yes: x", "True in the experiment file is not a known key"),
+        (b'name: "\\ud800"', "name is"),
+        (b"training: {iterations: 99999999999999999999999}", "training.iterations"),
+        (b"model: {factory: [mlp]}", "model.factory"),
+    ],
+)
+def test_files_that_are_no_experiment_get_their_sentence(content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        load_experiment(tmp_path / "x.yaml")
+    assert str(caught.value).endswith(".")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"\xef\xbb\xbfname: marked")
+    assert load_experiment(tmp_path / "x.yaml").name == "marked"
+
+
+def test_paths_that_are_no_file_are_named(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("gone")
+    for path, words in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "link", "leads nowhere"),
+        (tmp_path / "x", "No such file"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load_experiment(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "twice"),
+    [
+        (["--config", "seed=1", "seed=2"], "'seed' twice"),
+        (["-n", "--config", "seed=1", "name=x", "-C", "seed=2", "--cores", "1"], "'seed' twice"),
+        (["--config", "data={source: digits, source: cifar10}"], "'source' twice"),
+        (["--config", "seed=1", "name=x", "--cores", "1"], ""),
+        (["--config", "base64//eA==", "seed=1"], ""),
+    ],
+)
+def test_keys_given_twice_on_the_command_line(words: list[str], twice: str) -> None:
+    if not twice:
+        check_given_config(words)
+        return
+    with pytest.raises(ConfigError, match=twice):
+        check_given_config(words)

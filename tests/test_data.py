@@ -370,3 +370,245 @@ def test_cifar10_keeps_all_training_images(tmp_path, monkeypatch):
         assert sorted(held) == [1, 2, 2]
     found = describe(types.SimpleNamespace(source="cifar10", held_out=0.3, validation=0.2))
     assert (found.shape, found.training, found.validation, found.test) == ((3, 32, 32), 50000, 2000, 8000)
+
+
+# What is not what it seems
+
+
+SPELLINGS = [
+    ("Train", "valid"),
+    ("training", "testing"),
+    ("TRAIN_SET", "Test-Set"),
+    ("trn", "tst"),
+    ("01_train", "02_val"),
+]
+SPELLINGS += [("trainImages", "devSet"), ("x_train", "x_test"), ("Training", "holdout"), ("ｔｒａｉｎ", "eval2")]
+
+
+@pytest.mark.parametrize(("train", "held"), SPELLINGS)
+def test_splits_are_understood_in_any_spelling(train, held, tmp_path):
+    make_folder(tmp_path / "p" / train, count=7)
+    make_folder(tmp_path / "p" / held, count=4)
+    found = describe(folder(tmp_path / "p"))
+    assert (found.classes, found.training, found.validation + found.test) == (("cat", "dog"), 14, 8)
+    prepare(folder(tmp_path / "p"), 0, tmp_path / "data.zarr")
+    assert data_info(tmp_path / "data.zarr").counts["train"] == 14
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("test", "val"), ("none of them is for training",)),
+        (("train", "Training", "test"), ("Training/ and train/", "the same split")),
+        (("train", "test", "eval"), ("eval/", "for validation or for testing")),
+        (("trainval", "test", "train_val"), ("train_val/ and trainval/", "the same split")),
+        (("train_test", "test"), ("train_test/", "several splits")),
+        (("tr", "te"), ("may be short for splits",)),
+        (("train", "tets"), ("'train'", "misspelt")),
+        (("train", "test", "unlabeled"), ("'test', which looks like a split", "rename it", "class_test")),
+        (("cat_train", "cat_test", "dog_train", "dog_test"), ("'cat_test' and 'cat_train'",)),
+    ],
+)
+def test_what_looks_like_splits_is_never_taken_for_classes(names, words, tmp_path):
+    for name in names:
+        make_folder(tmp_path / "p" / name, count=4)
+    refused(folder(tmp_path / "p"), tmp_path, words)
+    with pytest.raises(DataError):
+        describe(folder(tmp_path / "p"))
+
+
+def test_nested_splits_are_refused_with_the_way_out(tmp_path):
+    for part in ("train", "test"):
+        make_folder(tmp_path / "p" / "images" / part)
+    refused(folder(tmp_path / "p"), tmp_path, ("'images'", "'test', 'train'", tmp_path / "p" / "images"))
+    make_folder(tmp_path / "p" / "masks" / "train")
+    refused(folder(tmp_path / "p"), tmp_path, ("look like splits, but lie in folders that would be classes",))
+    for name in ("cat", "dog"):
+        for part in ("Training", "Validation"):
+            make_folder(tmp_path / "q" / name, (part,))
+    refused(folder(tmp_path / "q"), tmp_path, ("look like splits", "cat", "Training"))
+
+
+@pytest.mark.parametrize(
+    "names", [("bus", "car", "train"), ("exam", "quiz", "test"), ("strain", "vest"), ("class_test", "a")]
+)
+def test_a_genuine_class_keeps_its_name(names, tmp_path):
+    root = make_folder(tmp_path / "p", names)
+    assert describe(folder(root)).classes == tuple(sorted(names))
+
+
+def _link_class(root):
+    (root / "eel").symlink_to("nowhere")
+
+
+def _link_image(root):
+    (root / "cat" / "0099.png").symlink_to("../gone.png")
+
+
+def _link_to_itself(root):
+    (root / "dog" / "more").symlink_to("more")
+
+
+def _loop(root):
+    (root / "dog" / "again").symlink_to("..")
+
+
+def _same_folder(root):
+    (root / "eel").symlink_to("cat")
+
+
+def _loose(root):
+    photograph(1).save(root / "loose.png")
+
+
+def _other_type(root):
+    photograph(1).save(root / "cat" / "moving.gif")
+
+
+def _no_type(root):
+    photograph(1).save(root / "cat" / "0100", format="PNG")
+
+
+def _array(root):
+    np.save(root / "dog" / "pixels.npy", np.zeros(3))
+
+
+def _binary(root):
+    (root / "dog" / "pixels.dat").write_bytes(bytes(range(256)))
+
+
+def _hidden_images(root):
+    make_folder(root / "cat", (".checkpoints",))
+
+
+def _pipe(root):
+    os.mkfifo(root / "cat" / "pipe.png")
+
+
+def _folder_named_image(root):
+    (root / "cat" / "0101.png").mkdir()
+
+
+def _control(root):
+    make_folder(root, ("e\nel",))
+
+
+def _two_accents(root):
+    make_folder(root, ("caf\u00e9", "cafe\u0301"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_link_class, ("eel", "'nowhere'", "leads nowhere")),
+        (_link_image, ("0099.png", "leads nowhere")),
+        (_link_to_itself, ("more", "leads nowhere")),
+        (_loop, ("again", "leads back")),
+        (_same_folder, ("eel", "cat", "same folder")),
+        (_loose, ("loose.png", "beside the class folders")),
+        (_other_type, ("moving.gif", "not read", ".webp")),
+        (_no_type, ("0100", "not read")),
+        (_array, ("pixels.npy", "not read")),
+        (_binary, ("pixels.dat", "not read")),
+        (_hidden_images, (".checkpoints", "hidden")),
+        (_pipe, ("pipe.png", "neither a file nor a folder")),
+        (_folder_named_image, ("0101.png", "is a folder")),
+        (_control, ("no text", "rename")),
+        (_two_accents, ("accents",)),
+    ],
+)
+def test_what_could_be_lost_is_refused(change, words, tmp_path):
+    root = make_folder(tmp_path / "p")
+    change(root)
+    refused(folder(root), tmp_path, words)
+    with pytest.raises(DataError):
+        describe(folder(root))
+
+
+def test_harmless_leftovers_are_named_and_change_nothing(tmp_path):
+    root = make_folder(tmp_path / "p")
+    before = describe(folder(root))
+    for name in (
+        "README.md",
+        "cat/notes.txt",
+        "labels.csv",
+        "dog/Thumbs.db",
+        ".DS_Store",
+        "cat/.#lock",
+        "dog/0001.png~",
+    ):
+        (root / name).write_text("nothing")
+    for name in ("__MACOSX", ".git", "dog/empty"):
+        (root / name).mkdir()
+    (root / "__MACOSX" / "._0001.png").write_bytes(b"\0")
+    (root / "pictures.zip").write_bytes(b"PK\3\4\0")
+    assert describe(folder(root)) == before
+    left = data.census(folder(root)).leftovers
+    assert set(left) >= {
+        "README.md",
+        "cat/notes.txt",
+        "labels.csv",
+        "dog/Thumbs.db",
+        "__MACOSX",
+        "dog/empty/",
+        "pictures.zip",
+    }
+
+
+def test_every_class_is_counted(tmp_path):
+    make_folder(tmp_path / "p" / "train", count=7)
+    make_folder(tmp_path / "p" / "test", count=5)
+    found = data.census(folder(tmp_path / "p"))
+    assert (found.classes, found.counts) == (("cat", "dog"), ((7, 3, 2), (7, 3, 2)))
+    for config in (folder(make_folder(tmp_path / "q", ("a", "b", "c"))), DIGITS, Data(source="cifar10")):
+        sizes, counted = describe(config), data.census(config)
+        assert tuple(map(sum, zip(*counted.counts, strict=True))) == (sizes.training, sizes.validation, sizes.test)
+        assert counted.classes == sizes.classes
+
+
+def test_listings_of_folders_that_were_always_understood_stay(tmp_path):
+    make_folder(tmp_path / "flat", ("b", "A", "a-b"), count=4)
+    make_folder(tmp_path / "flat" / "b", ("more", "more-still"), count=2)
+    for part in ("train", "val", "test"):
+        make_folder(tmp_path / "parts" / part, count=4)
+    found = [describe(folder(tmp_path / name)).listing[:16] for name in ("flat", "parts")]
+    # As computed by the code of the first results.
+    assert found == ["4d63be933d0c1428", "25bc7b410607b2ae"]
+
+
+def test_accents_in_two_spellings_are_the_same_class(tmp_path):
+    make_folder(tmp_path / "p" / "train", ("caf\u00e9", "cafz"), count=7)
+    make_folder(tmp_path / "p" / "test", ("cafe\u0301", "cafz"), count=4)
+    prepare(folder(tmp_path / "p"), 0, tmp_path / "data.zarr")
+    arrays, _ = read_store(tmp_path / "data.zarr")
+    test = arrays["split"] > 0
+    assert sorted(arrays["labels"][test]) == [0] * 4 + [1] * 4
+    # "café" sorts behind "cafz" with its accent composed, and before it otherwise.
+    np.testing.assert_array_equal(arrays["images"][14], np.asarray(photograph(100)).transpose(2, 0, 1))
+    assert arrays["labels"][14] == 0
+
+
+def test_paths_may_begin_at_home_and_be_spelt_in_two_ways(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_folder(tmp_path / "pictur\u00e9s")
+    expected = describe(folder(tmp_path / "pictur\u00e9s"))
+    assert describe(folder("~/pictur\u00e9s")) == describe(folder("~/picture\u0301s")) == expected
+
+
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
+    root, scan = make_folder(tmp_path / "p"), os.scandir
+
+    def deny(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    refused(folder(root), tmp_path, (root / "dog", "Permission denied"))
+
+
+def test_a_folder_that_is_none(tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(folder(tmp_path / "file"), tmp_path, ("that is a file",))
+    (tmp_path / "link").symlink_to("gone")
+    refused(folder(tmp_path / "link"), tmp_path, ("leads nowhere",))

@@ -38,7 +38,7 @@ from torchvision.ops import FeaturePyramidNetwork
 REFUSED: dict[str, str] = {
     "conditional": r"cond|branch",
     "embedding-bag": r"embedding_bag",
-    "energy-gradient": r"cannot be differentiated|failed on images",
+    "energy-gradient": r"cannot be differentiated|fixed list of operations",
     "opaque-functions": r"cannot be differentiated|Hessian product differs",
 }
 

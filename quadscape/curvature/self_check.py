@@ -35,8 +35,9 @@ _SLOPE = 1e-4
 _PRODUCT = 1e-4
 _SYMMETRY = 1e-6
 _COLUMN = 1e-6
-# Steps of finite differences relative to the parameters: one of them is above rounding and meets no kink.
-_STEPS = (1e-5, 1e-4, 1e-3, 1e-6)
+# Steps of finite differences relative to the parameters: one of them is above rounding and meets no kink, of which a
+# large network has one in nearly every direction at the longer ones.
+_STEPS = (1e-5, 1e-7, 1e-8, 1e-9, 1e-4, 1e-3)
 
 
 @dataclass(frozen=True)

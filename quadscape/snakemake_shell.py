@@ -1,0 +1,69 @@
+"""Folders that Snakemake does not quote: it puts the path of Python as it is into commands that it gives to a shell."""
+
+import importlib
+import shlex
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from quadscape.errors import ConfigError
+
+_EXECUTORS = (
+    ("snakemake.executors.local", "Executor"),
+    ("snakemake_interface_executor_plugins.executors.remote", "RemoteExecutor"),
+    ("snakemake_executor_plugin_slurm_jobstep", "Executor"),
+)
+
+
+def _quoting(method: Callable[[Any], str]) -> Callable[[Any], str]:
+    @wraps(method)
+    def quoted(self: Any) -> str:
+        return shlex.quote(method(self))
+
+    return quoted
+
+
+def quote_interpreter() -> None:
+    """Makes Snakemake quote the path of Python, in the commands of scripts and of jobs; harmless where not needed."""
+    from snakemake.script import ScriptBase
+
+    if hasattr(ScriptBase, "quotes_interpreter"):
+        return
+    ScriptBase.quotes_interpreter = True
+    execute = ScriptBase._execute_cmd
+
+    def execute_quoted(self: Any, command: str, **values: Any) -> Any:
+        if "py_exec" in values:
+            values["py_exec"] = shlex.quote(values["py_exec"])
+        return execute(self, command, **values)
+
+    ScriptBase._execute_cmd = execute_quoted
+    for module, name in _EXECUTORS:
+        # The plugins of SLURM are not imported where nothing goes there.
+        with suppress(ImportError):
+            executor = getattr(importlib.import_module(module), name)
+            executor.get_python_executable = _quoting(executor.get_python_executable)
+
+
+def check_working_directory(root: Path, *, on_slurm: bool = False) -> None:
+    """Refuses a folder whose name Snakemake, or SLURM's log files, would take for something else.
+
+    Args:
+        root: The workflow's working directory.
+        on_slurm: Whether jobs go to SLURM.
+
+    Raises:
+        ConfigError: A character in its path has a meaning there that nothing can take away.
+    """
+    bad = dict.fromkeys("{}", "Snakemake reads as a wildcard") | {"\n": "no shell command can hold"}
+    if on_slurm:
+        bad |= {"%": "SLURM replaces in the names of its logs"}
+        bad |= dict.fromkeys('"$`\\', "SLURM's command cannot hold")
+    for letter, why in bad.items():
+        if letter in str(root):
+            raise ConfigError(
+                f"The working directory {str(root)!r} has the character {letter!r} in its path, which {why}; move the "
+                "repository to, or link it from, a folder without it."
+            )
