@@ -207,6 +207,7 @@ def _import_factory(path: str) -> Any:
     if here not in sys.path:
         sys.path.insert(0, here)
     importlib.invalidate_caches()
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
@@ -214,6 +215,10 @@ def _import_factory(path: str) -> Any:
             f"model.factory is '{path}', but the module '{module_name}' cannot be imported from {here} or the "
             f"installed packages ({_explain(error)})."
         ) from error
+    finally:  # what a module sets for all of torch must not reach what is computed here
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device if device.type != "cpu" else None)
     if not hasattr(module, name):
         raise ModelError(f"model.factory is '{path}', but '{module_name}' has no '{name}'.")
     function = getattr(module, name)

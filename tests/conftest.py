@@ -8,11 +8,7 @@ from fake_slurm import FakeSlurm
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that none of them runs alone at the end."""
-    if not os.environ.get("QUADSCAPE_LONG"):
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="many more random cases of the same kind: `make test-long`"))
+    """Files with slow tests come first, so that none of them runs alone at the end; long ones run where asked for."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
     if os.environ.get("QUADSCAPE_LONG") != "1":
