@@ -19,7 +19,7 @@ import torch
 import yaml
 from test_data import make_folder, photograph
 
-from quadscape.checkpoint import _load_foreign
+from quadscape.checkpoint import load_foreign
 from quadscape.cli import main
 from quadscape.config import load_experiment
 from quadscape.data import prepare
@@ -287,7 +287,7 @@ def test_mutated_parameter_files(seed: int, tmp_path: Path) -> None:
     _mutations(random.Random(2000 + seed), dict(model.state_dict()), path)
     try:
         with contextlib.redirect_stderr(None):
-            _load_foreign(model.to(torch.float64), path)
+            load_foreign(model.to(torch.float64), path)
     except QuadscapeError as error:
         assert_one_sentence(f"{error}\n", [str(path)])
 
