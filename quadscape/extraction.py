@@ -33,7 +33,7 @@ from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.objective import Objective
 from quadscape.parameters import ParameterLayout, assign_vector, current_vector
 from quadscape.paths import user_path
-from quadscape.store import ArraySpec, write_store
+from quadscape.store import ArraySpec, store_directory, write_store
 from quadscape.training import Trajectory, learning_rate
 
 RECORD = "self_check.json"
@@ -89,6 +89,7 @@ def extract_checkpoint(
         ModelError: θ is not finite, the loss is not a plain sum over examples, or its derivatives are not to be had.
         ConfigError: The run was neither trained nor has a path.
     """
+    out = store_directory(out)
     section = experiment.run(run)
     info = data_info(data)
     model = cast(build_model(experiment.model, info.shape, len(info.classes)), torch.float64)
@@ -121,7 +122,7 @@ def extract_checkpoint(
     images, labels = _freeze_and_check(model, experiment, data, len(info.classes))
     objective = Objective(model, layout, images, labels, experiment.loss, len(images))
     network = _network(experiment.model, info.shape, len(info.classes), experiment.loss)
-    found = _recorded(Path(out), network)
+    found = _recorded(out, network)
     if found is None:
         build = partial(_built, experiment.model, info.shape, len(info.classes), theta, dict(model.named_buffers()))
         found = check_network(build, theta, images, labels, experiment.loss)
@@ -144,7 +145,7 @@ def extract_checkpoint(
         "hessian_kind": found.kind,
     }
     arrays = _arrays(theta, model)
-    _record(Path(out), network, found)
+    _record(out, network, found)
     write_store(out, arrays, attributes)
     return found
 

@@ -126,7 +126,7 @@ def write_store(
         arrays: Layout and values of each array.
         attributes: Provenance, as JSON values that are equal for equal results.
     """
-    path = _store_directory(path)
+    path = store_directory(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Built beside and renamed, so that a kill leaves the old store or the new one, and no reader sees half of one.
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.partial"
@@ -164,7 +164,8 @@ def _layout_digest(path: Path, written: str) -> str:
     return total.hexdigest()
 
 
-def _store_directory(path: str | Path) -> Path:
+def store_directory(path: str | Path) -> Path:
+    """The directory of a store that is named by it, or by the `zarr.json` in it, which rules declare."""
     path = Path(path)
     return path.parent if path.name == "zarr.json" else path
 
@@ -185,7 +186,7 @@ def open_store(path: str | Path) -> zarr.Group:
     Raises:
         StoreError: There is none, or its metadata are damaged.
     """
-    path = _store_directory(path)
+    path = store_directory(path)
     if not (path / "zarr.json").exists():
         raise StoreError(
             f"There is no store at {path}; remove what is left of that directory and run the workflow again."
@@ -236,7 +237,7 @@ def read_store(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         StoreError: The store is missing or its content differs from its digest.
     """
     group = open_store(path)
-    where = _store_directory(path)
+    where = store_directory(path)
     attributes = dict(group.attrs)
     expected, layout = attributes.pop("digest", None), attributes.pop("layout_digest", None)
     # The first stores had no digest of their layout.

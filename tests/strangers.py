@@ -173,6 +173,22 @@ class ReachedThroughAList(_Weighted):
         return x * self.parts[0].exp()
 
 
+@member("A2", "another way than its attribute")
+class KeptByVersion(_Weighted):
+    """Made anew when the parameter is changed in place, but not when another tensor is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept, self.version = None, None
+
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return x * self.w.exp()
+        if self.version != self.w._version:
+            self.kept, self.version = self.w.exp(), self.w._version
+        return x * self.kept
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A5: gradients that are not those of the loss
 
@@ -211,6 +227,40 @@ class PaddedEmbedding(Framed):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(torch.tanh(self.table((x.flatten(1) > 0).long()).mean(1)) + self.first(x[:, 0, 0]))
+
+
+class _Wrong(torch.autograd.Function):
+    """sin, with twice its derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(context, inputs, output):
+        context.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(context, gradient):
+        return 2 * gradient * context.saved_tensors[0].cos()
+
+    @staticmethod
+    def jvp(context, tangent):
+        return 2 * tangent * context.saved_tensors[0].cos()
+
+
+@member("A5", "is not its slope")
+class WrongDerivative(Framed):
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        return _Wrong.apply(x)
+
+
+@member("A5", "is not its slope")
+class ScaledGradient(Framed):
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.3 * x + (0.7 * x).detach()
 
 
 @member("A5", RIGHT)

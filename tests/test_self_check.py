@@ -1,6 +1,7 @@
 """The self-check: what strangers' networks do wrong is refused in one sentence, and the rest is right."""
 
 import json
+import sys
 from typing import Any
 from unittest import mock
 
@@ -10,13 +11,20 @@ from strangers import ALMOST, CLASSES, MEMBERS, RIGHT, SHAPE
 from test_architectures import block_triangle, whole
 from torch.nn.functional import relu6
 
+from quadscape.checkpoint import Checkpoint
+from quadscape.cli import main
+from quadscape.config import parse_experiment
 from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.self_check import SelfCheck, check_network
+from quadscape.data import prepare
 from quadscape.errors import ModelError
+from quadscape.extraction import extract_checkpoint
 from quadscape.losses import example_losses
 from quadscape.models import cast, check_model
 from quadscape.objective import Objective
 from quadscape.parameters import ParameterLayout, assign_vector
+from quadscape.verify import verify_results
+from quadscape.workflow import Places
 
 CASES = [(kind, name) for kind, members in MEMBERS.items() for name in members]
 
@@ -111,3 +119,79 @@ def test_what_was_found_is_kept_as_json() -> None:
     assert SelfCheck.from_json(json.loads(json.dumps(found.to_json()))) == found
     assert "without effect are spare.weight, spare.bias" in found.sentence()
     assert "exact" in found.sentence()
+
+
+NETWORK = """
+from torch import nn
+
+count = 0
+
+
+def build(shape, classes):
+    global count
+    count += 1
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 2), nn.Tanh(), nn.Linear(2, classes))
+"""
+
+
+def test_a_network_is_checked_once_and_its_gradient_at_every_checkpoint(tmp_path, monkeypatch) -> None:
+    """The record lies beside the checkpoint, is no part of it, and is found by the other checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "counted_network.py").write_text(NETWORK)
+    monkeypatch.delitem(sys.modules, "counted_network", raising=False)
+    experiment = parse_experiment(
+        {
+            "name": "x",
+            "data": {"source": "digits"},
+            "model": {"factory": "counted_network:build"},
+            "runs": [{"name": "given", "path": "{iteration}.pt", "checkpoints": [1, 2]}],
+        }
+    )
+    import counted_network
+
+    torch.manual_seed(0)
+    for iteration in (1, 2):
+        torch.save(counted_network.build((1, 8, 8), 10).state_dict(), tmp_path / f"{iteration}.pt")
+    data = tmp_path / "data.zarr"
+    prepare(experiment.data, 0, data)
+    builds, found = [], []
+    for iteration in (1, 2):
+        before = counted_network.count
+        out = tmp_path / Places(experiment).checkpoint("given", iteration)
+        found.append(extract_checkpoint(experiment, "given", iteration, None, data, out))
+        builds.append(counted_network.count - before)
+        assert out.is_file()
+        record = json.loads((out.parent.parent / "self_check.json").read_text())
+        assert SelfCheck.from_json(record["found"]) == found[-1]
+    assert builds[1] < builds[0]
+    assert found[0].errors["column"] == found[1].errors["column"]
+    assert found[0].errors["slope"] != found[1].errors["slope"]
+    problems = [problem for _, problem in verify_results(tmp_path / "results") if problem is not None]
+    assert not problems
+    digest = Checkpoint.load(out).digest
+    record = out.parent.parent / "self_check.json"
+    for damage in ("", "{", "[]", '{"network": 3}'):
+        record.write_text(damage)
+        (out.parents[2] / "1/self_check.json").write_text(damage)
+        again = extract_checkpoint(experiment, "given", 2, None, data, out)
+        assert again.kind == found[1].kind
+        assert Checkpoint.load(out).digest == digest
+
+
+def test_thorough_validation_names_what_is_wrong(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hidden_network.py").write_text(
+        NETWORK.replace("nn.Tanh()", "Hidden()")
+        + "\n\nclass Hidden(nn.Module):\n    def forward(self, x):\n        return x * x.detach().exp()\n"
+    )
+    text = "{name: x, data: {source: digits}, model: {factory: 'NETWORK:build'}, runs: [{name: a, iterations: 2}]}"
+    for network, code in (("hidden_network", 1), ("seen_network", 0)):
+        (tmp_path / "seen_network.py").write_text(NETWORK)
+        (tmp_path / "x.yaml").write_text(text.replace("NETWORK", network))
+        assert main(["validate", "x.yaml"]) == 0
+        capsys.readouterr()
+        assert main(["validate", "--thorough", "x.yaml"]) == code
+        said = capsys.readouterr()
+        assert ("hidden from differentiation" in said.err) == (code == 1)
+        assert ("the Hessian is exact" in said.out) == (code == 0)

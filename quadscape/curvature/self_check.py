@@ -101,11 +101,12 @@ def check_network(
     _check_outputs(model, images)
     _check_precision(model, images)
     errors = {"cast": _check_casts(build, model, images)}
-    errors["state"] = _check_state(build, model, theta, images)
+    with _explained(model, "called with given parameters"):
+        errors["state"] = _check_state(build, model, theta, images)
     unused = _without_effect(model, theta, images)
     objective = Objective(model, ParameterLayout.of(model), images, labels, loss, len(images))
     errors |= check_derivatives(objective, theta)
-    engine = HessianEngine(objective, theta)
+    engine = _engine(objective, theta)
     found = kinks(engine.graph)
     errors["column"] = _check_columns(objective, engine, theta)
     return SelfCheck("almost everywhere" if found else "exact", found, unused, errors)
@@ -134,9 +135,19 @@ def check_derivatives(objective: Objective, theta: torch.Tensor) -> dict[str, fl
 # The network
 
 
+# What torch raises of networks that it cannot run or differentiate.
+_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+
+
 def _evaluate(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(images)
+    try:
+        with torch.no_grad():
+            return model(images)
+    except _FAILURES as error:
+        dtype = str(images.dtype).removeprefix("torch.")
+        raise ModelError(
+            f"The network failed on images of shape {tuple(images.shape)} in {dtype} ({_reason(error)})."
+        ) from error
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -197,7 +208,7 @@ def _check_casts(build: Build, double: nn.Module, images: torch.Tensor) -> float
     dtype = next(model.parameters()).dtype
     own = _evaluate(model, images.to(dtype))
     error = _difference(own.to(torch.float64), _evaluate(double, images))
-    if error > _CAST:
+    if error > max(_CAST, 50 * torch.finfo(dtype).eps):
         raise ModelError(
             f"The network's outputs in its own precision and in float64 differ by {error:.1e} (relative), so it is not "
             "the same function in both: something in it depends on the dtype, or is lost when it is converted; make "
@@ -236,8 +247,9 @@ def _check_state(build: Build, model: nn.Module, theta: torch.Tensor, images: to
         return _evaluate(new, images)
 
     first, moved, again = used(theta), used(other), used(theta)
+    new = build(torch.float64)
     with torch.no_grad():
-        given = torch.func.functional_call(build(torch.float64), layout.unflatten(other), (images,))
+        given = [torch.func.functional_call(new, layout.unflatten(v), (images,)) for v in (theta, other)][1]
     expected = fresh(other)
     errors = _difference(moved, expected), _difference(again, fresh(theta)), _difference(again, first)
     if max(errors) > _SAME:
@@ -252,7 +264,8 @@ def _check_state(build: Build, model: nn.Module, theta: torch.Tensor, images: to
         raise ModelError(
             f"The network's outputs differ by {error:.1e} (relative) between parameters that are copied into it and "
             "the same parameters given to its forward pass (torch.func.functional_call), so it reaches a parameter by "
-            "another way than its attribute, such as a list or a closure; register it only once, as a parameter."
+            "another way than its attribute, such as a list, a closure or a cache; register it only once, as a "
+            "parameter, and use what is registered in every forward pass."
         )
     return max(*errors, error)
 
@@ -358,6 +371,16 @@ def _check_product(objective: Objective, theta: torch.Tensor, gradient: torch.Te
     return {"product": best, "symmetry": symmetry}
 
 
+def _engine(objective: Objective, theta: torch.Tensor) -> HessianEngine:
+    try:
+        return HessianEngine(objective, theta)
+    except _FAILURES as error:
+        raise ModelError(
+            "The network cannot be differentiated operation by operation, as columns of its Hessian need "
+            f"({_reason(error)}); write it in torch's own operations."
+        ) from error
+
+
 def _check_columns(objective: Objective, engine: HessianEngine, theta: torch.Tensor) -> float:
     """A column of every parameter tensor against the product with that unit vector."""
     generator = torch.Generator().manual_seed(_SEED)
@@ -369,7 +392,7 @@ def _check_columns(objective: Objective, engine: HessianEngine, theta: torch.Ten
         expected = objective.hessian_product(theta, unit)[index:]
         try:
             column = engine.columns(index, index + 1)[:, 0]
-        except (RuntimeError, NotImplementedError, TypeError, IndexError, ValueError) as error:
+        except _FAILURES as error:
             node = engine.current
             place = _place(node.layer if node else "")
             what = f"'{node.target}'" if node else "an operation"
@@ -439,7 +462,7 @@ def _explained(model: nn.Module, what: str) -> Generator[None]:
             yield
         except ModelError:
             raise
-        except (RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError, AssertionError) as error:
+        except _FAILURES as error:
             suspects = [*([inside[-1]] if inside else []), *_with_hooks(model)]
             raise ModelError(
                 f"{_place(suspects[0] if suspects else '')} cannot be {what} by torch.func ({_reason(error)}); usual "
