@@ -303,7 +303,8 @@ class Problem:
         extra = {
             "data": 2 * images,
             "training": images + 512 * columns,
-            "checkpoint": 2 * images + 2000,
+            # A few dozen vectors of the size of θ while the network is checked.
+            "checkpoint": 2 * images + 2000 + 40 * columns,
             "hessian_shard": images + 4000 + 1600,
             "hessian": images + 4000 + 1600,
             # Columns in float64 (an eighth of a GPU's memory at most, or 1 GiB) and twice as stored, and Jacobians.

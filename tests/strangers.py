@@ -86,6 +86,25 @@ class SingleInside(Framed):
         return (x.float() * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-5)).to(x.dtype)
 
 
+@member("A1", "bfloat16")
+class Autocast(Framed):
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return F.linear(x, torch.eye(6, dtype=x.dtype)).to(x.dtype)
+
+
+@member("A1", RIGHT)
+class MixedPrecision(Framed):
+    """A parameter in half precision, which is converted with the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(6, dtype=torch.float16))
+
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale.to(x.dtype)
+
+
 @member("A1", "not the same function in both")
 class BranchOnDtype(Framed):
     def between(self, x: torch.Tensor) -> torch.Tensor:
@@ -261,6 +280,12 @@ class WrongDerivative(Framed):
 class ScaledGradient(Framed):
     def between(self, x: torch.Tensor) -> torch.Tensor:
         return 0.3 * x + (0.7 * x).detach()
+
+
+@member("A5", "is not finite")
+class RootOfZero(Framed):
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        return x + (x - x).sum(1, keepdim=True).sqrt()
 
 
 @member("A5", RIGHT)

@@ -99,7 +99,8 @@ def check_network(
     """
     model = build(torch.float64)
     _check_outputs(model, images)
-    _check_precision(model, images)
+    _check_precision(model, images, torch.float64)
+    _check_precision(build(torch.float32), images, torch.float32)  # autocast leaves float64 alone
     errors = {"cast": _check_casts(build, model, images)}
     with _explained(model, "called with given parameters"):
         errors["state"] = _check_state(build, model, theta, images)
@@ -126,6 +127,7 @@ def check_derivatives(objective: Objective, theta: torch.Tensor) -> dict[str, fl
     """
     with _explained(objective.model, "differentiated"):
         gradient = objective.gradient(theta)
+    _check_finite(objective.layout, gradient, "gradient of the loss")
     errors = {"slope": _check_slopes(objective, theta, gradient)}
     with _explained(objective.model, "differentiated twice"):
         return errors | _check_product(objective, theta, gradient)
@@ -166,15 +168,15 @@ def _check_outputs(model: nn.Module, images: torch.Tensor) -> None:
 
 
 class _Precision(TorchFunctionMode):
-    """Notes the first operation whose result follows from parameters and is of less than double precision.
+    """Notes the first operation whose result follows from parameters and is of less than their precision.
 
     Attributes:
         found: Name of the operation, dtype of its result, and module; None: there is none.
     """
 
-    def __init__(self, inside: list[str]) -> None:
+    def __init__(self, inside: list[str], dtype: torch.dtype) -> None:
         super().__init__()
-        self._inside = inside
+        self._inside, self._bits = inside, torch.finfo(dtype).bits
         self.found: tuple[str, str, str] | None = None
 
     def __torch_function__(
@@ -183,29 +185,30 @@ class _Precision(TorchFunctionMode):
         """Calls the function, and looks at its result."""
         result = func(*args, **(kwargs or {}))
         follows = isinstance(result, torch.Tensor) and result.requires_grad
-        if self.found is None and follows and result.dtype not in {torch.float64, torch.complex128}:
+        if self.found is None and follows and torch.finfo(result.dtype).bits < self._bits:
             name = getattr(func, "__name__", str(func))
             self.found = name, str(result.dtype).removeprefix("torch."), self._inside[-1] if self._inside else ""
         return result
 
 
-def _check_precision(model: nn.Module, images: torch.Tensor) -> None:
-    """Refuses a network that leaves float64 on the way, where its outputs are no smooth function of parameters."""
-    with _tracked(model) as inside, _Precision(inside) as precision:
-        model(images)
+def _check_precision(model: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuses a network that leaves its precision on the way: its outputs are no smooth function of parameters."""
+    with _tracked(model) as inside, _Precision(inside, dtype) as precision, _explained(model, "evaluated"):
+        model(images.to(dtype))
     if precision.found is not None:
-        operation, dtype, layer = precision.found
+        operation, found, layer = precision.found
+        own = str(dtype).removeprefix("torch.")
         raise ModelError(
-            f"{_place(layer)} converts values to {dtype} ('{operation}') also where the parameters are float64, so "
-            "that the loss is no smooth function of them; convert to the dtype of the input, or to "
-            "torch.promote_types(x.dtype, torch.float32)."
+            f"{_place(layer)} computes in {found} ('{operation}') although its parameters are {own}, so that the loss "
+            "is no smooth function of them; convert to the dtype of the input, or to "
+            "torch.promote_types(x.dtype, torch.float32), and switch autocast off."
         )
 
 
 def _check_casts(build: Build, double: nn.Module, images: torch.Tensor) -> float:
     """Compares the network as it is built with the one in float64."""
     model = build(None)
-    dtype = next(model.parameters()).dtype
+    dtype = max((p.dtype for p in model.parameters()), key=lambda d: torch.finfo(d).bits)
     own = _evaluate(model, images.to(dtype))
     error = _difference(own.to(torch.float64), _evaluate(double, images))
     if error > max(_CAST, 50 * torch.finfo(dtype).eps):
@@ -300,6 +303,15 @@ def _without_effect(model: nn.Module, theta: torch.Tensor, images: torch.Tensor)
 # Derivatives
 
 
+def _check_finite(layout: ParameterLayout, vector: torch.Tensor, what: str) -> None:
+    for block in layout.blocks:
+        if not bool(torch.isfinite(vector[block.start : block.stop]).all()):
+            raise ModelError(
+                f"The {what} in parameter '{block.name}' is not finite, although the loss is, as of a square root or a "
+                "norm at zero; keep its argument away from there, for example by adding a small constant."
+            )
+
+
 def _check_slopes(objective: Objective, theta: torch.Tensor, gradient: torch.Tensor) -> float:
     """The gradient in each tensor against the slope of plain evaluations of the loss along a direction in it."""
     model, layout = objective.model, objective.layout
@@ -343,6 +355,7 @@ def _check_product(objective: Objective, theta: torch.Tensor, gradient: torch.Te
     layout = objective.layout
     first, second = (_random(layout, theta, stream) for stream in (4, 5))
     product, other = objective.hessian_product(theta, first), objective.hessian_product(theta, second)
+    _check_finite(layout, product, "second derivative of the loss")
     size = float(torch.linalg.vector_norm(product))
     floor = 1e-7 * float(torch.linalg.vector_norm(gradient)) * float(torch.linalg.vector_norm(first)) + 1e-9
     best, where = math.inf, layout.blocks[0]
