@@ -5,9 +5,10 @@ The names of modules are the names of layers in figures. Global averages are mea
 """
 
 import importlib
+import math
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -333,19 +334,24 @@ def factory_code(config: Model) -> str | None:
     return source_hash(path.read_text(encoding="utf-8")) if path.suffix == ".py" else None
 
 
-def count_parameters(config: Model, shape: Shape, classes: int) -> int:
+def count_parameters(config: Model, shape: Shape, classes: int, most: float = math.inf) -> int:
     """P, without making the parameters where that can be avoided.
 
     Args:
         config: The `model` section.
         shape: Channels, height and width of an image.
         classes: Number of classes.
+        most: A user's network of more parameters than this is not made.
 
     Returns:
         The number of parameters.
     """
     if isinstance(config, Custom):
-        # A factory of the user may do what the meta device cannot.
+        # A factory may do what the meta device cannot; then the network is made after all.
+        with suppress(ModelError, RuntimeError, ValueError), torch.device("meta"):
+            size = sum(parameter.numel() for parameter in _build_custom(config, shape, classes).parameters())
+            if size > most:
+                return size
         return ParameterLayout.of(build_model(config, shape, classes)).size
     with torch.device("meta"):
         return ParameterLayout.of(_build_built_in(config, shape, classes)).size

@@ -7,19 +7,16 @@ is a small file: the manifest of a long stage, the root metadata of a Zarr store
 import os
 import re
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-import torch
-
-from quadscape.config import Custom, Experiment, Run, check_problem
+from quadscape.config import Experiment, Run, check_problem
 from quadscape.curvature.eigensolver import advisable_bytes
 from quadscape.data import DataDescription, describe
-from quadscape.errors import ConfigError, DataError, ModelError
+from quadscape.errors import ConfigError, DataError
 from quadscape.figures import FIGURES
-from quadscape.models import _build_custom, count_parameters
+from quadscape.models import count_parameters
 from quadscape.paths import user_path
 from quadscape.snakemake_shell import check_working_directory
 from quadscape.stage import format_bytes, memory_total
@@ -183,15 +180,8 @@ def _count(experiment: Experiment, data: DataDescription) -> int:
     Raises:
         ConfigError: A size in the model section is beyond what a tensor can have.
     """
-    config, classes = experiment.model, len(data.classes)
     try:
-        if isinstance(config, Custom):
-            # A factory may do what the meta device cannot; then the network is made after all.
-            with suppress(ModelError, RuntimeError, NotImplementedError), torch.device("meta"):
-                size = sum(tensor.numel() for tensor in _build_custom(config, data.shape, classes).parameters())
-                if size > MOST_PARAMETERS:
-                    return size
-        return count_parameters(config, data.shape, classes)
+        return count_parameters(experiment.model, data.shape, len(data.classes), MOST_PARAMETERS)
     except (RuntimeError, OverflowError, TypeError, ValueError) as error:
         # Of the built-in networks, which are counted without being made; a factory's own errors are named by it.
         reason = " ".join(str(error).split())[:100]
