@@ -224,6 +224,7 @@ class Interrupted(ShortUnits):
         CNN(factory="cnn"),
         CNN(factory="cnn", normalization="batch"),
         Custom(factory="test_training:network_with_dropout"),
+        Custom(factory="test_training:network_with_complex_buffer"),
     ],
 )
 def test_a_resumed_run_is_bitwise_the_undisturbed_one(model, data, tmp_path):
@@ -245,6 +246,23 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(model, data, tmp_path):
     assert again == manifest
     assert whole.stage.digest == pieces.stage.digest
     assert (tmp_path / "whole" / "manifest.json").read_bytes() == (tmp_path / "pieces" / "manifest.json").read_bytes()
+
+
+class Turned(torch.nn.Module):
+    """Turns pairs of features by fixed angles."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("turn", torch.polar(torch.ones(3), torch.arange(3.0)))
+
+    def forward(self, x):
+        assert self.turn.is_complex()
+        return torch.view_as_real(torch.view_as_complex(x.unflatten(1, (3, 2)).contiguous()) * self.turn).flatten(1)
+
+
+def network_with_complex_buffer(shape, classes):
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), 6), Turned())
+    return torch.nn.Sequential(flat, torch.nn.Linear(6, classes))
 
 
 def network_with_dropout(shape, classes):
