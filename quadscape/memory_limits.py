@@ -26,9 +26,10 @@ def _number(path: Path) -> int | None:
 def _reclaimable(folder: Path) -> int:
     """Bytes of a group's usage that are only cached files, which the kernel gives up when memory is needed."""
     with contextlib.suppress(OSError):
-        found = re.findall(r"^(total_inactive_file|inactive_file) (\d+)$", (folder / "memory.stat").read_text(), re.M)
+        pairs = re.findall(r"^((?:total_)?(?:in)?active_file) (\d+)$", (folder / "memory.stat").read_text(), re.M)
+        sizes = {name: int(size) for name, size in pairs}
         # Version 1 writes its own and that of the groups below it.
-        return max((int(size) for _, size in found), default=0)
+        return sum(max(sizes.get(n, 0), sizes.get(f"total_{n}", 0)) for n in ("inactive_file", "active_file"))
     return 0
 
 

@@ -948,7 +948,8 @@ class _Run:
                 f"{self.task.name} needs {format_bytes(missing)} more disk in {self.directory}, but only "
                 f"{format_bytes(free)} are free; free some or link results/ to a larger disk, then run it again."
             )
-        available = memory_available()
+        # The peak is that of the whole process, which has a part of it already.
+        available = min(memory_total(), memory_available() + psutil.Process().memory_info().rss)
         if estimate.memory_bytes > available:
             raise StageError(
                 f"{self.task.name} needs about {format_bytes(estimate.memory_bytes)} of memory, but only "
