@@ -1,4 +1,4 @@
-# quadscape: training → checkpoints → exact Hessian eigenbases → probes → figures.
+# quadscape: training → checkpoints → exact Hessian eigenbases → measures → figures.
 # The experiment is config.yaml, or the file given by --configfile or by the profile; it stands alone over the defaults.
 from snakemake.utils import min_version
 
@@ -17,11 +17,11 @@ include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/training.smk"
 include: "rules/curvature.smk"
-include: "rules/probes.smk"
+include: "rules/measures.smk"
 include: "rules/figures.smk"
 
 
 rule all:
     default_target: True
     input:
-        places.figures(),
+        targets.everything(),

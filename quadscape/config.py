@@ -9,10 +9,10 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -23,11 +23,14 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    create_model,
     field_validator,
     model_validator,
 )
 
 from quadscape.errors import ConfigError
+from quadscape.measures import MEASURES
+from quadscape.measures.declaration import Measure, Option
 from quadscape.yaml_files import read_yaml
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -342,53 +345,83 @@ class Curvature(Section):
         return self
 
 
-class LineSearch(Section):
-    """Loss along eigenvectors: L(θ + t qᵢ)."""
+def _option_type(option: Option) -> Any:
+    """Type of a measure's option with its bounds."""
+    kind: Any = {int: int, float: Real, str: str}[type(option.default)]
+    if option.at_least is not None or option.above is not None:
+        kind = Annotated[kind, Field(ge=option.at_least, gt=option.above)]
+    if not option.odd:
+        return kind
 
-    directions: Count = 48
-    """Number of eigenvectors, on log-spaced ranks of both signs and of the bulk."""
-    points: Annotated[int, Field(ge=9)] = 61
-    """Points t of one line, symmetric about 0 and dense near it; odd."""
-    loss_rise: Positive = 0.1
-    """The largest |t| is the one at which ½|λᵢ|t² reaches this rise of the loss …"""
-    reach: Positive = 0.5
-    """… or this fraction of |θ|, whichever is smaller."""
-
-    @field_validator("points")
-    @classmethod
-    def _odd(cls, value: int) -> int:
+    def check(value: int) -> int:
         if value % 2 == 0:
-            raise ValueError("points must be odd, so that t = 0 is one of them")
+            raise ValueError(f"{option.name} must be odd, {option.odd}")
         return value
 
-
-class Overlap(Section):
-    """|QₐᵀQ_b| between the eigenbases of two checkpoints of a run."""
-
-    bands: Annotated[int, Field(ge=2)] = 60
-    """Logarithmic bands of eigenvalue rank, per axis of the heat map."""
+    return Annotated[kind, AfterValidator(check)]
 
 
-class Density(Section):
-    """Spectral density of the Hessian by stochastic Lanczos quadrature, without its eigenbasis."""
+class MeasureSection(Section):
+    """What the sections of all measures share."""
 
-    vectors: Annotated[int, Field(ge=2)] = 8
-    """Random start vectors; the intervals are over them."""
-    steps: Annotated[int, Field(ge=2)] = 64
-    """Lanczos steps, and so Hessian products, per start vector: the resolution."""
+    on: bool | None = None
+    """Whether it is measured; none: where everything that it reads is computed. `false` or `true` can stand in place of
+    the whole section."""
+    runs: Annotated[tuple[Name, ...], NotEmpty] | None = None
+    """Names of the runs of which it is measured; none: all of them."""
 
 
-class Probes(Section):
-    """What is measured in the eigenbasis, and beside it."""
+def _measure_section(measure: Measure) -> type[MeasureSection]:
+    fields: dict[str, Any] = {
+        option.name: (_option_type(option), Field(option.default, description=option.description))
+        for option in measure.options
+    }
+    name = "".join(word.title() for word in measure.name.split("_"))
+    return create_model(name, __base__=MeasureSection, __doc__=measure.title, **fields)
+
+
+MEASURE_SECTIONS: dict[str, type[MeasureSection]] = {
+    name: _measure_section(measure) for name, measure in MEASURES.items()
+}
+"""The section of every measure, made from its declaration."""
+
+
+class Measures(Section):
+    """What is measured, with which options, for which runs; every measure has a section of its own."""
 
     dtype: FloatType = "float64"
-    """Precision of the network in line searches, gradients and the spectral density."""
-    line_search: LineSearch = LineSearch()
-    """Loss along eigenvectors."""
-    overlap: Overlap = Overlap()
-    """Eigenvectors of one checkpoint against those of another."""
-    density: Density = Density()
-    """Spectral density without the eigenbasis."""
+    """Precision of the network in measures that evaluate it."""
+
+    def section(self, measure: str) -> MeasureSection:
+        """The section of a measure."""
+        return getattr(self, measure)
+
+    def given(self, measure: str) -> dict[str, Any]:
+        """The options of a measure that the experiment file gives, and `dtype`."""
+        section = self.section(measure)
+        chosen = section.model_fields_set - MeasureSection.model_fields.keys()
+        return {"dtype": self.dtype, **{name: getattr(section, name) for name in chosen}}
+
+
+if TYPE_CHECKING:
+    AllMeasures = Measures
+else:
+    AllMeasures = create_model(
+        "AllMeasures",
+        __base__=Measures,
+        __doc__=Measures.__doc__,
+        **{
+            name: (section, Field(section(), description=MEASURES[name].title))
+            for name, section in MEASURE_SECTIONS.items()
+        },
+    )
+
+
+class Figures(Section):
+    """What figures show."""
+
+    runs: Annotated[tuple[Name, ...], NotEmpty, Field(max_length=8)] | None = None
+    """Names of the runs that figures show, at most eight; none: the first eight."""
 
 
 class Experiment(Section):
@@ -416,8 +449,10 @@ class Experiment(Section):
     """The training runs."""
     curvature: Curvature = Curvature()
     """Hessian and eigenbasis."""
-    probes: Probes = Probes()
-    """Measures in the eigenbasis."""
+    measures: AllMeasures = AllMeasures()
+    """What is measured."""
+    figures: Figures = Figures()
+    """What figures show."""
 
     @field_validator("runs")
     @classmethod
@@ -427,6 +462,30 @@ class Experiment(Section):
             if names.count(name) > 1:
                 raise ValueError(f"two runs are called '{name}'; names must differ")
         return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [run.name for run in self.runs]
+        for where, chosen in self._chosen_runs():
+            for name in chosen:
+                if name not in names:
+                    raise ValueError(f"{where} names the run '{name}'; the runs are {_listed(names)}")
+        for name, measure in MEASURES.items():
+            if self.measures.section(name).on and "gauss_newton" in measure.reads and not self.curvature.gauss_newton:
+                raise ValueError(f"measures.{name} is on, and needs curvature.gauss_newton to be true")
+        return self
+
+    def _chosen_runs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        yield "figures.runs", self.figures.runs or ()
+        for name in MEASURES:
+            yield f"measures.{name}.runs", self.measures.section(name).runs or ()
+
+    def is_measured(self, measure: str, run: str) -> bool:
+        """Whether a measure is on for a run."""
+        section = self.measures.section(measure)
+        computed = self.curvature.gauss_newton or "gauss_newton" not in MEASURES[measure].reads
+        on = computed and MEASURES[measure].by_default if section.on is None else section.on
+        return on and (section.runs is None or run in section.runs)
 
     def run(self, name: str) -> Run:
         """The run of that name.
@@ -461,6 +520,34 @@ def _inherit(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**raw, "runs": runs}
 
 
+def _renamed(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """`probes`, as the section of measures was called, as `measures`; `true` and `false` as sections."""
+    raw = dict(raw)
+    if "probes" in raw:
+        if "measures" in raw:
+            raise ConfigError("probes is the earlier name of measures, and both are given; keep measures alone.")
+        raw["measures"] = raw.pop("probes")
+    measures = raw.get("measures")
+    if isinstance(measures, dict):
+        raw["measures"] = {
+            name: {"on": value} if name in MEASURES and isinstance(value, bool) else value
+            for name, value in measures.items()
+        }
+    return raw
+
+
+def earlier_names(raw: Mapping[str, Any]) -> list[str]:
+    """Sentences on keys that are read under another name than the one given.
+
+    Args:
+        raw: The content of an experiment file.
+
+    Returns:
+        One sentence for each.
+    """
+    return ["The key 'probes' is now called 'measures'; it is read as that."] if "probes" in raw else []
+
+
 def _listed(values: list[str]) -> str:
     return ", ".join(values) if values else "none"
 
@@ -489,17 +576,16 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section]:
         return _BUILT_IN.get(str(location[1]), Custom)
     if "learning_rate" in location:
         return _SCHEDULES.get(str(location[list(location).index("learning_rate") + 1]), Steps)
-    nested: dict[str, type[Section]] = {"trajectory": Trajectory, "line_search": LineSearch}
-    nested |= {"overlap": Overlap, "density": Density}
-    parent = location[-2]
-    if parent in nested:
-        return nested[str(parent)]
+    if head == "measures":
+        return MEASURE_SECTIONS.get(str(location[-2]), AllMeasures)
+    if location[-2] == "trajectory":
+        return Trajectory
     sections: dict[str, type[Section]] = {
         "data": Data,
         "training": Training,
         "runs": Run,
         "curvature": Curvature,
-        "probes": Probes,
+        "figures": Figures,
     }
     return sections[str(head)]
 
@@ -601,7 +687,7 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
         ConfigError: A key is unknown or a value impossible; the message is one sentence.
     """
     _check_plain(raw, "")
-    text = json.dumps(_inherit(raw), allow_nan=True)
+    text = json.dumps(_inherit(_renamed(raw)), allow_nan=True)
     try:
         # Through JSON, so that strict types take a YAML list for a tuple but never "3" for 3.
         return Experiment.model_validate_json(text, strict=True)
@@ -643,21 +729,19 @@ def check_problem(experiment: Experiment, parameters: int, training_images: int)
     Raises:
         ConfigError: More directions, shards or bands than parameters, or a batch larger than the training set.
     """
-    search = experiment.probes.line_search
-    if search.directions > parameters:
-        raise ConfigError(
-            f"probes.line_search.directions is {search.directions}, but the network has only {parameters} parameters "
-            f"and so as many eigenvectors; valid are 1 to {parameters}."
-        )
+    for measure in MEASURES.values():
+        given = experiment.measures.given(measure.name)
+        for option in measure.options:
+            if option.parameters_at_most and given.get(option.name, 0) > parameters:
+                raise ConfigError(
+                    f"measures.{measure.name}.{option.name} is {given[option.name]}, but the network has only "
+                    f"{parameters} parameters and so as many eigenvectors; valid are {option.at_least:g} to "
+                    f"{parameters}."
+                )
     if experiment.curvature.shards > parameters:
         raise ConfigError(
             f"curvature.shards is {experiment.curvature.shards}, but the Hessian has only {parameters} columns; valid "
             f"are 1 to the number of its column strips, which is at most {parameters}."
-        )
-    if experiment.probes.overlap.bands > parameters:
-        raise ConfigError(
-            f"probes.overlap.bands is {experiment.probes.overlap.bands}, but the network has only {parameters} "
-            f"eigenvectors; valid are 2 to {parameters}."
         )
     for index, run in enumerate(experiment.runs):
         if run.path is None and run.batch_size > training_images:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations, pairwise
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,13 +25,15 @@ from quadscape.curvature.gauss_newton import GaussNewtonEngine, GaussNewtonTask
 from quadscape.curvature.hessian import HessianShardTask, resident_bytes
 from quadscape.curvature.strips import column_block, flops_per_example, matrix_spec
 from quadscape.curvature.verification import FORCED, PROBES, sampled_ranks
+from quadscape.measures import MEASURES
 from quadscape.models import build_model, cast, initial_vector
 from quadscape.numerics import apply_numerics, current_threads
 from quadscape.objective import CheckpointObjectives, Objective, data_chunk
 from quadscape.parameters import ParameterLayout
 from quadscape.stage import format_bytes, format_seconds
+from quadscape.targets import Targets
 from quadscape.training import DTYPES, _Problem
-from quadscape.workflow import Problem
+from quadscape.workflow import Problem, memory_mb
 
 _UNIT_OVERHEAD = 0.04
 """Seconds for which a unit is written, synced and journalled, whatever it holds (measured)."""
@@ -219,6 +221,7 @@ class _Estimator:
         # Where nothing can be measured, work is counted on the CPU.
         self.here = device if measured else "cpu"
         self.experiment: Experiment = problem.experiment
+        self.targets = Targets(problem)
         self.size, self.count = problem.parameters, problem.data.training
         self.classes = len(problem.data.classes)
         self.objectives = _ImaginedObjectives(problem)
@@ -376,21 +379,24 @@ class _Estimator:
         memory = host_bytes({**plan, "device": self.device}, solver, self.product_bytes())
         return Need("eigenbasis", 1, memory, disk, seconds)
 
-    def tables(self, run: Run) -> Need:
-        """Everything that probes measure of a run, in one sum: jobs of their own, and small on disk."""
-        probes, data = self.experiment.probes, self.problem.data
-        dtype = getattr(torch, probes.dtype)
-        checkpoints, pairs = len(run.checkpoints), len(list(combinations(run.checkpoints, 2)))
-        splits = (data.training + data.validation) / data.training
-        lines = probes.line_search.directions * probes.line_search.points * splits * self.evaluation(dtype)
+    def measures(self, run: Run) -> list[Need]:
+        """Everything that is measured of a run."""
+        return [self.measured_need(name, run) for name in MEASURES if self.targets.results(name, [run.name])]
+
+    def measured_need(self, name: str, run: Run) -> Need:
+        """What all jobs of one measure of a run take, by its law and the rates of this device."""
+        cost, options = self.targets.cost(name, run.name), self.targets.options(name, run.name)
+        dtype = getattr(torch, options.get("dtype", self.experiment.curvature.dtype))
         rate = self.rates.float64 if dtype == torch.float64 else self.rates.float32
-        gradients = 2 * self.count * self.size**2 / rate + 4 * self.evaluation(dtype)
-        density = probes.density.vectors * probes.density.steps * self.product(dtype)
-        overlap = 2 * self.size**3 / self.rates.float32
-        seconds = checkpoints * (lines + gradients + density) + pairs * overlap
-        jobs = ("line_search", "gradients", "density", "overlap", "tables")
-        memory = 1e6 * max(self.problem.memory_mb(job) for job in jobs)
-        return Need("tables", 1, memory, 2e6 * (checkpoints + pairs), seconds)
+        seconds = _START + cost.flops / rate
+        # Of a single example: a gradient takes some four evaluations.
+        evaluations = cost.evaluations + 4 * cost.gradients
+        if evaluations:
+            seconds += evaluations / self.count * self.evaluation(dtype)
+        if cost.products:
+            seconds += cost.products / self.count * self.product(dtype)
+        jobs = len(self.targets.results(name, [run.name]))
+        return Need(f"measure_{name}", jobs, 1e6 * memory_mb(cost.memory_bytes / 1e6, 1), 1e5, seconds)
 
     def all(self) -> tuple[Need, ...]:
         runs = self.experiment.runs
@@ -403,8 +409,7 @@ class _Estimator:
             needs += [
                 Need(n.stage, n.jobs * checkpoints, n.memory_bytes, n.disk_bytes, n.seconds + _START) for n in each
             ]
-            needs += [self.tables(run) for run in runs if run.checkpoints]
-        return tuple(needs)
+        return (*needs, *(need for run in runs for need in self.measures(run)))
 
 
 def _no_fill(_: torch.Tensor) -> None:

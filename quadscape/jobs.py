@@ -1,28 +1,29 @@
-"""What every workflow script does first: a log that a person can read, and errors as one sentence."""
+"""What workflow scripts share: a log that a person can read, errors as one sentence, and the jobs of measures."""
 
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quadscape.config import Experiment, parse_experiment
 from quadscape.errors import QuadscapeError
-from quadscape.numerics import apply_numerics
-from quadscape.stage import Log
-from quadscape.tables import Table
+
+if TYPE_CHECKING:
+    from quadscape.config import Experiment
+
+Log = Callable[[str], None]
 
 
-def start_job(snakemake: Any) -> tuple[Experiment, Log]:
-    """Prepares a job: validated experiment, log file, threads, error handling.
+def open_log(snakemake: Any) -> Log:
+    """Prepares a job: log file and error handling.
 
     Args:
         snakemake: The object that Snakemake gives to a script.
 
     Returns:
-        The experiment, and a function that writes a line with the time to the job's log and to standard error.
+        A function that writes a line with the time to the job's log and to standard error.
     """
     path = Path(str(snakemake.log[0]))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,22 +43,54 @@ def start_job(snakemake: Any) -> tuple[Experiment, Log]:
             log("".join(traceback.format_exception(kind, error, trace)).rstrip())
 
     sys.excepthook = excepthook
+    return log
+
+
+def start_job(snakemake: Any) -> tuple["Experiment", Log]:
+    """Prepares a job that needs the experiment: log, error handling, threads.
+
+    Args:
+        snakemake: The object that Snakemake gives to a script.
+
+    Returns:
+        The validated experiment, and what `open_log` returns.
+    """
+    log = open_log(snakemake)
+    # Here, since jobs that only read tables need neither: both take a second or more.
+    from quadscape.config import parse_experiment
+    from quadscape.numerics import apply_numerics
+
     apply_numerics(int(snakemake.threads))
     return parse_experiment(snakemake.config), log
 
 
-def write_tables(snakemake: Any, tables: Mapping[str, Table]) -> None:
-    """Writes each table to the output of its name; all of them, and no others, must be declared.
+def run_measure_job(snakemake: Any, log: Log) -> None:
+    """Runs the job of a measure, whose options come from the parameters that decide whether it is run again.
 
     Args:
         snakemake: The object that Snakemake gives to a script.
-        tables: Tables by name.
-
-    Raises:
-        ValueError: Declared outputs and tables differ.
+        log: From `open_log`.
     """
-    outputs = dict(snakemake.output.items())
-    if outputs.keys() != tables.keys():
-        raise ValueError(f"rule {snakemake.rule} declares {sorted(outputs)}, but the tables are {sorted(tables)}")
-    for name, table in tables.items():
-        table.write(outputs[name])
+    from quadscape.measures import MEASURES
+    from quadscape.measures.job import Job, run_measure
+
+    names, parameters = snakemake.wildcards, snakemake.params
+    measure = MEASURES[parameters.measure]
+    subject = {"run": (), "checkpoint": ("iteration",), "checkpoint_pair": ("first", "second")}[measure.of]
+    inputs = {name: _paths(snakemake.input[name]) for name in measure.reads}
+    job = Job(
+        names.run,
+        [int(names[name]) for name in subject],
+        parameters.options,
+        inputs,
+        # How it is computed, not what.
+        device=snakemake.config.get("device", "auto"),
+        threads=int(snakemake.threads),
+        log=log,
+    )
+    run_measure(measure, parameters.label, job, parameters.options, snakemake.output[0])
+
+
+def _paths(found: Any) -> list[str]:
+    """The files of one name, which Snakemake gives alone where there is only one."""
+    return [found] if isinstance(found, str) else list(found)

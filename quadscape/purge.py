@@ -1,7 +1,6 @@
 """Frees the disk of what only unfinished work needs: the P×P arrays of stages whose tables are all made.
 
-A Hessian is needed until its eigenbasis is finished, and a Gauss–Newton matrix and an eigenbasis until every table is
-that a figure shows of their checkpoint. Verified results, eigenvalues, plans and journals always stay.
+A Hessian is needed until its eigenbasis is finished, and all of them until every measure is that reads them. Verified results, eigenvalues, plans and journals always stay.
 """
 
 from collections.abc import Iterator
@@ -10,7 +9,8 @@ from itertools import combinations
 from pathlib import Path
 
 from quadscape.errors import StoreError
-from quadscape.figures import FIGURES
+from quadscape.measures import MEASURES
+from quadscape.measures.declaration import STAGES
 from quadscape.stage import Log, array_bytes, finished_manifest, purge_stage
 from quadscape.status import find_stages, owner_lives
 
@@ -84,39 +84,30 @@ def _needed_by(directory: Path, stage: str) -> str:
     run = checkpoint.parents[1]
     if checkpoint.parent.name != "checkpoints" or run.parent.name != "runs":
         return "it lies in no runs/<run>/checkpoints/<iteration>, so that what needs it cannot be told"
-    missing = _missing_tables(checkpoint, parts=stage != "eigenbasis" or (checkpoint / "gauss_newton").exists())
-    if stage == "hessian_shard":
-        if not _is_finished(checkpoint / "eigenbasis"):
-            return "the eigenbasis of its checkpoint is not finished"
-        # Beside the eigenbasis only the comparison with the Gauss–Newton matrix reads it.
-        if not (checkpoint / "gauss_newton").exists():
-            return ""
-        missing = [name for name in missing if name in FIGURES["curvature_parts"].tables]
-    elif stage == "gauss_newton":
-        missing = [name for name in missing if name in FIGURES["curvature_parts"].tables]
+    if stage == "hessian_shard" and not _is_finished(checkpoint / "eigenbasis"):
+        return "the eigenbasis of its checkpoint is not finished"
+    missing = _unfinished(checkpoint, "hessian" if stage == "hessian_shard" else stage)
     if not missing:
         return ""
-    return f"needed by {len(missing)} unfinished table{'s' if len(missing) > 1 else ''}: {', '.join(missing)}"
+    return f"needed by {len(missing)} unfinished measure{'s' if len(missing) > 1 else ''}: {', '.join(missing)}"
 
 
-def _missing_tables(checkpoint: Path, *, parts: bool) -> list[str]:
-    """Tables that figures show of a checkpoint, and of it with each other one of its run, and that are not there."""
+def _unfinished(checkpoint: Path, stage: str) -> list[str]:
+    """Measures that read a stage of a checkpoint, of it and of each pair with another one, and have no result yet."""
     run = checkpoint.parents[1]
-    tables = run.parents[1] / "tables" / run.name
+    tables = run.parents[1] / "tables"
     iterations = sorted((path.name for path in checkpoint.parent.iterdir() if path.name.isdecimal()), key=int)
     pairs = [f"{a}-{b}" for a, b in combinations(iterations, 2) if checkpoint.name in {a, b}]
+    there = {name for name in STAGES if (checkpoint / name).exists()} | {"data", "checkpoint", "trajectory"}
     missing = []
-    for spec in FIGURES.values():
-        if spec.name == "curvature_parts" and not parts:
+    for measure in MEASURES.values():
+        # What reads a stage that was never asked for is not asked for either.
+        if stage not in measure.reads or not measure.by_default or not there.issuperset(measure.stages):
             continue
-        keys = {"runs": [], "checkpoints": [checkpoint.name], "pairs": pairs}[spec.scope]
-        missing += [
-            table if key == checkpoint.name else f"{table} {key}"
-            for key in keys
-            for table in spec.tables
-            if not (tables / key / f"{table}.zarr/zarr.json").exists()
-        ]
-    return list(dict.fromkeys(missing))
+        for key in pairs if measure.of == "checkpoint_pair" else [checkpoint.name]:
+            if not any((tables / measure.name / run.name / key).glob("manifest-*.json")):
+                missing.append(measure.name if key == checkpoint.name else f"{measure.name} {key}")
+    return missing
 
 
 def purge(found: Removable, log: Log) -> None:

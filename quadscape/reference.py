@@ -8,18 +8,18 @@ from pydantic.fields import FieldInfo
 
 from quadscape.config import (
     CNN,
+    MEASURE_SECTIONS,
     MLP,
+    AllMeasures,
     Constant,
     Cosine,
     Curvature,
     Custom,
     Data,
-    Density,
     Experiment,
+    Figures,
     Linear,
-    LineSearch,
-    Overlap,
-    Probes,
+    MeasureSection,
     ResNet9,
     Run,
     Section,
@@ -43,10 +43,10 @@ _SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("training.trajectory", Trajectory),
     ("runs[…]", Run),
     ("curvature", Curvature),
-    ("probes", Probes),
-    ("probes.line_search", LineSearch),
-    ("probes.overlap", Overlap),
-    ("probes.density", Density),
+    ("measures", AllMeasures),
+    ("measures.<any measure>", MeasureSection),
+    *((f"measures.{name}", section) for name, section in MEASURE_SECTIONS.items()),
+    ("figures", Figures),
 )
 
 _HEAD = """\
@@ -93,6 +93,8 @@ def _default(field: FieldInfo) -> str:
 
 def _rows(section: type[Section]) -> Iterator[str]:
     inherited = Training.model_fields if section is Run else {}
+    if issubclass(section, MeasureSection) and section is not MeasureSection:
+        inherited = MeasureSection.model_fields
     for key, field in section.model_fields.items():
         if key not in inherited:
             description = " ".join((field.description or "").split()).replace("|", "\\|")
@@ -108,6 +110,8 @@ def configuration_reference() -> str:
     parts = [_HEAD]
     for title, section in _SECTIONS:
         summary = " ".join((section.__doc__ or "").split()).replace("|", "\\|")
-        parts.append(f"## {title}\n\n{summary}\n\n| key | value | default | meaning |\n|---|---|---|---|")
-        parts.append("\n".join(_rows(section)) + "\n")
+        parts.append(f"## {title}\n\n{summary}\n")
+        rows = list(_rows(section))
+        if rows:
+            parts.append("\n".join(["| key | value | default | meaning |\n|---|---|---|---|", *rows]) + "\n")
     return "\n".join(parts)

@@ -8,7 +8,6 @@ file is what a workflow rule declares as its output. Stores of long stages are w
 """
 
 import hashlib
-import json
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from quadscape.digests import digest
 from quadscape.errors import StoreError
 
 # Zarr takes settings from ZARR_* variables and from files such as ~/.config/zarr. They reach the order of arrays in
@@ -91,29 +91,6 @@ def create_array(group: zarr.Group, spec: ArraySpec) -> zarr.Array:
         # As Zarr's defaults are, whatever a program that uses this library has set.
         config={"order": "C", "write_empty_chunks": False},
     )
-
-
-def digest(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 of decoded arrays (names, dtypes, shapes, values) and attributes.
-
-    Args:
-        arrays: Arrays by name.
-        attributes: JSON values.
-
-    Returns:
-        Hexadecimal digest; equal for equal content, however it is chunked.
-    """
-    total = hashlib.sha256()
-    for name in sorted(arrays):
-        values = np.ascontiguousarray(arrays[name])
-        text = values.dtype.kind in "UTO"
-        total.update(f"{name} {'str' if text else values.dtype.str} {values.shape}\n".encode())
-        if text:
-            total.update(json.dumps(values.tolist()).encode())
-        else:
-            total.update(values.tobytes())
-    total.update(json.dumps(attributes or {}, sort_keys=True).encode())
-    return total.hexdigest()
 
 
 def write_store(

@@ -2,9 +2,11 @@
 
 A `TableSchema` declares columns with unit and description; a column that is an estimate declares an interval
 and then has two companions, `<name>_low` and `<name>_high`. A `Table` is checked against its schema when it
-is made and when it is read, and is stored as a small Zarr store, one 1-D array per column.
+is made and when it is read, and is stored as one Parquet file with units and descriptions in its schema.
 """
 
+import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from quadscape.digests import digest
 from quadscape.errors import StoreError
-from quadscape.store import ArraySpec, read_store, write_store
 
+_HEAD = "quadscape"
 _DTYPES = {"float": np.dtype("float64"), "int": np.dtype("int64"), "bool": np.dtype("bool"), "str": np.dtype("U")}
 
 
@@ -104,27 +107,82 @@ class Table:
         """The rows that a boolean mask (or an index array) selects."""
         return Table(self.schema, {name: values[mask] for name, values in self.columns.items()}, self.attributes)
 
-    def write(self, path: str | Path) -> None:
-        """Writes the table as a Zarr store.
+    def digest(self) -> str:
+        """SHA-256 of values and attributes."""
+        return digest(self.columns, self.attributes)
+
+    def write(self, path: str | Path, origin: str = "") -> None:
+        """Writes the table as one Parquet file, which is there whole or not at all.
 
         Args:
-            path: Directory of the store, or the `zarr.json` in it; what was there is replaced.
+            path: The file; what was there is replaced.
+            origin: Digest of everything that the table follows from; see `quadscape.measures.job`.
         """
-        arrays = []
+        import pyarrow as pa  # here, as schemas are read where no table is
+        import pyarrow.parquet as pq
+
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fields, arrays, texts = [], [], []
         for name, column in self.schema.all_columns().items():
-            values = self.columns[name]
+            kind = pa.string() if column.kind == "str" else pa.from_numpy_dtype(self.columns[name].dtype)
             meta = {"unit": column.unit, "description": column.description}
-            dtype = "str" if column.kind == "str" else values.dtype.name
-            arrays.append((ArraySpec(name, values.shape, dtype, ("row",), values.shape, attributes=meta), values))
-        head = {"table": self.schema.name, "description": self.schema.description}
-        write_store(path, arrays, {**head, "table_attributes": dict(self.attributes)})
+            fields.append(pa.field(name, kind, nullable=False, metadata=meta))
+            values = self.columns[name]
+            arrays.append(pa.array(values.tolist() if column.kind == "str" else values, kind))
+            texts += [name] if column.kind == "str" else []
+        head = {
+            "table": self.schema.name,
+            "description": self.schema.description,
+            "attributes": dict(self.attributes),
+            "digest": self.digest(),
+            "origin": origin,
+        }
+        # Under the second key pandas finds `DataFrame.attrs`.
+        meta = {_HEAD: json.dumps(head), "PANDAS_ATTRS": json.dumps(dict(self.attributes))}
+        content = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=meta))
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        for leftover in path.parent.glob(f".{path.name}.*.partial"):
+            leftover.unlink(missing_ok=True)
+        pq.write_table(content, temporary, compression="zstd", use_dictionary=texts, write_page_checksum=True)
+        temporary.replace(path)
+
+
+def _damaged(path: Path, reason: object) -> str:
+    return f"{path} is damaged ({reason}); remove that file and run the workflow again."
+
+
+def table_head(path: str | Path) -> dict[str, Any]:
+    """What a table's file says of itself, without its columns.
+
+    Args:
+        path: A Parquet file.
+
+    Returns:
+        table, description, attributes, digest and origin.
+
+    Raises:
+        StoreError: It is missing, or no table of this project.
+    """
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    if not path.is_file():
+        raise StoreError(f"There is no table at {path}; run the workflow again.")
+    try:
+        found = json.loads(pq.read_schema(path).metadata[_HEAD.encode()])
+    except Exception as error:
+        raise StoreError(_damaged(path, error)) from error
+    if not (isinstance(found, dict) and isinstance(found.get("attributes"), dict)):
+        raise StoreError(_damaged(path, "its head says nothing"))
+    return found
 
 
 def read_table(path: str | Path, schema: TableSchema) -> Table:
     """Reads a table and checks it.
 
     Args:
-        path: Directory of the store, or the `zarr.json` in it.
+        path: A Parquet file.
         schema: What it must be.
 
     Returns:
@@ -133,10 +191,23 @@ def read_table(path: str | Path, schema: TableSchema) -> Table:
     Raises:
         StoreError: It is missing, damaged or of another kind.
     """
-    arrays, attributes = read_store(path)
-    if attributes.get("table") != schema.name:
-        raise StoreError(f"{path} holds the table '{attributes.get('table')}', where '{schema.name}' was expected.")
+    import pyarrow.parquet as pq
+
+    path, head = Path(path), table_head(path)
+    if head.get("table") != schema.name:
+        raise StoreError(f"{path} holds the table '{head.get('table')}', where '{schema.name}' was expected.")
     try:
-        return Table(schema, arrays, attributes["table_attributes"])
+        content = pq.read_table(path, page_checksum_verification=True)
+        arrays = {
+            name: np.array(column.to_pylist(), dtype=str) if str(column.type) == "string" else column.to_numpy()
+            for name, column in zip(content.column_names, content.columns, strict=True)
+        }
+    except Exception as error:
+        raise StoreError(_damaged(path, error)) from error
+    try:
+        table = Table(schema, arrays, head["attributes"])
     except ValueError as error:
         raise StoreError(f"{path} was written under another schema ({error}); remove it and run again.") from error
+    if table.digest() != head.get("digest"):
+        raise StoreError(_damaged(path, "its content differs from its digest"))
+    return table

@@ -6,15 +6,20 @@ manifest, or a whole directory, of another checkpoint is found out), and every r
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import zarr
 
 from quadscape.errors import StoreError
+from quadscape.measures import MEASURES
+from quadscape.measures.declaration import Measure, fingerprint_digits
+from quadscape.measures.job import input_digest, manifest_name, origin_of, read_result, table_path
 from quadscape.stage import PURGED, fingerprint_of, finished_manifest, stage_digest, verify_stage
 from quadscape.store import open_store, read_store
+from quadscape.tables import read_table, table_head
 
 _STAGE_OF_DIRECTORY = {
     "trajectory": "training",
@@ -50,13 +55,19 @@ def verify_results(root: Path) -> Iterator[tuple[Path, str | None]]:
             subfolders.clear()
             check = _verify_store
         else:
+            for name in sorted(files):
+                if name.startswith("manifest-") and name.endswith(".json"):
+                    yield here / name, _problem(_verify_result, here / name)
             continue
-        try:
-            check(here)
-        except StoreError as error:
-            yield here, str(error)
-        else:
-            yield here, None
+        yield here, _problem(check, here)
+
+
+def _problem(check: Callable[[Path], None], path: Path) -> str | None:
+    try:
+        check(path)
+    except StoreError as error:
+        return str(error)
+    return None
 
 
 def _refuse(directory: Path, what: str) -> None:
@@ -144,6 +155,72 @@ def _recorded_checks(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, d
         if isinstance(checks, dict):
             yield "" if name == "verification" else f" ({name})", checks
         yield from _recorded_checks({key: value for key, value in section.items() if key != "checks"})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results of measures
+
+
+def _verify_result(manifest: Path) -> None:
+    """Compares a result with its manifest, with its place, and with what it was measured from."""
+    found = read_result(manifest)
+    measure, folder = MEASURES.get(str(found.get("measure"))), manifest.absolute().parent
+    if measure is None:
+        _refuse_file(manifest, f"is of a measure '{found.get('measure')}', which does not exist")
+    assert measure is not None
+    try:
+        origin = origin_of(measure, found["label"], found["options"], found["inputs"])
+        name = manifest_name(fingerprint_digits(found["options"], found["label"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{manifest} is damaged ({error}); remove that file and run the workflow again.") from error
+    if (origin, name) != (found.get("origin"), manifest.name) or found["tables"].keys() != measure.schemas.keys():
+        _refuse_file(manifest, "does not agree with itself")
+    if folder.parents[1].name != measure.name and folder.parents[2].name == "tables":
+        _refuse_file(manifest, f"is of the measure '{measure.name}'")
+    for table, schema in measure.schemas.items():
+        path = table_path(manifest, table)
+        content = read_table(path, schema)
+        checksum = sha256(path.read_bytes()).hexdigest()
+        if (content.digest(), checksum) != (found["tables"][table], found.get("files", {}).get(path.name)):
+            _refuse_file(path, "differs from what its manifest says")
+        if table_head(path)["origin"] != origin:
+            _refuse_file(path, "is of another origin than its manifest")
+        _check_subject(path, content.attributes, folder)
+    _check_sources(manifest, measure, found["inputs"], folder)
+
+
+def _refuse_file(path: Path, what: str) -> None:
+    raise StoreError(f"{path} {what}; remove that file and run the workflow again.")
+
+
+def _check_subject(path: Path, head: Mapping[str, Any], folder: Path) -> None:
+    """Compares run and iterations of a table with its folder."""
+    run, key = folder.parent.name, folder.name
+    iterations = [head[name] for name in ("iteration_a", "iteration_b", "iteration") if name in head]
+    wrong_key = bool(iterations) and "-".join(map(str, iterations)) != key
+    if head.get("run", run) != run or wrong_key:
+        _refuse_file(path, f"holds a table of run '{head.get('run')}', iteration {'-'.join(map(str, iterations))}")
+
+
+def _check_sources(manifest: Path, measure: Measure, inputs: Mapping[str, list[str]], folder: Path) -> None:
+    """Compares digests of what was read with what lies there now, as far as it does."""
+    run, key = folder.parent.name, folder.name
+    root = folder.parents[3]
+    iterations = [] if key == "run" else key.split("-")
+    checkpoints = [root / "runs" / run / "checkpoints" / iteration for iteration in iterations]
+    for name in measure.stages:
+        places = {
+            "data": [root / "data.zarr/zarr.json"],
+            "trajectory": [root / "runs" / run / "trajectory/manifest.json"],
+            "checkpoint": [place / "checkpoint.zarr/zarr.json" for place in checkpoints],
+        }.get(name, [place / name / "manifest.json" for place in checkpoints])
+        for path, digest in zip(places, inputs.get(name, []), strict=False):
+            try:
+                now = input_digest(path)
+            except StoreError:
+                continue  # not there, or named on its own
+            if now != digest:
+                _refuse_file(manifest, f"was measured from another {name} than the one in {path.parent}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,14 +8,14 @@ import os
 import re
 import shutil
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 from quadscape.config import Experiment, Run, check_problem
 from quadscape.curvature.eigensolver import advisable_bytes
 from quadscape.data import DataDescription, describe
 from quadscape.errors import ConfigError, DataError
-from quadscape.figures import FIGURES
+from quadscape.measures.declaration import Sizes
+from quadscape.measures.job import manifest_name
 from quadscape.models import count_parameters
 from quadscape.paths import user_path
 from quadscape.snakemake_shell import check_working_directory
@@ -68,13 +68,9 @@ class Places:
         """Manifest of a checkpoint's eigenbasis."""
         return f"{self.root}/runs/{run}/checkpoints/{iteration}/eigenbasis/manifest.json"
 
-    def table(self, table: str, run: str, key: int | str) -> str:
-        """Root metadata of a table that belongs to a checkpoint, or to a pair of them (`<first>-<second>`)."""
-        return f"{self.root}/tables/{run}/{key}/{table}.zarr/zarr.json"
-
-    def run_table(self, table: str, run: str) -> str:
-        """Root metadata of a table that belongs to a whole run."""
-        return self.table(table, run, "run")
+    def result(self, measure: str, run: str, key: int | str, digits: str) -> str:
+        """Manifest of a measure's result: of a checkpoint, a pair of them (`<first>-<second>`), or a run (`run`)."""
+        return f"{self.root}/tables/{measure}/{run}/{key}/{manifest_name(digits)}"
 
     def figure(self, figure: str, kind: str) -> str:
         """A figure as `svg` or `png`."""
@@ -87,34 +83,6 @@ class Places:
         if path is None:
             return self.trajectory(run)
         return str(user_path(path.replace("{iteration}", str(iteration))))  # ruff: ignore[missing-f-string-syntax]
-
-    def _keys(self, scope: str) -> list[tuple[str, str]]:
-        """Run and key of every table of a scope, in the order of the experiment file."""
-        runs = self._experiment.runs
-        if scope == "runs":
-            return [(run.name, "run") for run in runs if run.path is None]
-        if scope == "checkpoints":
-            return [(run.name, str(iteration)) for run in runs for iteration in run.checkpoints]
-        return [(run.name, f"{a}-{b}") for run in runs for a, b in combinations(run.checkpoints, 2)]
-
-    def figure_inputs(self, figure: str) -> dict[str, list[str]]:
-        """The tables that a figure reads.
-
-        Args:
-            figure: Name of the figure.
-
-        Returns:
-            Paths by table name, one per run, checkpoint or pair.
-        """
-        spec = FIGURES[figure]
-        keys = self._keys(spec.scope)
-        return {table: [self.table(table, run, key) for run, key in keys] for table in spec.tables}
-
-    def figures(self) -> list[str]:
-        """Files of all figures for which there is anything to show (overlaps need two checkpoints of a run)."""
-        switched_off = set() if self._experiment.curvature.gauss_newton else {"curvature_parts"}
-        drawable = [name for name, spec in FIGURES.items() if self._keys(spec.scope) and name not in switched_off]
-        return [self.figure(name, kind) for name in drawable for kind in ("svg", "png")]
 
 
 def check_places(experiment: Experiment) -> None:
@@ -186,6 +154,16 @@ def _count(experiment: Experiment, data: DataDescription) -> int:
         # Of the built-in networks, which are counted without being made; a factory's own errors are named by it.
         reason = " ".join(str(error).split())[:100]
         raise ConfigError(f"model describes a network that cannot be built ({reason}); give smaller sizes.") from None
+
+
+def memory_mb(megabytes: float, attempt: int) -> int:
+    """Memory that a job asks for: what any process takes is added, and half of that at each further attempt."""
+    return int((1500 + megabytes) * (1 + attempt) / 2)
+
+
+def runtime_minutes(minutes: float, attempt: int) -> int:
+    """Time limit of a job: a start is added, and the first attempt's limit at each other one."""
+    return int((10 + minutes) * attempt)
 
 
 @dataclass(frozen=True)
@@ -270,10 +248,30 @@ class Problem:
                 f"with {size:,} parameters these take {format_bytes(1.5 * basis)} on disk and {format_bytes(basis)} in "
                 f"memory, where the disk of {root} has {format_bytes(disk.total)} ({format_bytes(disk.free)} of them "
                 f"free) and this machine {format_bytes(memory_total())} of memory; make the model smaller, or ask only "
-                f"for the spectral density, which needs no matrix: snakemake {places.table('density', run, iteration)} "
-                "(docs/scale.md)."
+                "for the spectral density, which needs no matrix: snakemake "
+                f"{places.figure('spectral_density', 'svg')} (docs/scale.md)."
             )
         return places.checkpoint(run, iteration)
+
+    def sizes(self, run: str) -> Sizes:
+        """Sizes that the costs of measures follow from.
+
+        Args:
+            run: Name of the run. All runs share network and data.
+
+        Returns:
+            The sizes.
+        """
+        data = self.data
+        return Sizes(
+            parameters=self.parameters,
+            training=data.training,
+            validation=data.validation,
+            test=data.test,
+            classes=len(data.classes),
+            example_bytes=8 * data.shape[0] * data.shape[1] * data.shape[2],
+            itemsize=4 if self.experiment.curvature.dtype == "float32" else 8,
+        )
 
     def memory_mb(self, job: str, attempt: int = 1) -> int:
         """Memory that a job asks for; growth laws with generous constants, in MB.
@@ -289,7 +287,6 @@ class Problem:
         pixels = self.data.shape[0] * self.data.shape[1] * self.data.shape[2]
         images = count * pixels * 8 / 1e6
         columns = self.parameters * 8 / 1e6
-        itemsize = 4 if self.experiment.curvature.dtype == "float32" else 8
         extra = {
             "data": 2 * images,
             "training": images + 512 * columns,
@@ -299,17 +296,10 @@ class Problem:
             "hessian": images + 4000 + 1600,
             # Columns in float64 (an eighth of a GPU's memory at most, or 1 GiB) and twice as stored, and Jacobians.
             "gauss_newton": images + 4000 + min(22000, columns * self.parameters),
-            "parts": 4000 + 2200 * columns + 2 * itemsize * self.parameters**2 / 1e6,
             "eigenbasis": images + 4000 + advisable_bytes(self.parameters, self.experiment.curvature.dtype) / 1e6,
-            "line_search": images + 3000 + 2 * 48 * columns,
-            # Tiles of up to 9 GiB in all (a basis is read once per tile of rows), and streamed sums.
-            "gradients": images + 4000 + 1000 * columns + min(8600, columns * max(self.parameters, count)),
-            "density": images + 4000 + (self.experiment.probes.density.steps + 20) * columns,
-            "overlap": 4000 + min(8600, columns * self.parameters),
-            "tables": 512 * columns,
             "figures": 500.0,
         }
-        return int((1500 + extra[job]) * (1 + attempt) / 2)
+        return memory_mb(extra[job], attempt)
 
     def runtime_minutes(self, job: str, attempt: int = 1, run: Run | None = None) -> int:
         """Time limit of a job; growth laws that leave a factor of two or more on one current GPU.
@@ -323,7 +313,6 @@ class Problem:
             Minutes.
         """
         size, count = float(self.parameters), float(self.data.training)
-        search, density = self.experiment.probes.line_search, self.experiment.probes.density
         extra = {
             "data": count / 5e3,
             "training": 0.0 if run is None else run.iterations * (0.03 + 2e-5 * run.batch_size) / 60,
@@ -334,13 +323,7 @@ class Problem:
             "hessian": count / 2e3 + size**2 / 1e9,
             # N·C·P² operations at 1e12 a second, and products with sign vectors.
             "gauss_newton": count / 2e3 + count * len(self.data.classes) * size**2 / 6e13,
-            "parts": 600 * (size / 104234) ** 3,
             "eigenbasis": 600 * (size / 104234) ** 3,
-            "line_search": search.directions * search.points * 2 * count * 2e-5 / 60,
-            "gradients": count * size**2 / 1e12,
-            "density": density.vectors * density.steps * count / 1.5e6,
-            "overlap": size**3 / 3e12,
-            "tables": 5.0,
             "figures": 0.0,
         }
-        return int((10 + extra[job]) * attempt)
+        return runtime_minutes(extra[job], attempt)

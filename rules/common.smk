@@ -6,12 +6,13 @@ import snakemake.exceptions as snakemake_exceptions
 from snakemake.exceptions import LockException, WorkflowError
 
 from quadscape.codehash import module_hash
-from quadscape.config import parse_experiment, resolved
+from quadscape.config import earlier_names, parse_experiment, resolved
 from quadscape.errors import QuadscapeError
 from quadscape.figures import FIGURES
 from quadscape.heads import record_head
 from quadscape.models import factory_code
 from quadscape.snakemake_shell import check_working_directory, quote_interpreter
+from quadscape.targets import Targets, measure_rules
 from quadscape.versions import (
     CHECKPOINT_VERSION,
     DATA_VERSION,
@@ -35,6 +36,10 @@ except QuadscapeError as error:
     raise WorkflowError(str(error)) from None
 
 places = Places(experiment)
+targets = Targets(problem)
+if workflow.is_main_process:
+    for sentence in [*earlier_names(config), *targets.take_over_earlier()]:
+        print(sentence, file=sys.stderr)
 
 
 class DirectoryIsLocked(LockException):
@@ -68,16 +73,6 @@ onerror:
     record_head("failed", on_slurm=not workflow.local_exec, logs=log)
 
 
-def probe_hash(name, *others):
-    """Hash of a probe's code, of other modules that it follows from, and of what all probes share."""
-    return module_hash(
-        f"quadscape.probes.{name}",
-        *others,
-        "quadscape.probes.ranks",
-        "quadscape.probes.interfaces",
-    )
-
-
 def dense_checkpoint(wildcards):
     """The checkpoint of which a dense matrix is computed; refused before any job where that cannot be."""
     try:
@@ -102,4 +97,5 @@ wildcard_constraints:
     first=r"\d+",
     second=r"\d+",
     shard=r"\d+",
+    digits="[0-9a-f]{8}",
     figure="|".join(FIGURES),

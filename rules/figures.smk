@@ -1,7 +1,7 @@
 # One rule draws every figure: what it reads, its caption and its place in the report stand beside its function.
 rule draw_figure:
     input:
-        unpack(lambda wildcards: places.figure_inputs(wildcards.figure)),
+        unpack(lambda wildcards: targets.figure_inputs(wildcards.figure)),
     output:
         svg=report(
             places.figure("{figure}", "svg"),

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from probe_cases import GivenGradients, PlainBasis, random_orthogonal
+from quadscape.probes.interfaces import as_array
+from quadscape.probes.ranks import log_indices
 from scipy.sparse.linalg import aslinearoperator
 
 from quadscape.config import Density, LineSearch
 from quadscape.probes import curves, density, gradients, line_search, overlap, parts, spectrum
-from quadscape.probes.interfaces import as_array
-from quadscape.probes.ranks import log_indices
 from quadscape.tables import Table
 
 COUNT = 200

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from quadscape.probes.interfaces import checkpoint_attributes
+
 from quadscape.checkpoint import Checkpoint
 from quadscape.config import Experiment, parse_experiment
 from quadscape.curvature.eigenbasis import Eigenbasis, EigenbasisTask
@@ -10,7 +12,6 @@ from quadscape.curvature.hessian import HessianShardTask, HessianTask
 from quadscape.data import data_info, prepare
 from quadscape.extraction import extract_checkpoint
 from quadscape.probes import spectrum
-from quadscape.probes.interfaces import checkpoint_attributes
 from quadscape.stage import Task, run_stage
 from quadscape.training import TrainingTask
 from quadscape.workflow import Places

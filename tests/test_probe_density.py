@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 from probe_cases import random_orthogonal
+from quadscape.probes.schemas import SCHEMAS
 from scipy.sparse.linalg import aslinearoperator
 
 from quadscape.config import Density
 from quadscape.probes import density
-from quadscape.probes.schemas import SCHEMAS
 from quadscape.tables import read_table
 
 HEAD = {"run": "a", "iteration": 3, "P": 200, "N": 10, "weight_decay": 0.0}

@@ -3,9 +3,6 @@ import math
 import numpy as np
 import pytest
 from probe_cases import PlainBasis, SeparableObjective, random_orthogonal
-
-from quadscape.config import LineSearch
-from quadscape.probes import line_search
 from quadscape.probes.line_search import (
     analyse,
     choose_directions,
@@ -16,6 +13,9 @@ from quadscape.probes.line_search import (
     quadratic_radius,
     second_derivative,
 )
+
+from quadscape.config import LineSearch
+from quadscape.probes import line_search
 
 T = grid(61, 2.0, 1.0, 100.0)
 FLOOR = 1e-16

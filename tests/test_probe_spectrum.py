@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from quadscape.probes.schemas import SCHEMAS
 
 from quadscape.probes import spectrum
-from quadscape.probes.schemas import SCHEMAS
 from quadscape.tables import read_table
 
 HEAD = {"run": "a", "iteration": 3, "P": 5, "N": 10, "weight_decay": 0.0, "zero_threshold": 0.5}

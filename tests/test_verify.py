@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from quadscape.probes.schemas import SCHEMAS
 
 from quadscape.cli import main
 from quadscape.curvature.eigenbasis import Eigenbasis
 from quadscape.curvature.hessian import HessianMatrix
 from quadscape.errors import StoreError
-from quadscape.probes.schemas import SCHEMAS
 from quadscape.stage import _hash, open_stage
 from quadscape.tables import read_table
 from quadscape.verify import verify_results

@@ -1,11 +1,5 @@
-from quadscape.figures import FIGURES, save
-from quadscape.jobs import start_job
-from quadscape.probes.schemas import SCHEMAS
-from quadscape.tables import read_table
+from quadscape.figures.job import draw_figure
+from quadscape.jobs import open_log
 
-_, log = start_job(snakemake)
-spec = FIGURES[snakemake.wildcards.figure]
-tables = {name: [read_table(path, SCHEMAS[name]) for path in snakemake.input.get(name)] for name in spec.tables}
-figure = spec.draw(tables)
-save(figure, snakemake.output.svg)
-save(figure, snakemake.output.png)
+log = open_log(snakemake)
+draw_figure(snakemake.wildcards.figure, dict(snakemake.input.items()), snakemake.output)

@@ -327,7 +327,9 @@ class SpectralDensity:
         return self.size * np.array([mean for mean, _ in found]), self.size * np.array([error for _, error in found])
 
 
-def spectral_density(operator: LinearOperator, vectors: int, steps: int, seed: int = 0) -> SpectralDensity:
+def spectral_density(
+    operator: LinearOperator, vectors: int, steps: int, seed: int = 0, *, first: int = 0
+) -> SpectralDensity:
     """Stochastic Lanczos quadrature over random start vectors.
 
     Args:
@@ -335,14 +337,18 @@ def spectral_density(operator: LinearOperator, vectors: int, steps: int, seed: i
         vectors: Number of start vectors, uniform on the sphere; the first ones do not depend on how many there are.
         steps: Lanczos steps, and so products, for each.
         seed: Seed of the start vectors.
+        first: How many of them are left out at the front.
 
     Returns:
         The quadratures.
     """
     size = operator.shape[0]
     generator = np.random.default_rng(seed)
-    nodes, weights = np.zeros((2, vectors, min(steps, size)))
-    for row in range(vectors):
-        found = lanczos_quadrature(operator, generator.standard_normal(size), steps)
+    nodes, weights = np.zeros((2, vectors - first, min(steps, size)))
+    for row in range(-first, vectors - first):
+        start = generator.standard_normal(size)
+        if row < 0:
+            continue
+        found = lanczos_quadrature(operator, start, steps)
         nodes[row, : len(found[0])], weights[row, : len(found[1])] = found
     return SpectralDensity(size, nodes, weights)

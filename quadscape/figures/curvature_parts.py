@@ -163,6 +163,5 @@ Below: along each eigenvector q of H, q\\ :sup:`T`\\ Gq and q\\ :sup:`T`\\ Rq in
 large shares the parts cancel.
 """,
     tables=("parts_spectrum", "parts_ritz"),
-    scope="checkpoints",
     draw=draw,
 )

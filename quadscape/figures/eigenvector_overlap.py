@@ -175,6 +175,5 @@ Below: overlap of the span of the k highest (and k lowest) eigenvectors of both,
 k/P by chance.
 """,
     tables=("overlap_bands", "overlap_rows", "overlap_maxima", "overlap_subspace"),
-    scope="pairs",
     draw=draw,
 )

@@ -117,6 +117,5 @@ directions belong to (median and quartiles over directions): 1/3 if a is Gaussia
 Bands within the numerical zero are left out.
 """,
     tables=("gradient_bands",),
-    scope="checkpoints",
     draw=draw,
 )

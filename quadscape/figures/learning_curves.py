@@ -131,6 +131,5 @@ height is the noise of single batches. Dotted verticals mark drops of the learni
 loss at each drop, and for training and validation drawing apart.
 """,
     tables=("curves", "evaluations"),
-    scope="runs",
     draw=draw,
 )

@@ -125,6 +125,5 @@ that slope and eigenvalue at t = 0 imply; where the points leave it, the Taylor 
 mark the quadratic radius, the first departure by a tenth of ½\\|λ\\|t².
 """,
     tables=("line_search", "line_fit"),
-    scope="checkpoints",
     draw=draw,
 )

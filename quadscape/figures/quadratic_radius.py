@@ -149,6 +149,5 @@ Below: the simplest form that describes each line to 1 %; *none* if none of thos
 median of f″(0)/λ, curvature from losses over eigenvalue, which is 1 where Hessian, solver and line agree.
 """,
     tables=("line_fit",),
-    scope="checkpoints",
     draw=draw,
 )

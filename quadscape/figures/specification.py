@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,8 +22,7 @@ class FigureSpec:
         category: Section of the report.
         labels: Labels of its line in the report.
         caption: How to read it, in reStructuredText.
-        tables: Names of the tables that it reads.
-        scope: Whether there is one of each table per run, per checkpoint, or per pair of checkpoints of a run.
+        tables: Names of the tables that it reads, of whatever measures.
         draw: Takes for each table name the tables in order; returns the figure.
     """
 
@@ -33,7 +32,6 @@ class FigureSpec:
     labels: dict[str, str]
     caption: str
     tables: tuple[str, ...]
-    scope: Literal["runs", "checkpoints", "pairs"]
     draw: "Callable[[Tables], Figure]"
 
     @property

@@ -128,6 +128,5 @@ interval. The trace in the corner has an interval of the same kind. With few sta
 make up the sum, such an interval holds somewhat less often than 95 % of the time.
 """,
     tables=("density", "spectrum"),
-    scope="checkpoints",
     draw=draw,
 )

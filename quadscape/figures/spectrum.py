@@ -114,6 +114,5 @@ Compare the height of the first eigenvalues between checkpoints, the steepness, 
 reaches up.
 """,
     tables=("spectrum",),
-    scope="checkpoints",
     draw=draw,
 )

@@ -1,0 +1,23 @@
+"""All measures; a new one is registered here. Importing this loads neither torch nor pydantic."""
+
+from quadscape.measures.curves.declaration import MEASURE as CURVES
+from quadscape.measures.declaration import Measure
+from quadscape.measures.density.declaration import MEASURE as DENSITY
+from quadscape.measures.final_test.declaration import MEASURE as FINAL_TEST
+from quadscape.measures.gradients.declaration import MEASURE as GRADIENTS
+from quadscape.measures.line_search.declaration import MEASURE as LINE_SEARCH
+from quadscape.measures.overlap.declaration import MEASURE as OVERLAP
+from quadscape.measures.parts.declaration import MEASURE as PARTS
+from quadscape.measures.spectrum.declaration import MEASURE as SPECTRUM
+from quadscape.tables import TableSchema
+
+MEASURES: dict[str, Measure] = {
+    measure.name: measure for measure in (CURVES, FINAL_TEST, SPECTRUM, PARTS, DENSITY, LINE_SEARCH, GRADIENTS, OVERLAP)
+}
+"""Every measure by its name, in the order of the experiment file."""
+
+OWNERS: dict[str, Measure] = {schema: measure for measure in MEASURES.values() for schema in measure.schemas}
+"""The measure of every table, by the table's name."""
+
+SCHEMAS: dict[str, TableSchema] = {name: measure.schemas[name] for name, measure in OWNERS.items()}
+"""Every table by its name."""

@@ -1,0 +1,6 @@
+"""Labels of the measures' code."""
+
+
+def measure_label(name: str) -> str:
+    """Label."""
+    return "1"

@@ -1,0 +1,36 @@
+"""Columns that tables of directions and of bands of directions share."""
+
+from quadscape.tables import Column
+
+DIRECTION = (
+    Column("index", "1", "Index of the eigenvector in descending order of eigenvalue, from 0.", "int"),
+    Column("sign", "1", "+1 for an eigenvalue of at least 0, −1 below.", "int"),
+    Column("rank", "1", "Rank by magnitude among the eigenvalues of this sign, from 1.", "int"),
+    Column("eigenvalue", "loss / parameter²", "Eigenvalue λ of the Hessian."),
+)
+"""One eigenvector; `quadscape.measures.ranks.direction_rows` gives the values."""
+
+IS_ZERO = Column("is_zero", "1", "Whether |λ| is at most the numerical zero ε_λ.", "bool")
+
+
+def band_columns(suffix: str = "", whose: str = "") -> tuple[Column, ...]:
+    """Columns of one band of log rank.
+
+    Args:
+        suffix: Of the names of the columns.
+        whose: Of which basis, in words.
+
+    Returns:
+        sign, first_rank and last_rank.
+    """
+    return (
+        Column(f"sign{suffix}", "1", f"Sign of the eigenvalues of the band{whose}.", "int"),
+        Column(f"first_rank{suffix}", "1", f"Smallest rank within the sign of the band{whose}.", "int"),
+        Column(f"last_rank{suffix}", "1", f"Largest rank within the sign of the band{whose}.", "int"),
+    )
+
+
+BAND_SIZE = (
+    Column("count", "1", "Eigenvectors in the band.", "int"),
+    Column("eigenvalue", "loss / parameter²", "Median eigenvalue of the band."),
+)

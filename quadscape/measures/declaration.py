@@ -1,0 +1,175 @@
+"""What a measure declares of itself; reading it loads neither torch nor pydantic.
+
+The head of the workflow and every job on a cluster read all declarations at their start. From them follow the rule of a
+measure, the places of its results, its section of the experiment file, memory and time limits, what may be purged, and
+its page in the documentation.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal
+
+from quadscape.tables import TableSchema
+
+Subject = Literal["run", "checkpoint", "checkpoint_pair"]
+Options = Mapping[str, Any]
+STAGES = ("data", "trajectory", "checkpoint", "hessian", "gauss_newton", "eigenbasis")
+"""What a measure can read, besides tables of other measures."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One key of a measure's section of the experiment file.
+
+    Attributes:
+        name: The key.
+        default: Its value where none is given; its type is the option's.
+        description: What it means.
+        at_least: Smallest value.
+        above: Value that it must exceed.
+        parameters_at_most: Whether it can be no larger than the number of parameters P; the default is then clipped.
+        odd: Whether it must be odd, and why.
+    """
+
+    name: str
+    default: int | float | str
+    description: str
+    at_least: float | None = None
+    above: float | None = None
+    parameters_at_most: bool = False
+    odd: str = ""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of one run, which costs follow from.
+
+    Attributes:
+        parameters: P.
+        training: N, the number of training examples.
+        validation: Number of validation examples.
+        test: Number of test examples.
+        classes: Number of classes.
+        example_bytes: Size of one input in float64.
+        itemsize: Bytes of one entry of Hessian and eigenbasis.
+    """
+
+    parameters: int
+    training: int
+    validation: int
+    test: int
+    classes: int
+    example_bytes: int
+    itemsize: int
+
+    @property
+    def images_bytes(self) -> int:
+        """Of all inputs in float64."""
+        return self.example_bytes * (self.training + self.validation + self.test)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one job of a measure takes.
+
+    Attributes:
+        memory_bytes: Of the host, beyond what any job takes.
+        evaluations: Losses of single examples.
+        gradients: Gradients of single examples.
+        products: Hessian products of single examples.
+        flops: Operations of products of plain matrices.
+    """
+
+    memory_bytes: float
+    evaluations: float = 0.0
+    gradients: float = 0.0
+    products: float = 0.0
+    flops: float = 0.0
+
+    @property
+    def nominal_seconds(self) -> float:
+        """Time on one current GPU, with a factor of two or more to spare."""
+        return 2e-5 * self.evaluations + 4e-5 * (self.gradients + self.products) + 1e-11 * self.flops
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure: `quadscape.measures.<name>.compute:compute` turns a `Job` into its tables.
+
+    Attributes:
+        name: One word for rule, log, section of the experiment file and folder of the tables.
+        title: What it measures, as one sentence.
+        of: What there is one result of.
+        reads: Stages, and tables of other measures, that it opens.
+        tables: What it returns.
+        cost: The law of its cost.
+        options: Its section of the experiment file.
+        evaluates: Whether it evaluates the network, in the precision `measures.dtype`.
+        threads: CPU threads; one, unless two are faster.
+        items: Whether it takes more than a few minutes at full size: its module then also has a class `Work`, which
+            cuts the work into items, and the protocol of long stages keeps what is done
+            (`quadscape.measures.items`).
+        by_default: Whether it is measured where nothing is said, and everything that it reads is computed.
+    """
+
+    name: str
+    title: str
+    of: Subject
+    reads: tuple[str, ...]
+    tables: tuple[TableSchema, ...]
+    cost: Callable[[Sizes, Options], Cost]
+    options: tuple[Option, ...] = ()
+    evaluates: bool = False
+    threads: int = 1
+    items: bool = False
+    by_default: bool = True
+
+    @property
+    def module(self) -> str:
+        """The module whose `compute` makes the tables."""
+        return f"quadscape.measures.{self.name}.compute"
+
+    @property
+    def schemas(self) -> dict[str, TableSchema]:
+        """Its tables by name."""
+        return {schema.name: schema for schema in self.tables}
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that it reads, not the tables."""
+        return tuple(name for name in self.reads if name in STAGES)
+
+
+def effective_options(measure: Measure, given: Options, parameters: int) -> dict[str, Any]:
+    """Options as they are used: defaults that exceed the number of parameters are clipped to it.
+
+    Args:
+        measure: The measure.
+        given: Values of its options that the experiment gives, and `dtype`.
+        parameters: P.
+
+    Returns:
+        A value for every option, and `dtype` where the network is evaluated.
+    """
+    found: dict[str, Any] = {"dtype": given["dtype"]} if measure.evaluates else {}
+    for option in measure.options:
+        value = given.get(option.name, option.default)
+        if option.parameters_at_most and option.name not in given:
+            value = min(int(value), parameters)
+        found[option.name] = value
+    return found
+
+
+def fingerprint_digits(options: Options, label: str) -> str:
+    """Eight hexadecimal digits of options and code label: the part of the name of every file of a result.
+
+    Args:
+        options: From `effective_options`.
+        label: Label of the code; see `quadscape.measures.code`.
+
+    Returns:
+        The digits.
+    """
+    return sha256(json.dumps([options, label], sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,1 @@
+"""Spectral density by Lanczos quadrature."""

@@ -1,0 +1,1 @@
+"""Test data, read once."""

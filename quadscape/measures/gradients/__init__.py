@@ -1,0 +1,1 @@
+"""Single-example gradients in the eigenbasis."""

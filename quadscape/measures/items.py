@@ -1,0 +1,151 @@
+"""Long measures: their work is cut into items, and the protocol of long stages keeps what is done.
+
+The values of all items lie in a stage directory beside the tables until these are written; a job that was killed goes
+on after the last unit of items that it finished.
+"""
+
+import math
+import shutil
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from quadscape.measures.declaration import Measure
+from quadscape.measures.job import Job
+from quadscape.stage import Arrays, Estimate, StageStore, open_stage, run_stage
+from quadscape.store import ArraySpec
+from quadscape.tables import Table
+
+UNIT_SECONDS = 5.0
+"""What the items of one unit may take by the nominal law; a CPU takes ten times as long."""
+
+
+class Work(Protocol):
+    """What the compute module of a long measure supplies, as a class `Work` made from a job."""
+
+    @property
+    def items(self) -> int:
+        """Number of items, none of which depends on another."""
+
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        """Shape of the float64 array that is stored of each item, by name."""
+
+    def measure(self, part: slice) -> dict[str, np.ndarray]:
+        """Values of some items: arrays of the layout's shapes with one axis for the items in front."""
+
+    def tables(self, values: Mapping[str, np.ndarray]) -> dict[str, Table]:
+        """The measure's tables from the values of all items."""
+
+
+class ItemsTask:
+    """The values of all items, as a long stage.
+
+    Attributes:
+        name: `measure`.
+        version: Of the format, not of the mathematics, which the origin stands for.
+    """
+
+    name = "measure"
+    version = 1
+
+    def __init__(self, measure: Measure, job: Job, origin: str) -> None:
+        self._measure, self._job, self._origin = measure, job, origin
+        self._cost = measure.cost(job.sizes(), vars(job.options))
+        self._work: Work | None = None
+
+    @property
+    def work(self) -> Work:
+        """What computes the items; made when first asked for."""
+        if self._work is None:
+            from quadscape.numerics import apply_numerics
+
+            apply_numerics(self._job.threads)
+            self._work = import_module(self._measure.module).Work(self._job)
+        assert self._work is not None
+        return self._work
+
+    def parameters(self) -> dict[str, Any]:
+        """The digest of everything that the values follow from."""
+        return {"measure": self._measure.name, "origin": self._origin}
+
+    def plan(self) -> dict[str, Any]:
+        """How many items one unit has, and what their values depend on besides the parameters."""
+        items = self.work.items
+        seconds = self._cost.nominal_seconds / max(1, items)
+        together = max(1, min(items, math.floor(UNIT_SECONDS / seconds) if seconds > 0 else items))
+        return {
+            "items": items,
+            "together": together,
+            "layout": {name: list(shape) for name, shape in self.work.layout().items()},
+            "threads": self._job.threads,
+            "device": self._job.device.type,
+        }
+
+    def arrays(self, plan: dict[str, Any]) -> list[ArraySpec]:
+        """One array for each name of the layout, items in front; a unit is a file."""
+        found = []
+        for name, shape in plan["layout"].items():
+            axes = tuple(f"{name}_{axis}" for axis in range(len(shape)))
+            chunks = (plan["together"], *shape)
+            found.append(ArraySpec(name, (plan["items"], *shape), "float64", ("item", *axes), chunks))
+        return found
+
+    def units(self, plan: dict[str, Any]) -> int:
+        """Number of units."""
+        return -(-plan["items"] // plan["together"])
+
+    def estimate(self, plan: dict[str, Any]) -> Estimate:
+        """Memory by the measure's law, and the size of all values."""
+        disk = 8 * plan["items"] * sum(math.prod(shape) for shape in plan["layout"].values())
+        return Estimate(int(self._cost.memory_bytes), int(disk) + (1 << 20))
+
+    def start(self, plan: dict[str, Any]) -> None:
+        """Nothing more: the plan needed the work already, and a resumed job makes it at its first unit."""
+
+    def compute(self, unit: int, plan: dict[str, Any], store: StageStore) -> Arrays:
+        """The items of one unit."""
+        part = slice(unit * plan["together"], min(plan["items"], (unit + 1) * plan["together"]))
+        values = self.work.measure(part)
+        return {
+            name: ((part, *(slice(0, length) for length in shape)), np.asarray(values[name], dtype=np.float64))
+            for name, shape in plan["layout"].items()
+        }
+
+    def smaller(self, plan: dict[str, Any]) -> None:
+        """A single item cannot be made smaller."""
+
+    def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
+        """Nothing besides the arrays."""
+        return {}
+
+
+def items_directory(manifest: Path) -> Path:
+    """Where the values of the items of a result lie until its tables are written."""
+    return manifest.with_name(manifest.stem.replace("manifest", "items"))
+
+
+def measure_items(measure: Measure, job: Job, origin: str, manifest: Path) -> dict[str, Table]:
+    """Measures all items, or those that are missing, and makes the tables.
+
+    Args:
+        measure: A measure with items.
+        job: What it works on.
+        origin: Digest of everything that the result follows from.
+        manifest: The declared file of the result.
+
+    Returns:
+        The tables by name.
+    """
+    directory = items_directory(manifest)
+    task = ItemsTask(measure, job, origin)
+    run_stage(task, directory, log=job.log)
+    stage = open_stage(directory, task.name)
+    return task.work.tables({name: stage.read(name) for name in task.work.layout()})
+
+
+def remove_items(manifest: Path) -> None:
+    """Removes the values of the items once the tables are written."""
+    shutil.rmtree(items_directory(manifest), ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Gauss–Newton part and remainder."""

@@ -1,1 +1,0 @@
-"""What is measured in the eigenbasis: each module has `measure`, which returns typed tables."""

@@ -1,0 +1,248 @@
+"""What an experiment asks for: which measures of which subjects, under which names, and the figures that show them."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from quadscape.figures import FIGURES
+from quadscape.measures import MEASURES, OWNERS
+from quadscape.measures.code import measure_label
+from quadscape.measures.declaration import Cost, Measure, effective_options, fingerprint_digits
+from quadscape.measures.earlier import earlier_tables, take_over
+from quadscape.workflow import Places, Problem, memory_mb, runtime_minutes
+
+MOST_RUNS = 8
+"""Runs that one figure shows."""
+
+
+class Targets:
+    """Results that an experiment asks for.
+
+    Attributes:
+        places: Where results lie.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.places = Places(problem.experiment)
+        self._problem, self._experiment = problem, problem.experiment
+        self._options: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def options(self, measure: str, run: str) -> Mapping[str, Any]:
+        """Options of a measure as they are used of a run.
+
+        Args:
+            measure: Name of the measure.
+            run: Name of the run.
+
+        Returns:
+            A value for every option; defaults are clipped to what the network has.
+        """
+        size = self._problem.sizes(run).parameters
+        if (measure, size) not in self._options:
+            given = self._experiment.measures.given(measure)
+            self._options[measure, size] = effective_options(MEASURES[measure], given, size)
+        return self._options[measure, size]
+
+    def cost(self, measure: str, run: str) -> Cost:
+        """What one job of a measure takes."""
+        return MEASURES[measure].cost(self._problem.sizes(run), self.options(measure, run))
+
+    def keys(self, measure: Measure, run: str) -> list[str]:
+        """Subjects of a measure within a run, as their folders are called.
+
+        Args:
+            measure: The measure.
+            run: Name of the run.
+
+        Returns:
+            `run`, iterations, or pairs of iterations as `<first>-<second>`, whether or not it is measured.
+        """
+        section = self._experiment.run(run)
+        if measure.of == "run":
+            return ["run"] if section.path is None else []
+        if measure.of == "checkpoint":
+            return [str(iteration) for iteration in section.checkpoints]
+        return [f"{first}-{second}" for first, second in combinations(section.checkpoints, 2)]
+
+    def result(self, measure: str, run: str, key: str) -> str:
+        """Manifest of one result."""
+        digits = fingerprint_digits(self.options(measure, run), measure_label(measure))
+        return self.places.result(measure, run, key, digits)
+
+    def results(self, measure: str, runs: list[str] | None = None) -> list[str]:
+        """Manifests of all results of a measure.
+
+        Args:
+            measure: Name of the measure.
+            runs: Which runs; None: all.
+
+        Returns:
+            In the order of the experiment file; empty where the measure is off.
+        """
+        chosen = [run.name for run in self._experiment.runs if self._experiment.is_measured(measure, run.name)]
+        chosen = [run for run in chosen if runs is None or run in runs]
+        return [self.result(measure, run, key) for run in chosen for key in self.keys(MEASURES[measure], run)]
+
+    @cached_property
+    def _shown(self) -> list[str]:
+        given = self._experiment.figures.runs
+        return list(given) if given else [run.name for run in self._experiment.runs]
+
+    def figure_inputs(self, figure: str) -> dict[str, list[str]]:
+        """What a figure reads.
+
+        Args:
+            figure: Name of the figure.
+
+        Returns:
+            Manifests by measure, of at most `MOST_RUNS` runs.
+        """
+        found = {}
+        for name in dict.fromkeys(OWNERS[table].name for table in FIGURES[figure].tables):
+            having = [run for run in self._shown if self.results(name, [run])]
+            found[name] = self.results(name, having[:MOST_RUNS])
+        return found
+
+    def figures(self) -> list[str]:
+        """Files of all figures for which there is anything to show (overlaps need two checkpoints of a run)."""
+        drawable = [name for name in FIGURES if all(self.figure_inputs(name).values())]
+        return [self.places.figure(name, kind) for name in drawable for kind in ("svg", "png")]
+
+    def take_over_earlier(self) -> list[str]:
+        """Takes tables of earlier versions over, where results of now are missing; nothing is measured.
+
+        Returns:
+            Sentences on what was taken over, and on what is measured again and why.
+        """
+        taken, refused = 0, dict[str, list[str]]()
+        for measure in MEASURES.values():
+            for run in self._experiment.runs:
+                for key in self.keys(measure, run.name) if self._experiment.is_measured(measure.name, run.name) else ():
+                    earlier = earlier_tables(self.places.root, measure, run.name, key)
+                    manifest = self.result(measure.name, run.name, key)
+                    if not earlier or Path(manifest).exists():
+                        continue
+                    options, inputs = self.options(measure.name, run.name), self.inputs(measure, run.name, key)
+                    reason = take_over(measure, measure_label(measure.name), options, inputs, earlier, manifest)
+                    if reason:
+                        refused.setdefault(f"{measure.name}: {reason}", []).append(f"{run.name}/{key}")
+                    else:
+                        taken += 1
+        found = [f"{taken} results of an earlier version were taken over; nothing was measured."] if taken else []
+        return found + [
+            f"Tables of an earlier version are measured again, for {reason}: {', '.join(where)}."
+            for reason, where in refused.items()
+        ]
+
+    def inputs(self, measure: Measure, run: str, key: str) -> dict[str, list[str]]:
+        """Everything that a measure reads, by name.
+
+        Args:
+            measure: The measure.
+            run: Name of the run.
+            key: `run`, an iteration, or a pair of them.
+
+        Returns:
+            Manifests or root metadata, of a pair the first, then the second.
+        """
+        iterations = [] if key == "run" else key.split("-")
+        found: dict[str, list[str]] = {}
+        for name in measure.reads:
+            if name == "data":
+                found[name] = [self.places.data]
+            elif name == "trajectory":
+                found[name] = [self.places.trajectory(run)]
+            elif name in MEASURES:
+                subjects = [key] if MEASURES[name].of == measure.of else iterations or ["run"]
+                found[name] = [self.result(name, run, subject) for subject in subjects]
+            else:
+                found[name] = [getattr(self.places, name)(run, iteration) for iteration in iterations]
+        return found
+
+    def everything(self) -> list[str]:
+        """All figures, and the results that no figure shows."""
+        shown = {path for name in FIGURES for paths in self.figure_inputs(name).values() for path in paths}
+        return self.figures() + [path for name in MEASURES for path in self.results(name) if path not in shown]
+
+    def clipped(self) -> list[str]:
+        """Sentences on defaults that were clipped to the size of the network."""
+        found = []
+        for measure in MEASURES.values():
+            for run in self._experiment.runs:
+                options = self.options(measure.name, run.name)
+                found += [
+                    f"measures.{measure.name}.{option.name} is {options[option.name]} instead of its default "
+                    f"{option.default}, since the network has no more parameters."
+                    for option in measure.options
+                    if option.parameters_at_most and options[option.name] < option.default
+                    if option.name not in self._experiment.measures.given(measure.name)
+                ]
+        return list(dict.fromkeys(found))
+
+
+class MeasureRule:
+    """What the workflow's rule of one measure consists of; every function takes Snakemake's wildcards.
+
+    Attributes:
+        name: Name of the rule.
+        measure: Name of the measure.
+        label: Label of its code.
+        threads: CPU threads.
+        output: The manifest that it declares.
+        log: Its log.
+    """
+
+    def __init__(self, measure: Measure, targets: Targets) -> None:
+        """Fills in the wildcards of the measure's subject.
+
+        Args:
+            measure: The measure.
+            targets: Results of the experiment.
+        """
+        key = {"run": "run", "checkpoint": "{iteration}", "checkpoint_pair": "{first}-{second}"}[measure.of]
+        self.name, self.measure, self.threads = f"measure_{measure.name}", measure.name, measure.threads
+        self.label = measure_label(measure.name)
+        self.output = targets.places.result(measure.name, "{run}", key, "{digits}")
+        experiment = targets.places.root.partition("/")[2]
+        self.log = f"logs/{experiment}/{self.name}/{{run}}/{key}-{{digits}}.log"
+        self._declared, self._targets = measure, targets
+
+    def _iterations(self, wildcards: Any) -> list[str]:
+        names = {"run": (), "checkpoint": ("iteration",), "checkpoint_pair": ("first", "second")}[self._declared.of]
+        return [wildcards[name] for name in names]
+
+    def inputs(self, wildcards: Any) -> dict[str, list[str]]:
+        """Everything that the measure reads, by name; of a pair the first, then the second."""
+        run, iterations = wildcards.run, self._iterations(wildcards)
+        found = self._targets.inputs(self._declared, run, "-".join(iterations) or "run")
+        if "hessian" in found:
+            # Not named to the job, which finds them; but if one was removed, it must be there again.
+            shards = self._targets.places.hessian_shards
+            found["shards"] = [shard for iteration in iterations for shard in shards(run, iteration)]
+        return found
+
+    def options(self, wildcards: Any) -> dict[str, Any]:
+        """The measure's options."""
+        return dict(self._targets.options(self.measure, wildcards.run))
+
+    def memory(self, wildcards: Any, attempt: int) -> int:
+        """Memory in MB."""
+        return memory_mb(self._targets.cost(self.measure, wildcards.run).memory_bytes / 1e6, attempt)
+
+    def runtime(self, wildcards: Any, attempt: int) -> int:
+        """Time limit in minutes."""
+        return runtime_minutes(self._targets.cost(self.measure, wildcards.run).nominal_seconds / 60, attempt)
+
+
+def measure_rules(targets: Targets) -> list[MeasureRule]:
+    """The rules of all measures.
+
+    Args:
+        targets: Results of the experiment.
+
+    Returns:
+        One rule for each measure, in the order of the experiment file.
+    """
+    return [MeasureRule(measure, targets) for measure in MEASURES.values()]

@@ -1,0 +1,3 @@
+from quadscape.jobs import open_log, run_measure_job
+
+run_measure_job(snakemake, open_log(snakemake))
