@@ -3,6 +3,7 @@
 import argparse
 import codecs
 import io
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,14 +54,14 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from quadscape.stage import load_purged
+    from quadscape.stage import PURGED, load_purged
     from quadscape.verify import verify_results
 
     problems = 0
     for path, problem in verify_results(Path(arguments.path)):
         if problem is not None:
             print(f"DAMAGED {path}: {problem}", flush=True)
-        elif not (path / "manifest.json").exists() and (purged := load_purged(path)) is not None:
+        elif (path / PURGED).exists() and (purged := load_purged(path)) is not None:
             print(f"ok      {path} ({' and '.join(purged.arrays)} purged on {purged.date})", flush=True)
         else:
             print(f"ok      {path}", flush=True)
@@ -70,6 +71,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _purge(arguments: argparse.Namespace) -> int:
+    from quadscape.measures.earlier import replaced_tables
     from quadscape.purge import find_removable, purge
     from quadscape.stage import format_bytes
 
@@ -83,6 +85,13 @@ def _purge(arguments: argparse.Namespace) -> int:
             purge(found, print)
         word = "removed" if arguments.yes else "remove "
         print(f"{word} {format_bytes(found.size_bytes):>8}  {found.directory}", flush=True)
+    for path in replaced_tables(Path(arguments.path)):
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        freed += size
+        if arguments.yes:
+            shutil.rmtree(path)
+        word = "removed" if arguments.yes else "remove "
+        print(f"{word} {format_bytes(size):>8}  {path}: of an earlier version, and taken over", flush=True)
     if arguments.yes:
         print(f"freed {format_bytes(freed)}; tables, figures, manifests and verification results are kept")
     elif freed:

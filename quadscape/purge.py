@@ -1,6 +1,7 @@
 """Frees the disk of what only unfinished work needs: the P×P arrays of stages whose tables are all made.
 
-A Hessian is needed until its eigenbasis is finished, and all of them until every measure is that reads them. Verified results, eigenvalues, plans and journals always stay.
+A Hessian is needed until its eigenbasis is finished, and all of them until every measure is
+that reads them. Verified results, eigenvalues, plans and journals always stay.
 """
 
 from collections.abc import Iterator

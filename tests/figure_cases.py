@@ -3,13 +3,18 @@
 from dataclasses import dataclass
 
 import numpy as np
-from probe_cases import GivenGradients, PlainBasis, random_orthogonal
-from quadscape.probes.interfaces import as_array
-from quadscape.probes.ranks import log_indices
+from measure_cases import GivenGradients, PlainBasis, random_orthogonal
 from scipy.sparse.linalg import aslinearoperator
 
-from quadscape.config import Density, LineSearch
-from quadscape.probes import curves, density, gradients, line_search, overlap, parts, spectrum
+from quadscape.measures.curves import compute as curves
+from quadscape.measures.density import compute as density
+from quadscape.measures.gradients import compute as gradients
+from quadscape.measures.interfaces import as_array
+from quadscape.measures.line_search import compute as line_search
+from quadscape.measures.overlap import compute as overlap
+from quadscape.measures.parts import compute as parts
+from quadscape.measures.ranks import log_indices
+from quadscape.measures.spectrum import compute as spectrum
 from quadscape.tables import Table
 
 COUNT = 200
@@ -89,7 +94,9 @@ def checkpoint_tables(
     training = RidgeObjective(vectors, eigenvalues, theta)
     validation = RidgeObjective(vectors, eigenvalues, theta, shift=1.0)
     coefficients = generator.standard_t(3, (COUNT, size)) * np.sqrt(np.abs(eigenvalues) + 1e-4)
-    tables = line_search.measure(training, validation, basis, theta, LineSearch(directions=directions), head)
+    tables = line_search.measure(
+        training, validation, basis, theta, chosen("line_search", directions=directions), head
+    )
     tables |= gradients.measure(GivenGradients(coefficients @ vectors.T), basis, theta, head)
     negative = int((eigenvalues < -zero).sum())
     invariances = {"negative": negative, "negative_without_generators": max(0, negative - 3)}
@@ -97,7 +104,7 @@ def checkpoint_tables(
     tables["spectrum"] = spectrum.measure(eigenvalues, zero, overlaps, head | {"invariances": invariances})
     tables |= part_tables(eigenvalues, vectors, zero, head)
     hessian = aslinearoperator((vectors * eigenvalues) @ vectors.T)
-    tables["density"] = density.measure(hessian, Density(vectors=4, steps=20), head)
+    tables["density"] = density.measure(hessian, chosen("density", vectors=4, steps=20), head)
     return tables
 
 

@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from quadscape.probes.interfaces import checkpoint_attributes
-
-from quadscape.checkpoint import Checkpoint
 from quadscape.config import Experiment, parse_experiment
-from quadscape.curvature.eigenbasis import Eigenbasis, EigenbasisTask
+from quadscape.curvature.eigenbasis import EigenbasisTask
 from quadscape.curvature.gauss_newton import GaussNewtonTask
 from quadscape.curvature.hessian import HessianShardTask, HessianTask
-from quadscape.data import data_info, prepare
+from quadscape.data import prepare
 from quadscape.extraction import extract_checkpoint
-from quadscape.probes import spectrum
+from quadscape.measures import MEASURES
+from quadscape.measures.code import measure_label
+from quadscape.measures.job import Job, run_measure
 from quadscape.stage import Task, run_stage
+from quadscape.targets import Targets
 from quadscape.training import TrainingTask
-from quadscape.workflow import Places
+from quadscape.workflow import Places, Problem
 
 ITERATIONS = (0, 40)
 
@@ -81,12 +81,18 @@ def curvature(root: Path, experiment: Experiment, iteration: int) -> None:
         run(GaussNewtonTask(checkpoint, data, options, "cpu"), root, places.gauss_newton("a", iteration))
 
 
-def measure_spectrum(root: Path, experiment: Experiment, iteration: int) -> None:
-    """The table of a checkpoint's spectrum, from its eigenbasis."""
-    places = Places(experiment)
-    basis = Eigenbasis(root / places.eigenbasis("a", iteration))
-    count = data_info(root / places.data).counts["train"]
-    head = checkpoint_attributes(Checkpoint.load(root / places.checkpoint("a", iteration)), basis, count)
-    head = {**head, "invariances": basis.invariances}
-    table = spectrum.measure(basis.eigenvalues, basis.zero_threshold, basis.generator_overlaps, head)
-    table.write(root / places.table("spectrum", "a", iteration))
+def measure_spectrum(root: Path, experiment: Experiment, iteration: int) -> Path:
+    """The result of a checkpoint's spectrum, from its eigenbasis; returns its manifest."""
+    return measure(root, experiment, "spectrum", "a", str(iteration))
+
+
+def measure(root: Path, experiment: Experiment, name: str, run: str, key: str) -> Path:
+    """One result of a measure, as its job makes it; returns its manifest."""
+    targets = Targets(Problem.of(experiment))
+    declared, options = MEASURES[name], targets.options(name, run)
+    inputs = {part: [root / path for path in paths] for part, paths in targets.inputs(declared, run, key).items()}
+    iterations = [] if key == "run" else [int(iteration) for iteration in key.split("-")]
+    job = Job(run, iterations, options, inputs, device="cpu", log=silent)
+    manifest = root / targets.result(name, run, key)
+    run_measure(declared, measure_label(name), job, options, manifest)
+    return manifest

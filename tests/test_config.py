@@ -9,8 +9,20 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quadscape.config import Experiment, Section, Steps, check_problem, load_experiment, parse_experiment, resolved
+from quadscape.config import (
+    Experiment,
+    MeasureSection,
+    Section,
+    Steps,
+    check_problem,
+    earlier_names,
+    load_experiment,
+    parse_experiment,
+    resolved,
+)
 from quadscape.errors import ConfigError
+from quadscape.measures import MEASURES
+from quadscape.measures.declaration import effective_options
 from quadscape.reference import configuration_reference
 from quadscape.yaml_files import check_given_config
 
@@ -31,7 +43,7 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         ("milestones",),
     ),
     ("unknown key of a model", {"model": {"factory": "mlp", "width": 3}}, ("model.width", "hidden")),
-    ("unknown key of a probe", {"probes": {"line_search": {"pionts": 9}}}, ("probes.line_search.pionts", "points")),
+    ("unknown key of a probe", {"measures": {"line_search": {"pionts": 9}}}, ("measures.line_search.pionts", "points")),
     ("misspelt choice", {"data": {"source": "cifar"}}, ("data.source", '"cifar"', "cifar10")),
     ("misspelt loss", {"loss": "crossentropy"}, ("loss", "crossentropy", "cross_entropy")),
     ("misspelt factory", {"model": {"factory": "resnet"}}, ("model.factory", "resnet9", "package.module:function")),
@@ -98,8 +110,16 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("checkpoint listed twice", _run(checkpoints=[4, 4]), ("runs[0].checkpoints", "twice")),
     ("foreign run without checkpoint", _run(path="w.pt"), ("runs[0]", "checkpoints")),
     ("foreign checkpoints in one file", _run(path="w.pt", checkpoints=[0, 1]), ("runs[0]", "{iteration}")),
-    ("even number of points", {"probes": {"line_search": {"points": 10}}}, ("points", "10", "odd")),
-    ("one band", {"probes": {"overlap": {"bands": 1}}}, ("probes.overlap.bands", "1", "2")),
+    ("even number of points", {"measures": {"line_search": {"points": 10}}}, ("points", "10", "odd")),
+    ("one band", {"measures": {"overlap": {"bands": 1}}}, ("measures.overlap.bands", "1", "2")),
+    ("unknown measure", {"measures": {"lin_search": {}}}, ("measures.lin_search", "did you mean 'line_search'")),
+    ("a number for a measure", {"measures": {"density": 3}}, ("measures.density", "3")),
+    ("measures and their earlier name", {"measures": {}, "probes": {}}, ("probes", "measures")),
+    ("measured of no run", {"measures": {"density": {"runs": []}}}, ("measures.density.runs", "at least one")),
+    ("measured of an unknown run", {"measures": {"density": {"runs": ["x"]}}}, ("measures.density.runs", "'x'", "drops")),
+    ("shown of an unknown run", {"figures": {"runs": ["x"]}}, ("figures.runs", "'x'", "drops")),
+    ("more runs than a figure shows", {"figures": {"runs": list("abcdefghi")}}, ("figures.runs", "8")),
+    ("parts without Gauss–Newton", {"measures": {"parts": True}}, ("measures.parts", "curvature.gauss_newton")),
 ]
 
 
@@ -123,8 +143,8 @@ def test_many_mistakes_name_the_first_and_count_the_rest() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"probes": {"line_search": {"directions": 101}}}, ("directions", "101", "100 parameters")),
-        ({"probes": {"line_search": {"directions": 5}, "overlap": {"bands": 101}}}, ("bands", "101", "100")),
+        ({"measures": {"line_search": {"directions": 101}}}, ("directions", "101", "100 parameters")),
+        ({"measures": {"line_search": {"directions": 5}, "overlap": {"bands": 101}}}, ("bands", "101", "100")),
         ({"training": {"batch_size": 51}}, ("batch_size", "51", "50 training images")),
     ],
 )
@@ -160,6 +180,8 @@ def test_config_yaml_states_every_default() -> None:
         found = []
         for key in type(section).model_fields:
             value = getattr(section, key)
+            if isinstance(section, MeasureSection) and key in MeasureSection.model_fields:
+                continue  # what every measure shares is said once
             if key not in given:
                 found.append(path + key)
             elif isinstance(value, Section):
@@ -334,3 +356,28 @@ def test_keys_given_twice_on_the_command_line(words: list[str], twice: str) -> N
         return
     with pytest.raises(ConfigError, match=twice):
         check_given_config(words)
+
+
+def test_the_earlier_name_of_measures_is_read_and_said() -> None:
+    raw = {"probes": {"line_search": {"points": 9}, "density": False}}
+    experiment = parse_experiment(raw)
+    assert experiment.measures.given("line_search") == {"dtype": "float64", "points": 9}
+    assert not experiment.is_measured("density", "drops")
+    assert len(earlier_names(raw)) == 1
+    assert earlier_names({"measures": {}}) == []
+
+
+def test_measures_are_on_for_what_is_computed() -> None:
+    experiment = parse_experiment({"measures": {"density": {"runs": ["drops"]}, "overlap": False}})
+    assert experiment.is_measured("density", "drops")
+    assert not experiment.is_measured("density", "constant-0.01")
+    assert not experiment.is_measured("overlap", "drops")
+    assert not experiment.is_measured("parts", "drops")
+    assert parse_experiment({"curvature": {"gauss_newton": True}}).is_measured("parts", "drops")
+
+
+def test_defaults_beyond_the_network_are_clipped_and_given_ones_are_not() -> None:
+    measure = MEASURES["line_search"]
+    assert effective_options(measure, {"dtype": "float64"}, 5)["directions"] == 5
+    assert effective_options(measure, {"dtype": "float64", "directions": 7}, 5)["directions"] == 7
+    assert effective_options(measure, {"dtype": "float64"}, 500)["directions"] == 48

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from figure_cases import checkpoint_tables, pair_tables, run_tables
-from quadscape.probes.schemas import SCHEMAS
 
 from quadscape.figures import FIGURES, save, style
+from quadscape.measures import SCHEMAS
 from quadscape.tables import Table
 
 SIZE = 60

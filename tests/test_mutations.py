@@ -64,7 +64,7 @@ VALID: dict[str, Any] = {
     },
     "runs": [{"name": "a", "checkpoints": [0, 40]}, {"name": "b", "weight_decay": 0.1}],
     "curvature": {"dtype": "float64", "shards": 2},
-    "probes": {"line_search": {"directions": 6, "points": 21}, "density": {"vectors": 2, "steps": 8}},
+    "measures": {"line_search": {"directions": 6, "points": 21}, "density": {"vectors": 2, "steps": 8}},
 }
 VALUES: list[Any] = [None, True, -1, 0, 10**9, 2**70, -0.5, 1e308, float("nan"), float("inf"), "", "x", "1", "é\u200b"]
 VALUES += [[], {}, [1, [2]], {"x": {"y": 1}}, [None], "nan", "{iteration}", "../..", "a/b", "\x7f", "name: x", 5e-324]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from probe_cases import PlainBasis, random_orthogonal
+from measure_cases import PlainBasis, random_orthogonal
 
 from quadscape.curvature.eigensolver import basis_specs
 from quadscape.curvature.projections import _PIECE_BYTES, ALIGNMENT, displacements, overlap_tiles, project

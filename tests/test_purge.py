@@ -13,7 +13,7 @@ from quadscape import stage
 from quadscape.cli import main
 from quadscape.curvature.eigenbasis import Eigenbasis
 from quadscape.errors import StoreError
-from quadscape.figures import FIGURES
+from quadscape.measures import MEASURES
 from quadscape.purge import LARGE_ARRAYS, find_removable, purge
 from quadscape.stage import array_bytes, finished_manifest, open_stage
 from quadscape.status import stage_status
@@ -34,15 +34,13 @@ LARGE = [
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("purge")
     results = make_results(root)
-    # What the probes would write, as far as purging looks at it.
+    # What measures would write, as far as purging looks at it.
     for key in ("0", "40", "0-40"):
-        for spec in FIGURES.values():
-            if spec.scope == ("pairs" if "-" in key else "checkpoints"):
-                for table in spec.tables:
-                    path = results / f"tables/a/{key}/{table}.zarr/zarr.json"
-                    if not path.exists() and (key != "0" or spec.name != "curvature_parts"):
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        path.write_text("{}")
+        for measure in MEASURES.values():
+            if measure.of == ("checkpoint_pair" if "-" in key else "checkpoint") and (key != "0" or measure.name != "parts"):
+                path = results / f"tables/{measure.name}/a/{key}/manifest-00000000.json"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("{}")
     return root
 
 
@@ -173,18 +171,18 @@ def test_killed_before_each_change(root: Path) -> None:
 
 
 def test_what_is_still_needed_is_kept(root: Path) -> None:
-    tables = root / "results/small/tables/a"
-    shutil.rmtree(tables / "40/gradient_bands.zarr")
-    shutil.rmtree(tables / "0-40/overlap_rows.zarr")
+    tables = root / "results/small/tables"
+    shutil.rmtree(tables / "gradients/a/40")
+    shutil.rmtree(tables / "overlap/a/0-40")
     (root / CHECKPOINTS / "0/eigenbasis/manifest.json").unlink()
     kept = removable(root)
     assert kept[LARGE[0]] == "it is not finished"
     assert kept[LARGE[1]] == "the eigenbasis of its checkpoint is not finished"
-    assert kept[LARGE[2]] == "needed by 2 unfinished tables: gradient_bands, overlap_rows 0-40"
+    assert kept[LARGE[2]] == "needed by 2 unfinished measures: gradients, overlap 0-40"
     assert kept[LARGE[3]] == kept[LARGE[4]] == ""
-    shutil.rmtree(tables / "40/parts_ritz.zarr")
+    shutil.rmtree(tables / "parts/a/40")
     kept = removable(root)
-    assert kept[LARGE[3]] == kept[LARGE[4]] == "needed by 1 unfinished table: parts_ritz"
+    assert kept[LARGE[3]] == kept[LARGE[4]] == "needed by 1 unfinished measure: parts"
 
 
 def test_a_stage_at_work_is_kept(root: Path) -> None:

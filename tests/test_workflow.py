@@ -32,7 +32,7 @@ TINY: dict[str, Any] = {
         "evaluate_every": 10,
     },
     "runs": [{"name": "a", "checkpoints": [0, 40]}],
-    "probes": {
+    "measures": {
         "line_search": {"directions": 6, "points": 21},
         "overlap": {"bands": 8},
         "density": {"vectors": 2, "steps": 8},
@@ -108,12 +108,12 @@ def checkout(finished: Checkout, tmp_path: Path) -> Checkout:
 def _content(checkout: Checkout) -> dict[str, bytes]:
     """What rules declare and tables hold: digests of everything computed, byte for byte."""
     root = checkout.path / "results/tiny"
-    files = [*root.rglob("manifest.json"), *root.rglob("*.zarr/zarr.json"), *root.rglob("figures/*")]
+    files = [*root.rglob("manifest*.json"), *root.rglob("*.zarr/zarr.json"), *root.rglob("figures/*")]
     return {str(path.relative_to(root)): path.read_bytes() for path in files if "store.zarr" not in path.parts}
 
 
 PER_CHECKPOINT = {"extract_checkpoint", "compute_hessian_shard", "compute_hessian", "compute_eigenbasis"}
-PER_CHECKPOINT |= {"measure_spectrum", "search_lines", "project_gradients", "measure_density"}
+PER_CHECKPOINT |= {"measure_spectrum", "measure_line_search", "measure_gradients", "measure_density"}
 
 
 @pytest.mark.slow
@@ -223,10 +223,10 @@ def test_a_changed_figure_is_drawn_again(checkout: Checkout) -> None:
 
 
 @pytest.mark.slow
-def test_a_changed_probe_is_measured_again(checkout: Checkout) -> None:
-    path = checkout.path / "quadscape/probes/line_search.py"
-    path.write_text(path.read_text() + "\nCHANGED = 1\n")
-    assert checkout.plan() == Counter(search_lines=2, draw_figure=2)
+def test_a_changed_measure_is_measured_again(checkout: Checkout) -> None:
+    path = checkout.path / "quadscape/measures/line_search/compute.py"
+    path.write_text(path.read_text().replace("CLUSTERING = 6.0", "CLUSTERING = 5.0"))
+    assert checkout.plan() == Counter(measure_line_search=2, draw_figure=2)
     assert checkout.figures() == {"line_searches", "quadratic_radius"}
 
 
@@ -312,7 +312,7 @@ def test_a_removed_stage_directory_heals(checkout: Checkout) -> None:
     stage = checkout.path / "results/tiny/runs/a/checkpoints/40/eigenbasis"
     manifest = (stage / "manifest.json").read_bytes()
     shutil.rmtree(stage / "store.zarr")
-    (checkout.path / "results/tiny/tables/a/40/spectrum.zarr/zarr.json").unlink()
+    shutil.rmtree(checkout.path / "results/tiny/tables/spectrum/a/40")
     (checkout.path / "results/tiny/figures/spectrum.svg").unlink()
     code, output = checkout.snakemake("results/tiny/figures/spectrum.svg")
     assert code != 0
@@ -331,7 +331,7 @@ def test_a_removed_stage_directory_heals(checkout: Checkout) -> None:
         ({"runs": [{"name": "a", "checkpoints": [41]}]}, ["41", "40"]),
         ({"data": {"source": "image_folder", "path": "no/such/folder"}}, ["no/such/folder"]),
         ({"model": {"factory": "nowhere.at_all:function"}}, ["nowhere"]),
-        ({"probes": {"line_search": {"directions": 100000}}}, ["directions", "100000"]),
+        ({"measures": {"line_search": {"directions": 100000}}}, ["directions", "100000"]),
         ({"curvature": {"shards": 1000}}, ["curvature.shards", "1000"]),
         ({"runs": [{"name": "b", "path": "none.pt", "checkpoints": [3]}]}, ["runs[0].path", "none.pt"]),
     ],

@@ -28,7 +28,6 @@ SIGNS = {1: ("positive λ", BLUE, "o", "-"), -1: ("negative λ (as |λ|)", VERMI
 SPLITS = {
     "train": ("training", BLUE, "o", "-"),
     "validation": ("validation", ORANGE, "^", "--"),
-    "test": ("test", GREEN, "s", "-."),
 }
 """Label, colour, marker and dash of each data split."""
 

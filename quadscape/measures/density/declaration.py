@@ -35,5 +35,6 @@ MEASURE = Measure(
     ),
     evaluates=True,
     threads=2,
+    gpu=True,
     items=True,
 )

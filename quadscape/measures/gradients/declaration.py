@@ -62,4 +62,5 @@ MEASURE = Measure(
     cost=_cost,
     evaluates=True,
     threads=2,
+    gpu=True,
 )

@@ -146,5 +146,6 @@ MEASURE = Measure(
     ),
     evaluates=True,
     threads=2,
+    gpu=True,
     items=True,
 )

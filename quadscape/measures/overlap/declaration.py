@@ -78,4 +78,5 @@ MEASURE = Measure(
         ),
     ),
     threads=2,
+    gpu=True,
 )

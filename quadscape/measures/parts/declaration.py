@@ -44,5 +44,6 @@ MEASURE = Measure(
     tables=(SPECTRA, RITZ),
     cost=_cost,
     threads=2,
+    gpu=True,
     items=True,
 )

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from quadscape.probes.schemas import SCHEMAS
 
-from quadscape.probes import spectrum
+from quadscape.measures import SCHEMAS
+from quadscape.measures.spectrum import compute as spectrum
 from quadscape.tables import read_table
 
 HEAD = {"run": "a", "iteration": 3, "P": 5, "N": 10, "weight_decay": 0.0, "zero_threshold": 0.5}
@@ -39,8 +39,8 @@ def test_a_long_spectrum_is_thinned_but_sums_are_exact(tmp_path) -> None:
     assert table.attributes["trace"] == pytest.approx(eigenvalues.sum(), rel=1e-12)
     assert table.attributes["cuts"][0]["negative"] == 5000
     np.testing.assert_array_equal(table["eigenvalue"], eigenvalues[table["index"]])
-    table.write(tmp_path / "spectrum.zarr")
-    again = read_table(tmp_path / "spectrum.zarr", SCHEMAS["spectrum"])
+    table.write(tmp_path / "spectrum.parquet")
+    again = read_table(tmp_path / "spectrum.parquet", SCHEMAS["spectrum"])
     assert again.attributes == table.attributes
 
 

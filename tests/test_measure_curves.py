@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from quadscape.probes import curves
+from quadscape.measures.curves import compute as curves
 
 HEAD = {"run": "a"}
 
@@ -43,10 +43,12 @@ def test_spread_and_mean_of_noise() -> None:
 def test_evaluations_keep_only_what_was_evaluated() -> None:
     table = run(8, np.full(8, 0.1), np.ones(8))["evaluations"]
     assert sorted(set(table["iteration"].tolist())) == [0, 2, 4, 6, 8]
-    test = table.where(table["split"] == "test")
-    np.testing.assert_allclose(test["accuracy"], 0.3)
-    assert (test["accuracy_low"] < 0.3).all()
-    assert (test["accuracy_high"] > 0.3).all()
+    # Test data are for `final_test` alone.
+    assert set(table["split"]) == {"train", "validation"}
+    held_out = table.where(table["split"] == "validation")
+    np.testing.assert_allclose(held_out["accuracy"], 0.4)
+    assert (held_out["accuracy_low"] < 0.4).all()
+    assert (held_out["accuracy_high"] > 0.4).all()
 
 
 def test_wilson_against_a_known_value() -> None:
@@ -81,4 +83,4 @@ def test_arrays_longer_than_the_run_are_cut() -> None:
 def test_a_run_without_steps() -> None:
     tables = run(1, np.full(1, np.nan), np.full(1, np.nan))
     assert len(tables["curves"]) == 0
-    assert len(tables["evaluations"]) == 6
+    assert len(tables["evaluations"]) == 4

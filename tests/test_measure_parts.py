@@ -2,9 +2,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from probe_cases import random_orthogonal
+from measure_cases import random_orthogonal
 
-from quadscape.probes import parts
+from quadscape.measures.parts import compute as parts
 
 HEAD = {"run": "a", "iteration": 3, "P": 40, "N": 10, "weight_decay": 0.0, "zero_threshold": 1e-3}
 

@@ -1,13 +1,13 @@
-"""The probes on a real small network: their numbers against those of automatic differentiation."""
+"""Measures on a real small network: their numbers against those of automatic differentiation."""
 
 import numpy as np
 import torch
-from probe_cases import PlainBasis
+from measure_cases import PlainBasis, chosen
 
-from quadscape.config import LineSearch
+from quadscape.measures.gradients import compute as gradients
+from quadscape.measures.line_search import compute as line_search
 from quadscape.objective import Objective
 from quadscape.parameters import ParameterLayout, current_vector
-from quadscape.probes import gradients, line_search
 
 
 def test_lines_and_gradients_of_a_small_network() -> None:
@@ -32,7 +32,9 @@ def test_lines_and_gradients_of_a_small_network() -> None:
     size = len(theta)
     head = {"run": "a", "iteration": 0, "P": size, "N": 27, "weight_decay": 1e-2, "zero_threshold": 1e-12}
 
-    fits = line_search.measure(training, validation, basis, theta, LineSearch(directions=size), head)["line_fit"]
+    fits = line_search.measure(training, validation, basis, theta, chosen("line_search", directions=size), head)[
+        "line_fit"
+    ]
     clear = np.abs(fits["eigenvalue"]) > 1e-6
     np.testing.assert_allclose(fits["curvature"], fits["eigenvalue"], atol=1e-10)
     np.testing.assert_allclose(fits["curvature_ratio"][clear], 1, atol=1e-3)

@@ -2,8 +2,10 @@ import math
 
 import numpy as np
 import pytest
-from probe_cases import PlainBasis, SeparableObjective, random_orthogonal
-from quadscape.probes.line_search import (
+from measure_cases import PlainBasis, SeparableObjective, options, random_orthogonal
+
+from quadscape.measures.line_search import compute as line_search
+from quadscape.measures.line_search.compute import (
     analyse,
     choose_directions,
     choose_form,
@@ -13,9 +15,6 @@ from quadscape.probes.line_search import (
     quadratic_radius,
     second_derivative,
 )
-
-from quadscape.config import LineSearch
-from quadscape.probes import line_search
 
 T = grid(61, 2.0, 1.0, 100.0)
 FLOOR = 1e-16
@@ -239,7 +238,9 @@ def test_measure_on_a_separable_loss() -> None:
     validation = SeparableObjective(vectors, functions, theta + 0.05 * vectors[:, 0])
     head = {"run": "a", "iteration": 0, "P": size, "N": 16, "weight_decay": 0.01, "zero_threshold": 1e-9}
     basis = PlainBasis(eigenvalues, vectors.astype(np.float32))
-    tables = line_search.measure(training, validation, basis, theta, LineSearch(directions=6, loss_rise=1.0), head)
+    tables = line_search.measure(
+        training, validation, basis, theta, chosen("line_search", directions=6, loss_rise=1.0), head
+    )
     fits, lines = tables["line_fit"], tables["line_search"]
     assert fits["index"].tolist() == list(range(6))
     assert fits["form"].tolist() == ["quadratic", "cubic", "quadratic", "quadratic", "quartic", "quartic"]

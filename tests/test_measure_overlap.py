@@ -2,9 +2,9 @@ import math
 
 import numpy as np
 import pytest
-from probe_cases import PlainBasis, random_orthogonal
+from measure_cases import PlainBasis, random_orthogonal
 
-from quadscape.probes import overlap
+from quadscape.measures.overlap import compute as overlap
 
 HEAD = {"run": "a", "iteration_a": 0, "iteration_b": 9}
 SIZE = 180

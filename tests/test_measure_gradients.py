@@ -2,9 +2,9 @@ import math
 
 import numpy as np
 import pytest
-from probe_cases import GivenGradients, PlainBasis, random_orthogonal
+from measure_cases import GivenGradients, PlainBasis, random_orthogonal
 
-from quadscape.probes import gradients
+from quadscape.measures.gradients import compute as gradients
 
 SIZE, COUNT = 48, 3000
 HEAD = {"run": "a", "iteration": 1, "P": SIZE, "N": COUNT, "weight_decay": 0.0, "zero_threshold": 0.0}

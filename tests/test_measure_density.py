@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
-from probe_cases import random_orthogonal
-from quadscape.probes.schemas import SCHEMAS
+from measure_cases import chosen, random_orthogonal
 from scipy.sparse.linalg import aslinearoperator
 
-from quadscape.config import Density
-from quadscape.probes import density
+from quadscape.measures import SCHEMAS
+from quadscape.measures.density import compute as density
 from quadscape.tables import read_table
 
 HEAD = {"run": "a", "iteration": 3, "P": 200, "N": 10, "weight_decay": 0.0}
@@ -15,8 +14,8 @@ def test_the_table_holds_density_counts_and_trace_with_intervals(tmp_path) -> No
     eigenvalues = np.concatenate([10 * np.arange(1.0, 151) ** -1.2, -2 * np.arange(1.0, 51) ** -1.2])
     vectors = random_orthogonal(200, 0)
     hessian = aslinearoperator((vectors * eigenvalues) @ vectors.T)
-    density.measure(hessian, Density(vectors=8, steps=60), HEAD).write(tmp_path / "density.zarr")
-    table = read_table(tmp_path / "density.zarr", SCHEMAS["density"])
+    density.measure(hessian, chosen("density", vectors=8, steps=60), HEAD).write(tmp_path / "density.parquet")
+    table = read_table(tmp_path / "density.parquet", SCHEMAS["density"])
     place, head = table["eigenvalue"], table.attributes
     assert head["run"] == "a"
     assert head["largest"] == pytest.approx(10)
@@ -38,7 +37,7 @@ def test_the_table_holds_density_counts_and_trace_with_intervals(tmp_path) -> No
 
 @pytest.mark.parametrize("eigenvalues", [[0.0] * 5, [3.0] * 5, [2.0]])
 def test_degenerate_spectra_have_a_density(eigenvalues) -> None:
-    table = density.measure(aslinearoperator(np.diag(eigenvalues)), Density(vectors=2, steps=4), HEAD)
+    table = density.measure(aslinearoperator(np.diag(eigenvalues)), chosen("density", vectors=2, steps=4), HEAD)
     assert table.attributes["trace"] == pytest.approx(sum(eigenvalues))
     assert np.isfinite(table["density"]).all()
     # Half of the kernel lies below the only eigenvalue.

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from quadscape.probes.ranks import log_edges, log_indices, log_ranks, rank_bands, signed_ranks
+
+from quadscape.measures.ranks import log_edges, log_indices, log_ranks, rank_bands, signed_ranks
 
 
 @given(st.integers(1, 3000), st.integers(1, 90))

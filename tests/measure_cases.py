@@ -1,8 +1,17 @@
 """Plain stand-ins with closed forms: an eigenbasis in memory and losses that are sums of functions of projections."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+
+from quadscape.measures import MEASURES
+
+
+def chosen(measure: str, **given: Any) -> SimpleNamespace:
+    """Options of a measure, by default those of its declaration."""
+    return SimpleNamespace(**{option.name: option.default for option in MEASURES[measure].options} | given)
 
 
 class PlainBasis:
