@@ -8,7 +8,7 @@ is found. Of a class that is reached, a method belongs to it if
 - its name is an attribute somewhere in reachable code, of whatever object (or a constant of `getattr`, or, where the
   name of a `getattr` is computed, any string constant), or
 - Python itself calls it (`__len__`, `_missing_`), or a decorator of this project takes it, or
-- the class has a base from outside, whose code may call it, or is where the search starts.
+- the class has a base from outside, whose code may call it.
 
 Of the hash: names stand for what they are bound to, so that neither import statements nor the module in which something
 is defined enter, but another definition of the same name does; what comes from outside counts by its dotted name.
@@ -18,9 +18,9 @@ Docstrings, comments, formatting and annotations do not count, nor do the argume
 Statements that act at import are those of all modules in which something is reached, of the packages around these, and
 of modules that these import without using the name.
 
-What is not seen: classes of objects that come in as arguments (they are reached where they are made, or named as an
-entry), methods that code from outside calls on objects without a base from outside, names put together at run time,
-and types that a library reads from annotations (which check or convert what comes in).
+What is not seen: classes of objects that come in as arguments, and of their fields (to be named as further entries);
+methods that code from outside calls on objects without a base from outside; names put together at run time; and types
+and functions that a library reads from annotations, which check or convert what comes in.
 
 Source is read and parsed, never imported. Hashes are equal under every version of Python that can parse the source.
 """
@@ -28,7 +28,7 @@ Source is read and parsed, never imported. Hashes are equal under every version 
 import ast
 import contextlib
 import json
-import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -40,6 +40,7 @@ from quadscape.codehash import _has_no_effect, _joined
 from quadscape.errors import QuadscapeError
 
 PACKAGE = "quadscape"
+_WHOLE = ".*"
 _ROOT = Path(__file__).resolve().parents[1]
 # Fields that are absent from, or differ between, versions of Python, and types.
 _IGNORED = {"kind", "type_comment", "type_ignores", "ctx", "annotation", "returns", "type_params"}
@@ -170,9 +171,7 @@ def _branches(test: ast.expr) -> tuple[bool, bool] | None:
     chain = _chain(test)
     if chain is not None and (chain[1] or [chain[0]])[-1] == "TYPE_CHECKING":
         return False, True
-    if isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and test.left.id == "__name__":
-        return False, True
-    return None
+    return (False, True) if ast.unparse(test) == "__name__ == '__main__'" else None
 
 
 def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
@@ -255,7 +254,10 @@ def _acts(node: ast.AST) -> bool:
     """Whether a module's compound statement does more than define names."""
     if isinstance(node, (ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith)) or _stores_into(node):
         return True
-    return any(isinstance(part, ast.Expr) and not _has_no_effect(part) for part in ast.walk(node))
+    return any(
+        getattr(part, "decorator_list", None) or (isinstance(part, ast.Expr) and not _has_no_effect(part))
+        for part in ast.walk(node)
+    )
 
 
 def _split(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.expr]]:
@@ -291,7 +293,7 @@ class _Collector:
 
     def _effect(self, node: ast.AST) -> None:
         name = f"<statement {len(self.module.effects) + 1}>"
-        self.module.definitions[name] = _Definition(self.module.name, name, [node])
+        self.module.definitions[name] = _Definition(self.module.name, name, [node], inner=sorted(_functions_in(node)))
         self.module.effects.append(name)
 
     def _statement(self, node: ast.AST, used: set[str]) -> None:
@@ -465,8 +467,7 @@ class _Project:
 
     def is_class(self, identifier: str) -> bool:
         """Whether a definition is a class, that is with methods of its own."""
-        nodes = self.definition(identifier).nodes
-        return bool(nodes) and isinstance(nodes[-1], ast.ClassDef)
+        return any(isinstance(node, ast.ClassDef) for node in self.definition(identifier).nodes)
 
     def bases(self, identifier: str) -> tuple[list[str], bool]:
         """Bases and metaclasses in this project, and whether there is one from outside that may call anything."""
@@ -665,6 +666,10 @@ class _Reader:
             self._strings.add(node.value)
         return self._plain(node, scope)
 
+    def _on_keyword(self, node: ast.keyword, scope: _Scope) -> str:
+        self._strings.update([node.arg] if node.arg else [])
+        return self._plain(node, scope)
+
     def _on_joinedstr(self, node: ast.JoinedStr, scope: _Scope) -> str:
         return self._plain(node, scope, values=_joined(node.values))
 
@@ -769,10 +774,10 @@ class _Search:
         self._modules: set[str] = set()
 
     def run(self, entries: Iterable[str]) -> None:
-        """Adds definitions until nothing new is found; of a class that is an entry, everything."""
+        """Adds definitions until nothing new is found."""
         for entry in entries:
-            self._pending.append(entry)
-            self._open.update(self._project.ancestry(entry)[0] if self._project.is_class(entry) else [])
+            self._pending.append(entry.removesuffix(_WHOLE))
+            self._open.update(self._project.ancestry(entry.removesuffix(_WHOLE))[0] if entry.endswith(_WHOLE) else [])
         while self._pending:
             while self._pending:
                 self._take(self._pending.pop())
@@ -809,7 +814,8 @@ class _Search:
         self._strings |= facts.strings
         self._dynamic |= facts.dynamic
         module, _, name = identifier.partition(":")
-        self._load(module)
+        if not name.startswith("<"):
+            self._load(module)
         self._load_all(facts.loads)
         if name != "*" and self._project.is_class(identifier):
             self._classes.append(identifier)
@@ -870,8 +876,9 @@ def _labels(reached: Mapping[str, _Facts]) -> dict[str, str]:
 def _found(project: _Project, entries: Sequence[str]) -> Closure:
     search = _Search(project)
     for entry in entries:
-        module, _, name = entry.partition(":")
-        if module not in project or name not in project.module(module).definitions:
+        module, _, name = entry.removesuffix(_WHOLE).partition(":")
+        known = module in project and name in project.module(module).definitions
+        if not known or (entry.endswith(_WHOLE) and not project.is_class(f"{module}:{name}")):
             raise DefinitionsError(f"There is no definition '{entry}'; expected 'package.module:name'.")
     search.run(entries)
     labels = _labels(search.reached)
@@ -893,7 +900,9 @@ def closure(entries: Sequence[str], root: Path = _ROOT) -> Closure:
     """All definitions that are reachable from some, and their hash.
 
     Args:
-        entries: Where to start, as "package.module:name" or "package.module:Class.method".
+        entries: Where to start: "package.module:name", "package.module:Class.method", or "package.module:Class.*" for a
+            class with everything in it and in its bases. A class alone makes reachable what is called of it, as for
+            the classes of arguments.
         root: Directory that holds the package.
 
     Returns:
@@ -942,7 +951,7 @@ def _keep(path: Path, closures: Mapping[str, Closure]) -> None:
     content = {key: {"hash": found.hash, "digests": dict(found.digests)} for key, found in closures.items()}
     with contextlib.suppress(OSError):
         path.parent.mkdir(exist_ok=True)
-        new = path.with_name(f".{path.name}.{os.getpid()}")
+        new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             new.write_text(json.dumps(content), encoding="utf-8")
             new.replace(path)
