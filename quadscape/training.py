@@ -34,6 +34,7 @@ from quadscape.stage import Arrays, Estimate, FinishedStage, StageStore, open_st
 from quadscape.store import ArraySpec
 from quadscape.versions import STAGE_VERSIONS
 
+_STAGE = "training"
 MEASURES = ("loss", "accuracy")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -220,7 +221,7 @@ class TrainingTask:
         data: The data store.
     """
 
-    name = "training"
+    name = _STAGE
     version = STAGE_VERSIONS["training"]
 
     def __init__(
@@ -669,7 +670,7 @@ class Trajectory:
         Returns:
             The run.
         """
-        return cls(open_stage(path, TrainingTask.name))
+        return cls(open_stage(path, _STAGE))
 
     @property
     def saved(self) -> np.ndarray:

@@ -5,11 +5,11 @@ from pathlib import Path
 import snakemake.exceptions as snakemake_exceptions
 from snakemake.exceptions import LockException, WorkflowError
 
-from quadscape.codehash import module_hash
 from quadscape.config import earlier_names, parse_experiment, resolved
 from quadscape.errors import QuadscapeError
 from quadscape.figures import FIGURES
 from quadscape.heads import record_head
+from quadscape.measures.code import figure_hash
 from quadscape.models import factory_code
 from quadscape.snakemake_shell import check_working_directory, quote_interpreter
 from quadscape.targets import Targets, measure_rules
@@ -17,7 +17,6 @@ from quadscape.versions import (
     CHECKPOINT_VERSION,
     DATA_VERSION,
     STAGE_VERSIONS,
-    STYLE_VERSION,
 )
 from quadscape.workflow import Places, Problem, check_places
 from quadscape.yaml_files import check_given_config, check_given_files, profile_files

@@ -20,7 +20,6 @@ rule draw_figure:
     params:
         title=lambda wildcards: FIGURES[wildcards.figure].title,
         caption=lambda wildcards: FIGURES[wildcards.figure].caption,
-        style=STYLE_VERSION,
-        code=lambda wildcards: module_hash(FIGURES[wildcards.figure].module),
+        code=lambda wildcards: figure_hash(wildcards.figure),
     script:
         "../workflow_scripts/draw_figure.py"

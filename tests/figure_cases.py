@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from measure_cases import GivenGradients, PlainBasis, random_orthogonal
+from measure_cases import GivenGradients, PlainBasis, chosen, random_orthogonal
 from scipy.sparse.linalg import aslinearoperator
 
 from quadscape.measures.curves import compute as curves
@@ -94,9 +94,7 @@ def checkpoint_tables(
     training = RidgeObjective(vectors, eigenvalues, theta)
     validation = RidgeObjective(vectors, eigenvalues, theta, shift=1.0)
     coefficients = generator.standard_t(3, (COUNT, size)) * np.sqrt(np.abs(eigenvalues) + 1e-4)
-    tables = line_search.measure(
-        training, validation, basis, theta, chosen("line_search", directions=directions), head
-    )
+    tables = line_search.measure(training, validation, basis, theta, chosen("line_search", directions=directions), head)
     tables |= gradients.measure(GivenGradients(coefficients @ vectors.T), basis, theta, head)
     negative = int((eigenvalues < -zero).sum())
     invariances = {"negative": negative, "negative_without_generators": max(0, negative - 3)}

@@ -116,7 +116,11 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("a number for a measure", {"measures": {"density": 3}}, ("measures.density", "3")),
     ("measures and their earlier name", {"measures": {}, "probes": {}}, ("probes", "measures")),
     ("measured of no run", {"measures": {"density": {"runs": []}}}, ("measures.density.runs", "at least one")),
-    ("measured of an unknown run", {"measures": {"density": {"runs": ["x"]}}}, ("measures.density.runs", "'x'", "drops")),
+    (
+        "measured of an unknown run",
+        {"measures": {"density": {"runs": ["x"]}}},
+        ("measures.density.runs", "'x'", "drops"),
+    ),
     ("shown of an unknown run", {"figures": {"runs": ["x"]}}, ("figures.runs", "'x'", "drops")),
     ("more runs than a figure shows", {"figures": {"runs": list("abcdefghi")}}, ("figures.runs", "8")),
     ("parts without Gauss–Newton", {"measures": {"parts": True}}, ("measures.parts", "curvature.gauss_newton")),

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from measure_cases import PlainBasis, SeparableObjective, options, random_orthogonal
+from measure_cases import PlainBasis, SeparableObjective, chosen, random_orthogonal
 
 from quadscape.measures.line_search import compute as line_search
 from quadscape.measures.line_search.compute import (

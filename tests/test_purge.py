@@ -37,7 +37,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # What measures would write, as far as purging looks at it.
     for key in ("0", "40", "0-40"):
         for measure in MEASURES.values():
-            if measure.of == ("checkpoint_pair" if "-" in key else "checkpoint") and (key != "0" or measure.name != "parts"):
+            if measure.of == ("checkpoint_pair" if "-" in key else "checkpoint") and (
+                key != "0" or measure.name != "parts"
+            ):
                 path = results / f"tables/{measure.name}/a/{key}/manifest-00000000.json"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("{}")

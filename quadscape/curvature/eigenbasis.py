@@ -51,6 +51,7 @@ from quadscape.stage import Arrays, Estimate, StageStore, open_stage
 from quadscape.store import ArraySpec
 from quadscape.versions import STAGE_VERSIONS
 
+_STAGE = "eigenbasis"
 _TILE_BYTES = 256 << 20
 _CHECK_BLOCK = 4
 _LEAST_CHECK_BYTES = 512 << 20
@@ -113,7 +114,7 @@ class Eigenbasis(_StoredBasis):
     """
 
     def __init__(self, path: str | Path) -> None:
-        stage = open_stage(path, EigenbasisTask.name)
+        stage = open_stage(path, _STAGE)
         super().__init__(stage)
         self.verification: dict[str, Any] = stage.manifest["results"]["verification"]
         self.zero_threshold: float = self.verification["zero_threshold"]
@@ -165,7 +166,7 @@ class EigenbasisTask:
         version: To be increased when its mathematics changes.
     """
 
-    name = "eigenbasis"
+    name = _STAGE
     version = STAGE_VERSIONS["eigenbasis"]
 
     def __init__(

@@ -51,6 +51,7 @@ from quadscape.stage import Arrays, Estimate, StageStore, open_stage
 from quadscape.store import ArraySpec
 from quadscape.versions import STAGE_VERSIONS
 
+_STAGE = "gauss_newton"
 _ACCUMULATED_BYTES = {"cpu": 1 << 30}
 _ROW_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 _CUDA_FRACTION = 1 / 8
@@ -196,7 +197,7 @@ class GaussNewtonTask:
         version: To be increased when its mathematics changes.
     """
 
-    name = "gauss_newton"
+    name = _STAGE
     version = STAGE_VERSIONS["gauss_newton"]
 
     def __init__(self, checkpoint_path: str | Path, data_path: str | Path, config: Curvature, device: str) -> None:
@@ -335,7 +336,7 @@ class GaussNewtonMatrix(StripMatrix):
     """
 
     def __init__(self, path: str | Path) -> None:
-        stage = open_stage(path, GaussNewtonTask.name)
+        stage = open_stage(path, _STAGE)
         results = stage.manifest["results"]
         super().__init__([(stage, _strip_bounds(results["size"], stage.manifest["plan"]))])
         self.verification: dict[str, Any] = results["verification"]

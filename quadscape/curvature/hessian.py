@@ -48,6 +48,8 @@ from quadscape.stage import Arrays, Estimate, FinishedStage, StageStore, open_st
 from quadscape.store import ArraySpec
 from quadscape.versions import STAGE_VERSIONS
 
+_SHARD_STAGE, _STAGE = "hessian_shard", "hessian"
+
 
 def shard_directory(hessian: str | Path, number: int, count: int) -> Path:
     """Where a shard lies: beside the stage that gathers it, so that either can be removed without the other.
@@ -82,7 +84,7 @@ class HessianShardTask:
         version: To be increased when its mathematics changes.
     """
 
-    name = "hessian_shard"
+    name = _SHARD_STAGE
     version = STAGE_VERSIONS["hessian"]
 
     def __init__(
@@ -213,9 +215,7 @@ class HessianShardTask:
 
 
 def _open_shards(directory: str | Path, count: int) -> list[FinishedStage]:
-    return [
-        open_stage(shard_directory(directory, number, count), HessianShardTask.name) for number in range(1, count + 1)
-    ]
+    return [open_stage(shard_directory(directory, number, count), _SHARD_STAGE) for number in range(1, count + 1)]
 
 
 def _join(shards: list[FinishedStage]) -> StripMatrix:
@@ -230,7 +230,7 @@ class HessianTask:
         version: To be increased when its mathematics changes.
     """
 
-    name = "hessian"
+    name = _STAGE
     version = STAGE_VERSIONS["hessian"]
 
     def __init__(
@@ -361,7 +361,7 @@ class HessianMatrix(StripMatrix):
         Raises:
             StoreError: A part is missing or damaged, or not what was gathered.
         """
-        self._stage = open_stage(path, HessianTask.name)
+        self._stage = open_stage(path, _STAGE)
         listed = self._stage.manifest["parameters"]["shards"]
         shards = _open_shards(self._stage.directory, len(listed))
         for shard in shards:

@@ -1,4 +1,4 @@
-"""The shared look of all figures; a change here raises `quadscape.versions.STYLE_VERSION`.
+"""The shared look of all figures.
 
 Colours are Okabe and Ito's, which colour-blind readers tell apart; every series also has its own marker or dash, so
 that a print in grey can be read.

@@ -33,7 +33,13 @@ def test_one_figure_submits_its_chain_only(beside: Beside) -> None:
 def test_everything_goes_through_slurm(beside: Beside) -> None:
     whole = beside.whole.result()
     assert Counter(map(_rule, whole.rest)) == Counter(
-        measure_line_search=2, measure_gradients=2, measure_density=2, measure_overlap=1, measure_curves=1, measure_final_test=1, draw_figure=6
+        measure_line_search=2,
+        measure_gradients=2,
+        measure_density=2,
+        measure_overlap=1,
+        measure_curves=1,
+        measure_final_test=1,
+        draw_figure=6,
     )
     assert {job["JobState"] for job in whole.rest} == {"COMPLETED"}
     assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 7
@@ -48,7 +54,14 @@ def test_hessian_and_eigenbasis_of_a_checkpoint_are_one_job_with_a_gpu(beside: B
     with_gpu = [job for job in jobs if "gpu" in job.get("TresPerJob", "")]
     assert {job["TresPerJob"] for job in with_gpu} <= {"gres:gpu:1", "gres/gpu:1"}  # by SLURM's version
     assert Counter(map(_rule, with_gpu)) == Counter(
-        {"train": 1, GROUP: 2, "measure_line_search": 2, "measure_gradients": 2, "measure_density": 2, "measure_overlap": 1}
+        {
+            "train": 1,
+            GROUP: 2,
+            "measure_line_search": 2,
+            "measure_gradients": 2,
+            "measure_density": 2,
+            "measure_overlap": 1,
+        }
     )
     assert all((job["Partition"] == "gpu") == (job in with_gpu) for job in jobs)
     checkpoints = whole.checkout.path / "results/tiny/runs/a/checkpoints"
