@@ -1,4 +1,4 @@
-"""Checkpoints: everything that curvature and probes need to know of a network, besides the data.
+"""Checkpoints: everything that curvature and measures need to know of a network, besides the data.
 
 A checkpoint is θ, the buffers, the layout of θ and the section that builds the network. Parameters trained elsewhere
 enter here too. How one is made, and what is refused then, is told in `quadscape.extraction`.

@@ -287,7 +287,7 @@ class Run(Training):
     name: Name
     """Name of the run; the folder of its results."""
     checkpoints: tuple[Index, ...] = ()
-    """Iterations at which Hessian, eigenbasis and probes are computed."""
+    """Iterations at which Hessian, eigenbasis and measures are computed."""
     path: str | None = None
     """Parameters trained elsewhere: a file saved with `torch.save(model.state_dict(), …)`, with `{iteration}` in the
     path where there are several checkpoints. Such a run is not trained."""

@@ -1,4 +1,4 @@
-"""Tables as versions before 0.13 wrote them, one Zarr store each, are taken over where their mathematics is the same.
+"""Tables as they were before measures were declared, one Zarr store each, are taken over where their mathematics is so.
 
 They lie in `tables/<run>/<key>/<table>.zarr`. Taking them over measures nothing, so that a purged eigenbasis is not
 computed again for a change of format. The stores themselves stay until `quadscape purge` removes them.

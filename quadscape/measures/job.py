@@ -137,13 +137,17 @@ class Job:
 
     @cached_property
     def head(self) -> dict[str, Any]:
-        """What every table of a checkpoint carries: run, iteration, P, N, weight_decay, and ε_λ where there is one."""
+        """What every table of a checkpoint carries: run, iteration, P, N and weight_decay."""
         from quadscape.data import data_info
         from quadscape.measures.interfaces import checkpoint_head
 
         checkpoint = self.checkpoint
-        head = checkpoint_head(checkpoint, len(checkpoint.theta), data_info(self.path("data")).counts["train"])
-        return {**head, "zero_threshold": float(self.basis.zero_threshold)} if "eigenbasis" in self._inputs else head
+        return checkpoint_head(checkpoint, len(checkpoint.theta), data_info(self.path("data")).counts["train"])
+
+    @property
+    def basis_head(self) -> dict[str, Any]:
+        """The same with zero_threshold, the numerical zero ε_λ of the eigenbasis."""
+        return {**self.head, "zero_threshold": float(self.basis.zero_threshold)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

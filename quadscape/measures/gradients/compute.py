@@ -47,7 +47,7 @@ def compute(job: Job) -> dict[str, Table]:
     Returns:
         The tables of `measure`.
     """
-    return measure(job.objective("train"), job.basis, job.checkpoint.theta, job.head, device=job.device)
+    return measure(job.objective("train"), job.basis, job.checkpoint.theta, job.basis_head, device=job.device)
 
 
 class _Sums:
@@ -130,7 +130,7 @@ def measure(
         objective: The training loss.
         basis: Eigenbasis of its Hessian at θ.
         theta: θ, float64, shape (P,).
-        attributes: Head of the tables; see `quadscape.measures.job.Job.head`.
+        attributes: Head of the tables; see `quadscape.measures.job.Job.basis_head`.
         bands: Bands of log rank, at least 2.
         memory: Bytes that tiles may take; see `quadscape.curvature.projections.project`.
         seed: Seed of the bootstrap.

@@ -570,8 +570,8 @@ class Lines:
 
         Args:
             values: From `values`, of all directions.
-            attributes: Head of the tables; see `quadscape.measures.job.Job.head`. `weight_decay` and `zero_threshold`
-                are used.
+            attributes: Head of the tables; see `quadscape.measures.job.Job.basis_head`. `weight_decay` and
+                `zero_threshold` are used.
             epsilon: Machine epsilon of the objectives' dtype.
             seed: Seed of the displacements that measure the rounding floor.
 
@@ -694,7 +694,7 @@ class Work:
 
     def tables(self, values: Mapping[str, np.ndarray]) -> dict[str, Table]:
         """What all of them say."""
-        return self._lines.tables(values, self._job.head, self._job.epsilon)
+        return self._lines.tables(values, self._job.basis_head, self._job.epsilon)
 
 
 def compute(job: Job) -> dict[str, Table]:

@@ -151,7 +151,7 @@ class Work:
         """The spectra of H, G and R, and how the eigenvalues of H are made up."""
         from quadscape.curvature.gauss_newton import eigenvalue_error
 
-        basis, head = self._job.basis, self._job.head
+        basis, head = self._job.basis, self._job.basis_head
         found, zeros = {"H": basis.eigenvalues}, {"H": basis.zero_threshold}
         for name, spectrum in zip(self._matrices, values["eigenvalues"], strict=True):
             found[name] = spectrum

@@ -79,7 +79,7 @@ def compute(job: Job) -> dict[str, Table]:
         The table of `measure`.
     """
     basis = job.basis
-    head = merged(job.head, invariances=basis.invariances)
+    head = merged(job.basis_head, invariances=basis.invariances)
     return {"spectrum": measure(basis.eigenvalues, basis.zero_threshold, basis.generator_overlaps, head)}
 
 
