@@ -4,6 +4,7 @@ Only training and validation are read: the test split belongs to the one measure
 """
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,8 @@ def _ends(run: RunTables, seen: dict[str, Table]) -> list[Statement]:
         first, last = int(table["iteration"][0]), int(table["iteration"][-1])
         at: dict[str, Any] = {"section": CHAPTER, "measure": MEASURE, "run": run.run, "iterations": (last,)}
         loss, accuracy = float(table["loss"][-1]), float(table["accuracy"][-1])
-        text = f"The {words[split]} loss goes from {number(float(table['loss'][0]))} at iteration {first:,} to {number(loss)}"
+        start = number(float(table["loss"][0]))
+        text = f"The {words[split]} loss goes from {start} at iteration {first:,} to {number(loss)}"
         exact = "exact" if split == "train" else "exact on this validation split"
         found.append(described(text, Estimate(loss, loss, loss, exact, "loss"), **at))
         if math.isfinite(accuracy):
@@ -116,7 +118,7 @@ def _drops(run: RunTables) -> list[Statement]:
     steps, losses, window = table["iteration"], table["batch_loss"], int(table.attributes.get("window", 1))
     drops = [int(drop) for drop in table.attributes.get("drops", ())]
     found = []
-    for drop, following in zip(drops, [*drops[1:], math.inf], strict=True):
+    for drop, following in pairwise([*drops, math.inf]):
         before = np.flatnonzero((steps <= drop - 1 - window // 2) & np.isfinite(losses))
         after = np.flatnonzero((steps >= drop + window // 2) & (steps < following) & np.isfinite(losses))
         if not len(before) or not len(after):

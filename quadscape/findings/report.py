@@ -184,7 +184,7 @@ def format_findings(statements: Iterable[Statement], width: int = 100) -> str:
         width: Columns.
 
     Returns:
-        Text: sections, one statement a paragraph; of what is not testable only why, and what does not exist yet counted.
+        Text: sections, one statement a paragraph; of the not testable only why; what is not measured yet is counted.
     """
     ordered = in_order(list(statements))
     lines = [summary(ordered), ""]

@@ -301,7 +301,8 @@ def _after_drops(run: RunTables, tables: Tables) -> list[Statement]:
     drops = reading.drops_of(tables, run.run)
     by_iteration = {reading.iteration_of(table): _largest_of(table) for table in run.tables}
     falls, rises = [], []
-    for drop, following in zip(drops, [*drops[1:], math.inf], strict=True):
+    for place, drop in enumerate(drops):
+        following = drops[place + 1] if place + 1 < len(drops) else math.inf
         soon = [i for i in by_iteration if drop + 50 <= i <= drop + 200]
         late = [i for i in by_iteration if drop + 1000 <= i <= following]
         if drop in by_iteration and soon:
