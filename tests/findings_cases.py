@@ -223,6 +223,7 @@ def lines(exponent: float = 1.0, step: float = 1.0, related: bool = False, count
         "form": np.array(["log"] * 2 * count),
         "curvature_ratio": np.ones(2 * count),
         "validation_curvature": eigenvalues * 1.1,
+        "form_reach": np.ones(2 * count),
         "gradient": gradient,
         "minimum": np.where(signs > 0, step * newton, -free * gradient),
         "newton": newton,

@@ -28,7 +28,7 @@ from findings_cases import (
     spectrum,
     with_largest,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quadscape.findings import estimates, numbers, report
@@ -478,18 +478,23 @@ def test_json_of_another_format() -> None:
 
 
 @RELAXED
+@example("A)")
+@example("1.")
+@example("xiv. x")
+@example("(i) x")
+@example("/V  x")
 @given(st.text(max_size=80) | st.text(alphabet="*`|_\\:.-+#{}%<>[]() \n\t1aA~=^'\"/&@", max_size=40))
 def test_escaped_text_is_shown_as_it_is(text) -> None:
     wanted = " ".join("".join(c if c.isprintable() or c.isspace() else "" for c in text).split())
     assert not any(mark in report.escape(text) for mark in ("{{", "{%", "{#"))
-    for place in ("{}", "- {}\n", "* **agrees** – {}.\n"):
-        source = place.format(report.escape(text) or "x")
+    for place in ("{}", "- {}\n", "- {}.\n", "* **agrees** – {}.\n"):
+        source = place.format(report.escape(text) or "empty")
         stream = StringIO()
         options = {"warning_stream": stream, "report_level": 1, "halt_level": 5}
         tree = docutils.core.publish_doctree(source, settings_overrides=options)
         assert stream.getvalue() == ""
         shown = " ".join(tree.astext().split())
-        assert (" ".join(wanted.split()) or "x") in shown
+        assert (" ".join(wanted.split()) or "empty") in shown
 
 
 @RELAXED

@@ -117,8 +117,8 @@ def _checks(run: RunTables, fits: Table) -> list[Statement]:
 def growth_exponents(fits: Table, lines: Table) -> np.ndarray:
     """Exponent p of ΔL ∝ |t|ᵖ beyond the quadratic radius, for each line of positive curvature.
 
-    The even part ½(ΔL(t) + ΔL(−t)) is taken, which no slope enters, from the larger of the two radii to the end of the
-    line.
+    The even part ½(ΔL(t) + ΔL(−t)) is taken, which no slope enters, from the larger of the two radii to where
+    forms are compared (`form_reach`): beyond, the loss is larger than the rise that the line was made for.
 
     Args:
         fits: `line_fit`.
@@ -140,7 +140,7 @@ def growth_exponents(fits: Table, lines: Table) -> np.ndarray:
             continue
         t = line["t"][half + 1 :]
         even = 0.5 * (line["difference"][half + 1 :] + line["difference"][:half][::-1])
-        beyond = t >= max(ends)
+        beyond = (t >= max(ends)) & (t <= own["form_reach"][row])
         found.append(growth_exponent(t[beyond], even[beyond]))
     return np.array(found)
 

@@ -1,6 +1,7 @@
 """Findings as a page of the report, as text for a terminal, and as JSON."""
 
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ HOW_TO_READ = (
 FORMAT = 1
 """Version of the JSON file."""
 
+_ENUMERATOR = re.compile(r"([a-z]|[0-9]+|[ivxlcdm]+)[.)]?( |$)", re.IGNORECASE)
 _SPECIAL = frozenset("!\"#$%&'*+-:;<=>?@[\\]^_`{|}~")
 
 
@@ -53,13 +55,9 @@ def escape(text: str) -> str:
     """
     words = " ".join("".join(c if c.isprintable() or c.isspace() else "" for c in text).split())
     escaped = "".join(f"\\{c}" if c in _SPECIAL else c for c in words)
-    # What starts a list, an enumeration or a comment only does so at the very beginning.
-    head, dot, rest = words.partition(" ")
-    if words and not words[0].isalnum() and words[0] not in _SPECIAL:
-        return f"\\{escaped}"
-    if dot and rest and head[-1] in ".)" and words[0] not in _SPECIAL:
-        return f"\\{escaped}"
-    return escaped
+    # What starts a list, an enumeration or a comment only does so at the very beginning; a full stop may yet follow.
+    starts = words and words[0] not in _SPECIAL and (not words[0].isalnum() or _ENUMERATOR.match(words))
+    return f"\\{escaped}" if starts else escaped
 
 
 def to_rst(statements: Iterable[Statement], title: str = "Findings") -> str:
