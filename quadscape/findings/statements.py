@@ -1,0 +1,63 @@
+"""All findings of an experiment, from its tables."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+from quadscape.findings import curves, density, gradients, line_search, overlap, parts, spectrum
+from quadscape.findings.known import PRESENT_MEASURES, known_rows
+from quadscape.findings.reading import Tables
+from quadscape.findings.statement import NOT_TESTABLE, Statement, untestable
+
+_MODULES = (curves, spectrum, parts, density, overlap, line_search, gradients)
+
+MEASURES: Mapping[str, Callable[[Tables], list[Statement]]] = MappingProxyType(
+    {module.MEASURE: module.statements for module in _MODULES}
+)
+"""Findings of each measure, by its name."""
+
+PRIMARY: Mapping[str, str] = MappingProxyType({module.MEASURE: module.PRIMARY for module in _MODULES if module.PRIMARY})
+"""The published result that each measure tests first, declared beforehand."""
+
+if set(MEASURES) != set(PRESENT_MEASURES):
+    raise AssertionError("quadscape.findings.known.PRESENT_MEASURES and the modules of findings differ")
+
+
+def all_statements(tables: Tables) -> list[Statement]:
+    """Every finding, and every published result that could not be touched.
+
+    Args:
+        tables: All tables of an experiment, all runs and checkpoints, by the name of their schema.
+
+    Returns:
+        Statements in the order of the report's sections, and within one of the measures and runs; each published result
+        of `known_rows` occurs at least once.
+    """
+    found = [statement for make in MEASURES.values() for statement in make(tables)]
+    found = _with_primaries(found)
+    touched = {statement.known for statement in found}
+    found += [_untouched(row) for row in known_rows() if row not in touched]
+    return in_order(found)
+
+
+def in_order(statements: Sequence[Statement]) -> list[Statement]:
+    """Statements by section, and otherwise as they were."""
+    return sorted(statements, key=lambda statement: statement.section)
+
+
+def _with_primaries(statements: Sequence[Statement]) -> list[Statement]:
+    """One statement of each measure is its primary finding: the first of its row, preferably one that was tested."""
+    chosen: dict[str, int] = {}
+    for place, statement in enumerate(statements):
+        if statement.known and PRIMARY.get(statement.measure) == statement.known:
+            before = chosen.setdefault(statement.measure, place)
+            if statements[before].verdict == NOT_TESTABLE and statement.verdict != NOT_TESTABLE:
+                chosen[statement.measure] = place
+    marked = set(chosen.values())
+    return [replace(statement, primary=place in marked) for place, statement in enumerate(statements)]
+
+
+def _untouched(row: str) -> Statement:
+    known = known_rows()[row]
+    why = "no table here tests it" if known.present else "not measured yet"
+    return untestable(known, f"{why}: {known.would_do} would do", measure=known.measure)

@@ -1,0 +1,324 @@
+"""Tables planted so that each published result is found to agree, or to disagree."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from quadscape.findings.known import known_rows
+from quadscape.tables import Column, Table, TableSchema
+
+Planted = dict[str, list[Table]]
+
+ORIGINAL = {
+    "run": "r",
+    "P": 26490,
+    "N": 45000,
+    "classes": 10,
+    "data": "cifar10",
+    "normalization": "batch",
+    "momentum": 0.97,
+    "weight_decay": 1e-3,
+    "batch_size": 512,
+    "sampling": "independent",
+}
+"""The original study's setting."""
+
+USUAL = {"run": "r", "P": 2000, "N": 1000, "classes": 10, "momentum": 0.0, "weight_decay": 1e-3, "batch_size": 100}
+"""A small classifier."""
+
+
+def plant(name: str, columns: dict[str, Any], **attributes: Any) -> Table:
+    """A table whose schema is made from its columns, so that tests need no measure."""
+    kinds = {"f": "float", "i": "int", "b": "bool", "U": "str"}
+    arrays = {key: np.asarray(values) for key, values in columns.items()}
+    schema = TableSchema(name, "", tuple(Column(key, "1", "", kinds[a.dtype.kind]) for key, a in arrays.items()))
+    return Table(schema, arrays, attributes)
+
+
+def spectrum(eigenvalues: np.ndarray, iteration: int, zero: float = 1e-9, **attributes: Any) -> Table:
+    values = np.sort(np.asarray(eigenvalues, dtype=float))[::-1]
+    positive = int(np.count_nonzero(values >= 0))
+    index = np.arange(len(values))
+    size = np.abs(values)
+
+    def cut(at: float) -> dict[str, Any]:
+        below, above = values[values < -at], values[values > at]
+        share = float(-below.sum() / size.sum()) if size.sum() else 0.0
+        return {"cut": at, "positive": len(above), "negative": len(below), "negative_share": share}
+
+    return plant(
+        "spectrum",
+        {
+            "index": index,
+            "sign": np.where(index < positive, 1, -1),
+            "rank": np.where(index < positive, index + 1, len(values) - index),
+            "eigenvalue": values,
+            "is_zero": size <= zero,
+        },
+        **attributes,
+        iteration=iteration,
+        zero_threshold=zero,
+        largest=float(values[0]),
+        smallest=float(values[-1]),
+        trace=float(values.sum()),
+        effective_rank=3.0,
+        cuts=[cut(0.0), cut(zero)],
+    )
+
+
+def curves(
+    iterations: np.ndarray, rate: Callable[[Any], Any], loss: Any = None, drops: tuple[int, ...] = (), **attributes: Any
+) -> Table:
+    steps = np.asarray(iterations)
+    losses = np.ones(len(steps)) if loss is None else np.asarray(loss, dtype=float)
+    rates = np.array([float(rate(step)) for step in steps])
+    columns = {"iteration": steps, "batch_loss": losses, "learning_rate": rates}
+    return plant("curves", columns, **attributes, drops=list(drops), window=5)
+
+
+def power(count: int, exponent: float, scale: float = 1.0) -> np.ndarray:
+    return scale * np.arange(1.0, count + 1) ** -exponent
+
+
+def with_largest(value: float, iteration: int, smallest: float = -0.1, **attributes: Any) -> Table:
+    return spectrum(np.array([value, value / 3, value / 10, smallest]), iteration, **attributes)
+
+
+def matched(row: str, agree: bool, make: Callable[[float, int], Table]) -> Planted:
+    """One checkpoint for each published iteration, right or a factor 4 off."""
+    return {"spectrum": [make(v * (1 if agree else 4), i) for i, v in known_rows()[row].values.items()]}
+
+
+def loss_path(agree: bool) -> Planted:
+    values = known_rows()["original-loss-path"].values
+    count = len(values)
+    losses = np.array(list(values.values())) * (1.05 if agree else 1.5)
+    columns = {
+        "iteration": np.tile(list(values), 3),
+        "split": np.repeat(["train", "validation", "test"], count),
+        "loss": np.tile(losses, 3),
+        "accuracy": np.full(3 * count, 0.5),
+        "accuracy_low": np.full(3 * count, 0.4),
+        "accuracy_high": np.full(3 * count, 0.6),
+    }
+    return {"evaluations": [plant("evaluations", columns, **ORIGINAL)]}
+
+
+def plateau_loss(agree: bool) -> Planted:
+    steps = np.arange(0, 41000, 25)
+    losses = np.ones(len(steps))
+    for window, value in known_rows()["original-plateau-loss"].values.items():
+        start, stop = map(int, window.split("-"))
+        losses[(steps >= start) & (steps < stop)] = value * (1.05 if agree else 2)
+    losses *= 1 + 1e-3 * np.random.default_rng(0).standard_normal(len(steps))
+    return {"curves": [curves(steps, lambda _: 0.1, losses, **ORIGINAL)]}
+
+
+def counts(row: str, agree: bool) -> Planted:
+    def make(value: float, iteration: int) -> Table:
+        value = min(int(value), 26000)
+        if row == "original-positive-count":
+            eigenvalues = np.concatenate([np.full(value, 1e-2), np.full(26490 - value, 1e-6)])
+        else:
+            eigenvalues = np.concatenate([np.full(26490 - value, 1e-2), np.full(value, -1e-3)])
+        return spectrum(eigenvalues, iteration, **ORIGINAL)
+
+    values = known_rows()[row].values
+    return {"spectrum": [make(v if agree else v * 0.4, i) for i, v in values.items()]}
+
+
+def around_drop(agree: bool, late: bool) -> Planted:
+    path = {10000: 4.0, 10100: 3.0 if agree or late else 5.0, 15000: 10.0 if agree or not late else 2.0}
+    steps = np.arange(0, 20001, 50)
+    tables = [with_largest(value, i, **ORIGINAL) for i, value in path.items()]
+    return {
+        "spectrum": tables,
+        "curves": [curves(steps, lambda i: 0.1 if i < 10000 else 0.01, None, (10000,), **ORIGINAL)],
+    }
+
+
+def settled(setting: dict[str, Any], share: float, momentum: float = 0.0) -> Planted:
+    """Two last checkpoints at one rate with λ₁ + δ at a share of the limit."""
+    limit = 2 * (1 + momentum) / 0.1
+    value = share * limit - setting["weight_decay"]
+    tables = [with_largest(value * (1 + 0.01 * k), 1000 * (k + 1), **setting) for k in (0, 1)]
+    tables[-1] = with_largest(value, 2000, **setting)
+    return {"spectrum": tables, "curves": [curves(np.arange(0, 2001, 10), lambda _: 0.1, **setting)]}
+
+
+def outliers(normalization: str, count: int) -> Planted:
+    bulk = power(1000, 0.2, 0.1)
+    eigenvalues = np.concatenate([np.linspace(5, 1, count), bulk])
+    setting = USUAL | {"normalization": normalization}
+    return {"spectrum": [spectrum(eigenvalues, 500, **setting)]}
+
+
+def start(agree: bool) -> Planted:
+    ranks = np.arange(1.0, 1001)
+    bent = 10 * np.exp(-ranks / 100) if agree else 10 / ranks
+    return {"spectrum": [spectrum(bent, 0, **USUAL)]}
+
+
+def parts(agree: bool) -> Planted:
+    eigenvalues = power(20, 1)
+    columns = {
+        "index": np.arange(20),
+        "sign": np.ones(20, dtype=int),
+        "rank": np.arange(1, 21),
+        "eigenvalue": eigenvalues,
+        "gauss_newton": eigenvalues * (0.95 if agree else 0.3),
+        "remainder": eigenvalues * (0.05 if agree else 0.7),
+        "is_zero": np.zeros(20, dtype=bool),
+    }
+    return {"parts_ritz": [plant("parts_ritz", columns, **USUAL, iteration=500, error=1e-6)]}
+
+
+def subspace(agree: bool) -> Planted:
+    ks = np.array([1, 9, 12, 2000])
+    overlap = np.array([0.9, 0.85, 0.8, 1.0]) if agree else np.array([0.1, 0.05, 0.04, 1.0])
+    columns = {"end": np.array(["top"] * 4), "k": ks, "overlap": overlap, "chance": ks / 2000}
+    return {"overlap_subspace": [plant("overlap_subspace", columns, **USUAL, iteration_a=100, iteration_b=500)]}
+
+
+def neighbours(agree: bool, bands: int = 24) -> Planted:
+    size = 26490
+    edges = np.unique(np.rint(np.geomspace(1, size + 1, bands + 1)).astype(int))
+    first, last = edges[:-1], edges[1:] - 1
+    count = len(first)
+    a, b = (axis.ravel() for axis in np.indices((count, count)))
+    # All power stays in the own band, or goes everywhere alike.
+    ratio = np.where(a == b, size / (last - first + 1)[b], 0.0) if agree else np.ones(count**2)
+    columns = {
+        "band_a": a,
+        "band_b": b,
+        "sign_a": np.ones(count**2, dtype=int),
+        "first_rank_a": first[a],
+        "last_rank_a": last[a],
+        "sign_b": np.ones(count**2, dtype=int),
+        "first_rank_b": first[b],
+        "last_rank_b": last[b],
+        "ratio": ratio.astype(float),
+    }
+    return {"overlap_bands": [plant("overlap_bands", columns, **ORIGINAL, iteration_a=100, iteration_b=500)]}
+
+
+def lines(exponent: float = 1.0, step: float = 1.0, related: bool = False, count: int = 40) -> Planted:
+    """Lines that are quadratic up to a radius of 0.1 and grow as a power beyond; best steps given for both signs."""
+    t = np.linspace(0.01, 1, 100)
+    side = np.where(t < 0.1, t**2, 0.1**2 * (t / 0.1) ** exponent)
+    generator = np.random.default_rng(0)
+    signs = np.repeat([1, -1], count)
+    ranks = np.tile(np.arange(1, count + 1), 2)
+    eigenvalues = signs / ranks
+    gradient = np.full(2 * count, 0.01)
+    newton = np.where(signs > 0, -gradient / eigenvalues, np.nan)
+    free = generator.uniform(1, 2, 2 * count) if not related else 1 / np.abs(eigenvalues)
+    fits: dict[str, Any] = {
+        "index": np.arange(2 * count),
+        "sign": signs,
+        "rank": ranks,
+        "eigenvalue": eigenvalues,
+        "is_zero": np.zeros(2 * count, dtype=bool),
+        "form": np.array(["log"] * 2 * count),
+        "curvature_ratio": np.ones(2 * count),
+        "validation_curvature": eigenvalues * 1.1,
+        "form_reach": np.ones(2 * count),
+        "gradient": gradient,
+        "minimum": np.where(signs > 0, step * newton, -free * gradient),
+        "newton": newton,
+    }
+    for name in ("positive", "negative"):
+        fits[f"radius_{name}"] = np.full(2 * count, 0.1)
+        fits[f"radius_{name}_status"] = np.array(["measured"] * 2 * count)
+    grid = np.concatenate([-t[::-1], [0.0], t])
+    rise = np.concatenate([side[::-1], [0.0], side])
+    points = {
+        "index": np.repeat(np.arange(2 * count), len(grid)),
+        "split": np.array(["train"] * 2 * count * len(grid)),
+        "t": np.tile(grid, 2 * count),
+        "difference": np.tile(rise, 2 * count),
+    }
+    head = USUAL | {"iteration": 500}
+    return {"line_fit": [plant("line_fit", fits, **head)], "line_search": [plant("line_search", points, **head)]}
+
+
+def gradients(
+    setting: dict[str, Any],
+    iteration: int = 500,
+    exponent: float = 1.5,
+    top_share: float = 0.8,
+    participation: float = 0.05,
+    noise: float = 1.0,
+) -> Table:
+    size = setting["P"]
+    eigenvalues = power(size, 1, 10)
+    squares = np.where(np.arange(size) < 10, top_share / 10, (1 - top_share) / (size - 10))
+    columns = {
+        "index": np.arange(size),
+        "sign": np.ones(size, dtype=int),
+        "rank": np.arange(1, size + 1),
+        "eigenvalue": eigenvalues,
+        "mean": np.full(size, 0.1),
+        "mean_low": np.full(size, 0.09),
+        "mean_high": np.full(size, 0.11),
+        "participation": np.full(size, participation),
+        "gradient": np.sqrt(squares),
+        "variance": noise * eigenvalues**exponent,
+        "top_share": np.full(size, 0.02),
+    }
+    head = {"zero_threshold": 1e-9, "chance_mean": 0.01, "iteration": iteration}
+    return plant("gradients", columns, **setting, **head)
+
+
+def noise_scale(agree: bool) -> Planted:
+    levels = (1.0, 5.0) if agree else (5.0, 1.0)
+    return {"gradients": [gradients(USUAL, 100 * k, noise=level) for k, level in enumerate(levels)]}
+
+
+def exponent(agree: bool, setting: dict[str, Any]) -> Planted:
+    return {"spectrum": [spectrum(power(2500, 1.0 if agree else 2.5, 10), 500, **setting)]}
+
+
+FULL = USUAL | {"batch_size": 1000}
+
+PLANTED: dict[str, Callable[[bool], Planted]] = {
+    "original-loss-path": loss_path,
+    "original-plateau-loss": plateau_loss,
+    "original-sharpness-path": lambda ok: matched(
+        "original-sharpness-path", ok, lambda v, i: with_largest(v, i, **ORIGINAL)
+    ),
+    "original-most-negative": lambda ok: matched(
+        "original-most-negative", ok, lambda v, i: with_largest(10.0, i, smallest=v, **ORIGINAL)
+    ),
+    "original-positive-count": lambda ok: counts("original-positive-count", ok),
+    "original-negative-count": lambda ok: counts("original-negative-count", ok),
+    "original-sharpness-falls-after-drop": lambda ok: around_drop(ok, late=False),
+    "original-sharpness-rises-late": lambda ok: around_drop(ok, late=True),
+    "original-below-edge": lambda ok: settled(ORIGINAL, 0.1 if ok else 0.9, momentum=0.97),
+    "original-top-ratio-100": lambda ok: {
+        "spectrum": [spectrum(power(2500, np.log(13.5 if ok else 100) / np.log(100)), 500, **ORIGINAL)]
+    },
+    "original-top-ratio-1000": lambda ok: {
+        "spectrum": [spectrum(power(2500, np.log(110 if ok else 1e4) / np.log(1000)), 500, **ORIGINAL)]
+    },
+    "original-exponent": lambda ok: exponent(ok, ORIGINAL),
+    "original-noise-exponent": lambda ok: {"gradients": [gradients(ORIGINAL, exponent=1.5 if ok else 1.0)]},
+    "original-neighbours-mix": neighbours,
+    "rank-exponent-trained": lambda ok: exponent(ok, USUAL),
+    "rank-exponent-start": start,
+    "outliers-classes": lambda ok: outliers("none", 10 if ok else 28),
+    "outliers-batchnorm": lambda ok: outliers("batch", 1 if ok else 10),
+    "outliers-gauss-newton": parts,
+    "edge-full-batch": lambda ok: settled(FULL, 1.0 if ok else 0.3),
+    "edge-mini-batch-below": lambda ok: settled(USUAL, 0.5 if ok else 1.1),
+    "top-subspace-preserved": subspace,
+    "top-subspace-gradient": lambda ok: {"gradients": [gradients(USUAL, top_share=0.8 if ok else 0.1)]},
+    "growth-sub-quadratic": lambda ok: lines(exponent=1.0 if ok else 4.0),
+    "best-step-positive": lambda ok: lines(step=1.1 if ok else 10.0),
+    "best-step-negative": lambda ok: lines(related=not ok, count=200),
+    "noise-power-law": lambda ok: {"gradients": [gradients(USUAL, exponent=1.5 if ok else 0.3)]},
+    "few-examples-rule": lambda ok: {"gradients": [gradients(USUAL, participation=0.02 if ok else 0.3)]},
+    "noise-scale-grows": noise_scale,
+}
+"""By published result: tables under which it agrees (True), and tables under which it disagrees (False)."""
