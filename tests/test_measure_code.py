@@ -1,11 +1,10 @@
 """Every measure's code against its label: the tables of a finished experiment are computed again and compared.
 
-The reference of the label "1" of measures that existed then are the tables of the archive of 21e0d71; of any other
-label they lie in tests/data/measures, written by `python tests/test_measure_code.py`.
+The reference of the label "1" of measures that existed then are the tables that 21e0d71 made; those of any other label
+lie in tests/data/measures, written by `python tests/test_measure_code.py`.
 """
 
 import os
-import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,82 +17,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tracing import executed
 
-from quadscape.config import Experiment, load_experiment
-from quadscape.curvature.eigenbasis import EigenbasisTask
-from quadscape.curvature.gauss_newton import GaussNewtonTask
-from quadscape.curvature.hessian import HessianShardTask, HessianTask
+from quadscape.config import load_experiment
 from quadscape.measures import MEASURES
 from quadscape.measures.code import locked, measure_closure, measure_label, problems
 from quadscape.measures.declaration import effective_options
 from quadscape.measures.earlier import earlier_tables
 from quadscape.measures.job import Job
 from quadscape.numerics import apply_numerics
-from quadscape.stage import run_stage
 from quadscape.store import read_store
 from quadscape.tables import Table, read_table
 from quadscape.targets import Targets
-from quadscape.workflow import Places, Problem
-from results import silent
+from quadscape.workflow import Problem
 
 DATA = Path(__file__).resolve().with_name("data")
 REFERENCES = DATA / "measures"
-KEYS = {"run": "run", "checkpoint": "12", "checkpoint_pair": "0-12"}
+KEYS = {"run": "run", "checkpoint": "40", "checkpoint_pair": "0-40"}
+RUN = "a"
 # What pydantic calls from annotations, which are not followed.
 CALLED_BY_OTHERS = {"quadscape.config"}
 
 
-def subject(name: str) -> tuple[str, str, str]:
-    """Experiment, run and key of the archive of which a measure is computed again."""
-    # Only there is a Gauss–Newton matrix, and the network is evaluated in float64.
-    return ("old", "a", "40") if name in {"parts", "line_search"} else ("theirs", "trained", KEYS[MEASURES[name].of])
-
-
 class Reference:
-    """The finished experiments `theirs` and `old` of the archive."""
+    """A small finished experiment, made at 21e0d71, in float64 and with everything that measures read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with tarfile.open(DATA / "results-21e0d71.tar.gz") as archive:
+        with tarfile.open(DATA / "measures-21e0d71.tar.xz") as archive:
             archive.extractall(path, filter="data")
 
-    def job(self, name: str) -> Job:
-        experiment_name, run, key = subject(name)
-        experiment = load_experiment(f"{experiment_name}.yaml")
-        targets = Targets(Problem.of(experiment))
-        if experiment_name == "old" and not Path(targets.places.gauss_newton(run, key)).exists():
-            self._restore(experiment, run, int(key))
+    def prepared(self, name: str) -> Callable[[], dict[str, Table]]:
+        """What a job calls once all is set up."""
+        measure, key = MEASURES[name], KEYS[MEASURES[name].of]
+        targets = Targets(Problem.of(load_experiment("reference.yaml")))
         iterations = [] if key == "run" else [int(part) for part in key.split("-")]
-        inputs = targets.inputs(MEASURES[name], run, key)
-        return Job(run, iterations, targets.options(name, run), inputs, device="cpu", log=silent)
-
-    def _restore(self, experiment: Experiment, run: str, iteration: int) -> None:
-        """Computes again what was purged."""
-        places, options = Places(experiment), experiment.curvature
-        stores = places.checkpoint(run, iteration), places.data
-        hessian = Path(places.hessian(run, iteration))
-        shard, basis, parts = (
-            Path(manifest).parent
-            for manifest in (
-                places.hessian_shard(run, iteration, 1),
-                places.eigenbasis(run, iteration),
-                places.gauss_newton(run, iteration),
-            )
-        )
-        run_stage(HessianShardTask(*stores, options, "cpu"), shard, log=silent)
-        # On another processor than the archive's it differs in its last bits, and then all of it is new.
-        run_stage(HessianTask(hessian.parent, *stores, options, "cpu"), hessian.parent, log=silent)
-        run_stage(EigenbasisTask(hessian, *stores, options, "cpu"), basis, log=silent)
-        run_stage(GaussNewtonTask(*stores, options, "cpu"), parts, log=silent)
+        inputs = targets.inputs(measure, RUN, key)
+        job = Job(RUN, iterations, targets.options(name, RUN), inputs, device="cpu", log=lambda _: None)
+        module = import_module(measure.module)
+        apply_numerics(1)
+        return lambda: module.compute(job)
 
     def tables(self, name: str) -> dict[str, Table]:
         """As the present code computes them."""
         return self.prepared(name)()
-
-    def prepared(self, name: str) -> Callable[[], dict[str, Table]]:
-        """What a job calls once all is set up."""
-        job, module = self.job(name), import_module(MEASURES[name].module)
-        apply_numerics(1)
-        return lambda: module.compute(job)
 
     def expected(self, name: str, label: str) -> dict[str, Table]:
         """As they were when the label was given."""
@@ -114,8 +79,8 @@ class Reference:
 
 def earlier_of(name: str, label: str) -> dict[str, Path]:
     """The tables of the archive, as far as they are of this label."""
-    experiment, run, key = subject(name)
-    return earlier_tables(f"results/{experiment}", MEASURES[name], run, key) if label == "1" else {}
+    measure = MEASURES[name]
+    return earlier_tables("results/reference", measure, RUN, KEYS[measure.of]) if label == "1" else {}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +88,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
     made = Reference(tmp_path_factory.mktemp("reference"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made.path)
-        patch.syspath_prepend(str(made.path))
         yield made
 
 
@@ -189,7 +153,6 @@ def write_references() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = Reference(Path(folder))
         os.chdir(folder)
-        sys.path.insert(0, folder)
         for name in MEASURES:
             label = locked()[name]["label"]
             directory = REFERENCES / f"{name}-{label}"
