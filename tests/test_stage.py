@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -56,17 +55,6 @@ def print_nothing(sender: Any) -> None:
 def workers_end() -> Iterator[None]:
     yield
     Worker.end()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A directory in memory where there is one, since hundreds of runs wait for nothing but the disk's fsync."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory, prefix="quadscape-test-") as folder:
-        yield Path(folder)
 
 
 def silent(_: str) -> None:
