@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 SUFFIX = ".superseded"
 OUTGOING, INCOMING = "outgoing", "incoming"
-EVENTS = "events.jsonl"
-PIECES = ("manifest.json", "purged.json", "journal", "store.zarr", EVENTS)
+JOURNAL, EVENTS = "journal", "events.jsonl"
+PIECES = ("manifest.json", "purged.json", JOURNAL, "store.zarr", EVENTS)
 """What makes up a result, in the order in which it leaves its directory."""
 
 _REMOVED = re.compile(r"\.removed-[0-9a-f]{8}\.superseded$")
@@ -181,14 +181,23 @@ def _gather(lock: "Lock", directory: Path, manifest: str | None) -> None:
     outgoing.mkdir()
     for name in PIECES:
         with contextlib.suppress(FileNotFoundError):
-            lock.publish(directory / name, outgoing / name)
-    lock.check()  # a piece is not only missing where it never was
+            if name == JOURNAL:
+                # A former owner, which does not know yet that it is, may have the file open.
+                _write(lock, (directory / name).read_bytes(), outgoing / name)
+                lock.discard(directory / name)
+            else:
+                lock.publish(directory / name, outgoing / name)
+    lock.check()  # nothing was missing only because the workspace has gone
     if manifest is not None:
-        draft = lock.workspace / "manifest.json"
-        draft.write_text(manifest, encoding="utf-8")
-        sync(draft)
-        lock.publish(draft, outgoing / "manifest.json")
+        _write(lock, manifest.encode(), outgoing / "manifest.json")
     sync(outgoing)
+
+
+def _write(lock: "Lock", content: bytes, place: Path) -> None:
+    draft = lock.workspace / f"draft.{place.name}"
+    draft.write_bytes(content)
+    sync(draft)
+    lock.publish(draft, place)
 
 
 def _put_in_place(lock: "Lock", bundle: Path, directory: Path) -> None:
@@ -198,9 +207,7 @@ def _put_in_place(lock: "Lock", bundle: Path, directory: Path) -> None:
             continue
         if name == EVENTS and place.exists():
             # Of a process that waits, meanwhile.
-            joined = lock.workspace / EVENTS
-            joined.write_bytes(piece.read_bytes() + place.read_bytes())
-            lock.publish(joined, piece)
+            _write(lock, piece.read_bytes() + place.read_bytes(), piece)
         elif place.is_dir():
             lock.discard(place)
         lock.publish(piece, place)
