@@ -56,6 +56,7 @@ from quadscape.superseded import (
     changes,
     check_movable,
     exchange,
+    is_superseded,
     recover,
     set_aside,
     superseded_directory,
@@ -1326,6 +1327,8 @@ def remedy(directory: Path, name: str = "manifest.json") -> str:
     Returns:
         Half a sentence.
     """
+    if is_superseded(directory):
+        return f"remove the directory {directory}, which was set aside, or leave it: nothing uses it"
     return (
         f"remove {directory / name} and run the workflow again: only what is damaged is computed again, and that once "
         f"something needs it (if it does not help, remove the directory {directory})"

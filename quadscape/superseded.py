@@ -124,12 +124,13 @@ def take_back(lock: "Lock", directory: Path) -> None:
         lock: The stage's, held.
         directory: The stage's directory.
     """
-    for name in PIECES:
-        lock.discard(directory / name)
     beside = superseded_directory(directory)
-    lock.publish(beside, lock.workspace / INCOMING)
-    sync(beside.parent)
-    _put_in_place(lock, lock.workspace / INCOMING, directory)
+    with _undone(lock, directory):
+        for name in PIECES:
+            lock.discard(directory / name)
+        lock.publish(beside, lock.workspace / INCOMING)
+        sync(beside.parent)
+        _put_in_place(lock, lock.workspace / INCOMING, directory)
 
 
 def exchange(lock: "Lock", directory: Path, manifest: str | None) -> None:

@@ -389,14 +389,14 @@ def test_random_sequences(place: Path, manifests: dict[int, bytes], seed: int) -
             possible = {new for state in possible for new in killed(state, wanted)}
             if outcome is None:
                 continue
-        begun = len(read_events(toy))
-        complete(toy, wanted)
+        task = Toy(seed=wanted)
+        run_stage(task, toy, log=lambda _: None, **PATIENT)
         expected = {after(state, wanted) for state in possible}
         state = (holds(toy), holds(aside(toy)))
         assert state in expected, (possible, wanted)
         assert state[0] == wanted
         if all(wanted in state for state in possible):
-            assert "unit" not in [event["event"] for event in read_events(toy)[begun:]]
+            assert task.started == 0
         assert_holds(toy, wanted, manifests)
         assert_holds(aside(toy), state[1], manifests)
         assert_clean(toy)
@@ -485,8 +485,8 @@ def test_it_is_verified_on_its_own(place: Path) -> None:
     assert problems[aside(toy)] is None
     chunk = aside(toy) / "store.zarr/rows/c/1/0"
     chunk.write_bytes(bytes(chunk.stat().st_size))
-    assert f"remove {aside(toy) / 'manifest.json'}" not in str(dict(verify_results(place))[aside(toy)])
-    assert f"remove the directory {aside(toy)}" in str(dict(verify_results(place))[aside(toy)])
+    said = str(dict(verify_results(place))[aside(toy)])
+    assert said.endswith(f"remove the directory {aside(toy)}, which was set aside, or leave it: nothing uses it.")
 
 
 def test_status_shows_it_as_what_it_is(place: Path) -> None:
@@ -519,7 +519,7 @@ def test_purge_removes_it_first_and_whole(place: Path) -> None:
         purge(item, lambda _: None)
     worker.signal(signal.SIGCONT)
     assert worker.outcome() == ("done", "")
-    assert sorted(path.name for path in place.iterdir()) == ["a", "z"]
+    assert sorted(path.name for path in place.iterdir() if path.is_dir()) == ["a", "z"]
     assert open_stage(place / "a").manifest["parameters"]["seed"] == 3
 
 
