@@ -1330,8 +1330,8 @@ def remedy(directory: Path, name: str = "manifest.json") -> str:
     if is_superseded(directory):
         return f"remove the directory {directory}, which was set aside, or leave it: nothing uses it"
     return (
-        f"remove {directory / name} and run the workflow again: only what is damaged is computed again, and that once "
-        f"something needs it (if it does not help, remove the directory {directory})"
+        f"remove {directory / name} and run the workflow again: only what is damaged, and what that needs, is computed "
+        f"again, once something needs it (if it does not help, remove the directory {directory})"
     )
 
 
