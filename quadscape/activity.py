@@ -100,7 +100,7 @@ class Activity:
             return 3
         if self.silence:
             return 1
-        return 4 if self.ended_badly or not states <= {"complete", "purged"} else 0
+        return 4 if self.ended_badly or not states <= {"complete", "purged", "superseded"} else 0
 
 
 def look(root: Path) -> Activity:

@@ -55,19 +55,23 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from quadscape.stage import PURGED, load_purged
-    from quadscape.verify import verify_results
+    from quadscape.verify import Misplaced, verify_results
 
-    problems = 0
+    problems = misplaced = 0
     for path, problem in verify_results(Path(arguments.path)):
-        if problem is not None:
+        if isinstance(problem, Misplaced):
+            misplaced += 1
+            print(f"OTHER   {path}: {problem}", flush=True)
+        elif problem is not None:
+            problems += 1
             print(f"DAMAGED {path}: {problem}", flush=True)
         elif (path / PURGED).exists() and (purged := load_purged(path)) is not None:
             print(f"ok      {path} ({' and '.join(purged.arrays)} purged on {purged.date})", flush=True)
         else:
             print(f"ok      {path}", flush=True)
-        problems += problem is not None
-    print(f"{problems} damaged" if problems else "everything is as it was written")
-    return 1 if problems else 0
+    counts = [(problems, "damaged"), (misplaced, "whole, but not of what lies beside it")]
+    print(", ".join(f"{count} {what}" for count, what in counts if count) or "everything is as it was written")
+    return 1 if problems or misplaced else 0
 
 
 def _purge(arguments: argparse.Namespace) -> int:
@@ -84,7 +88,8 @@ def _purge(arguments: argparse.Namespace) -> int:
         if arguments.yes:
             purge(found, print)
         word = "removed" if arguments.yes else "remove "
-        print(f"{word} {format_bytes(found.size_bytes):>8}  {found.directory}", flush=True)
+        reason = f": all of it, {found.superseded}" if found.superseded else ""
+        print(f"{word} {format_bytes(found.size_bytes):>8}  {found.directory}{reason}", flush=True)
     for path in replaced_tables(Path(arguments.path)):
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         freed += size
@@ -93,7 +98,7 @@ def _purge(arguments: argparse.Namespace) -> int:
         word = "removed" if arguments.yes else "remove "
         print(f"{word} {format_bytes(size):>8}  {path}: of an earlier version, and taken over", flush=True)
     if arguments.yes:
-        print(f"freed {format_bytes(freed)}; tables, figures, manifests and verification results are kept")
+        print(f"freed {format_bytes(freed)}; tables, figures, manifests and verification results in use are kept")
     elif freed:
         print(f"would free {format_bytes(freed)}; nothing was removed: add --yes to do it")
     else:
@@ -201,7 +206,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(run=_verify)
     purge = commands.add_parser(
         "purge",
-        help="free the disk of Hessians and eigenbases whose tables are made; lists them, and removes with --yes",
+        help="free the disk of results that were set aside, and of Hessians and eigenbases whose tables are made; "
+        "lists them, and removes with --yes",
     )
     purge.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
     purge.add_argument("--yes", action="store_true", help="remove what is listed")

@@ -1,9 +1,11 @@
-"""Frees the disk of what only unfinished work needs: the P×P arrays of stages whose tables are all made.
+"""Frees the disk of what nothing needs: results that were set aside, and P×P arrays of stages whose tables are made.
 
-A Hessian is needed until its eigenbasis is finished, and all of them until every measure is
-that reads them. Verified results, eigenvalues, plans and journals always stay.
+A Hessian is needed until its eigenbasis is finished, and all of them until every measure is that reads them. Verified
+results, eigenvalues, plans and journals always stay, except those of other parameters, which were set aside
+(`<stage>.superseded`) and are removed whole.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,8 +14,9 @@ from pathlib import Path
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import STAGES
-from quadscape.stage import Log, array_bytes, finished_manifest, purge_stage
-from quadscape.status import find_stages, owner_lives
+from quadscape.stage import Log, array_bytes, changed_parameters, finished_manifest, purge_stage
+from quadscape.status import directory_size, find_stages, owner_lives
+from quadscape.superseded import is_superseded, remove, stage_directory
 
 LARGE_ARRAYS = {"hessian_shard": ["matrix"], "gauss_newton": ["matrix"], "eigenbasis": ["eigenvectors"]}
 """Arrays of P×P entries, by stage."""
@@ -21,31 +24,35 @@ LARGE_ARRAYS = {"hessian_shard": ["matrix"], "gauss_newton": ["matrix"], "eigenb
 
 @dataclass(frozen=True)
 class Removable:
-    """A stage with large arrays on disk.
+    """A stage with large arrays on disk, or a result that was set aside.
 
     Attributes:
         directory: The stage's directory.
         stage: Its name.
-        size_bytes: What its large arrays take.
+        size_bytes: What its large arrays take, or all of it where it was set aside.
         kept_for: Why they are kept; empty when they can be removed.
+        superseded: Why all of it can go; empty where it was not set aside.
     """
 
     directory: Path
     stage: str
     size_bytes: int
     kept_for: str
+    superseded: str = ""
 
 
 def find_removable(root: str | Path) -> Iterator[Removable]:
-    """Looks for stages with large arrays.
+    """Looks for results that were set aside, and for stages with large arrays.
 
     Args:
         root: Where to look, itself included; results of a workflow.
 
     Yields:
-        The stages in the order of their paths, those that must be kept included.
+        First what was set aside, then the stages, those that must be kept included; in the order of their paths.
     """
-    for directory in find_stages(root):
+    stages = [directory for directory in find_stages(root) if not is_superseded(directory)]
+    yield from _find_superseded(Path(root))
+    for directory in stages:
         try:
             stage = str(finished_manifest(directory)["stage"])
         except StoreError as error:
@@ -65,6 +72,17 @@ def find_removable(root: str | Path) -> Iterator[Removable]:
         elif not reason and (directory / "manifest.json").exists():
             reason = _needed_by(directory.absolute(), stage)
         yield Removable(directory, stage, size, reason)
+
+
+def _find_superseded(root: Path) -> Iterator[Removable]:
+    for folder, subfolders, _ in os.walk(root):
+        here = Path(folder)
+        if is_superseded(here):
+            subfolders.clear()
+            changed = changed_parameters(here, stage_directory(here))
+            reason = "set aside when other parameters were asked for" + (f" ({changed})" if changed else "")
+            yield Removable(here, _stage_of(stage_directory(here)), directory_size(here), "", reason)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and not name.endswith(".zarr"))
 
 
 def _stage_of(directory: Path) -> str:
@@ -112,10 +130,13 @@ def _unfinished(checkpoint: Path, stage: str) -> list[str]:
 
 
 def purge(found: Removable, log: Log) -> None:
-    """Removes the large arrays of a stage; killed in the middle, the same call goes on.
+    """Removes the large arrays of a stage, or all of what was set aside; killed in the middle, the same call goes on.
 
     Args:
         found: One that need not be kept.
         log: Receives a line where it must wait for another process.
     """
+    if found.superseded:
+        remove(found.directory)
+        return
     purge_stage(found.directory, LARGE_ARRAYS[found.stage], log)

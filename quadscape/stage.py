@@ -10,6 +10,9 @@ A long rule supplies a `Task`: what determines its result, a numerics plan, arra
     lock/           one numbered directory: the present owner with its heartbeat, and the owner's workspace
     purged.json     in the manifest's place once the large arrays were removed to free disk (`purge_stage`)
 
+What was finished under other parameters is not removed, but set aside in `<directory>.superseded`, and taken back from
+there when it is wanted again (`quadscape/superseded.py`).
+
 A unit is written in the workspace, then renamed into the store, then journalled; what is not in the journal does not
 count and is swept. The journal is what tells a finished chunk from a missing one, which Zarr would read as NaN.
 At each start every file is read back and compared with the journal; a unit whose files are damaged is computed again.
@@ -42,10 +45,23 @@ import numpy as np
 import psutil
 import zarr
 
+from quadscape.durable import FULL, sync, sync_open
 from quadscape.errors import DeviceMemoryError, FencedError, QuadscapeError, StageError, StoreError
 from quadscape.memory_limits import limited
 from quadscape.store import ArraySpec, create_array, open_store
 from quadscape.store import read as read_array
+from quadscape.superseded import (
+    INCOMING,
+    OUTGOING,
+    changes,
+    check_movable,
+    exchange,
+    is_superseded,
+    recover,
+    set_aside,
+    superseded_directory,
+    take_back,
+)
 
 Log = Callable[[str], None]
 Files = dict[str, list[int | str]]
@@ -106,7 +122,7 @@ class StageStore:
 
     def read(self, name: str, selection: Any = ...) -> np.ndarray:
         """Reads a part of an array; damage is a `StoreError` that names the stage's directory."""
-        return read_array(self.array(name), selection, directory=self.directory)
+        return read_array(self.array(name), selection, directory=self.directory, remedy=remedy(self.directory))
 
 
 class Task(Protocol):
@@ -156,51 +172,7 @@ def _hash(value: Any) -> str:
     return sha256(canonical(value).encode()).hexdigest()
 
 
-# What file systems say that cannot do something, rather than failed to do it.
-_CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EBADF, errno.EISDIR}
-_CANNOT |= {errno.EACCES, errno.EPERM}
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EIO, errno.ESTALE}
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file, or the entries of a directory, would survive a crash of the machine."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        if error.errno in _CANNOT and path.is_dir():
-            return
-        raise
-    try:
-        _sync_open(descriptor, path)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_open(descriptor: int, path: Path) -> None:
-    """The same for what is open.
-
-    Args:
-        descriptor: Its number.
-        path: Where it lies, for the message.
-
-    Raises:
-        OSError: The disk is full.
-        StageError: The file system fails, or cannot do it for a file.
-    """
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # CIFS and shared folders of virtual machines refuse it for directories. Then a crash of the whole machine may
-        # lose the last units, which are computed again: what is in the journal is compared with the files in any case.
-        if error.errno in _CANNOT and path.is_dir():
-            return
-        if error.errno in _FULL:
-            raise
-        raise StageError(
-            f"The file system of {path} cannot make sure that it is stored (fsync: {error.strerror}); have the results "
-            "on another file system."
-        ) from error
 
 
 def _file_checksum(path: Path) -> list[int | str]:
@@ -442,7 +414,16 @@ class Lock:
                 # Renamed first: removing takes a while, and a draft may be about to become a lock.
                 with contextlib.suppress(FileNotFoundError):
                     path.rename(fenced)
+                self._inherit(fenced)
                 shutil.rmtree(fenced, ignore_errors=True)
+
+    def _inherit(self, fenced: Path) -> None:
+        """Keeps the finished results that a former owner was moving; it may have had them from another one."""
+        for name in (OUTGOING, INCOMING):
+            with contextlib.suppress(FileNotFoundError):
+                (fenced / name).rename(self.workspace / name)
+        for path in fenced.glob("fenced.*"):
+            self._inherit(path)
 
     def is_mine(self) -> bool:
         """Whether this process still owns the stage."""
@@ -462,7 +443,7 @@ class Lock:
             )
 
     def publish(self, prepared: Path, target: Path) -> None:
-        """Renames something from the workspace into place; the target's directory is left to be synced."""
+        """Renames something from the workspace into place, or back; the target's directory is left to be synced."""
         self.check()
         prepared.replace(target)
 
@@ -492,6 +473,8 @@ class Lock:
         owner = present_owner(self._directory)
         if self.is_mine():
             for path in self.workspace.iterdir():
+                if path.name in {OUTGOING, INCOMING}:
+                    continue  # the next owner brings it to where it belongs
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 elif path.name != "owner":
@@ -579,7 +562,7 @@ class Journal:
 
     def _append(self, entry: dict[str, Any]) -> None:
         _write_whole(self.descriptor, self._line(entry))
-        _sync_open(self.descriptor, self.path)
+        sync_open(self.descriptor, self.path)
 
     def add_unit(self, unit: int, files: Files) -> None:
         """Records a finished unit."""
@@ -613,9 +596,9 @@ class Journal:
         self.close()
         self.descriptor = os.open(prepared, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
         _write_whole(self.descriptor, b"".join(map(self._line, entries)))
-        _sync_open(self.descriptor, prepared)
+        sync_open(self.descriptor, prepared)
         lock.publish(prepared, self.path)
-        _sync(self.path.parent)
+        sync(self.path.parent)
 
     def close(self) -> None:
         """Closes the file, if it is open."""
@@ -796,9 +779,9 @@ class _Run:
         self.fingerprint = _fingerprint(task)
 
     def run(self) -> dict[str, Any]:
+        attributes = self._resume() or self._begin()
         # What was purged is computed anew from here on; a purge that comes later must not go on with this one.
         self.lock.discard(self.directory / PURGED)
-        attributes = self._resume() or self._begin()
         plan = first = attributes["plan"]
         total = self.task.units(plan)
         with contextlib.closing(Journal.load(self.directory / "journal", self._key(plan))) as journal:
@@ -827,7 +810,7 @@ class _Run:
             return self._write_manifest(first, total, journal)
 
     def _key(self, plan: dict[str, Any]) -> str:
-        return _hash({"fingerprint": self.fingerprint, "plan": plan})[:16]
+        return _journal_key({"fingerprint": self.fingerprint, "plan": plan})
 
     def _check_again(self, journal: Journal, *, read: bool) -> None:
         damaged = {
@@ -845,25 +828,54 @@ class _Run:
     def _resume(self) -> dict[str, Any] | None:
         """Attributes of a store that this task can go on with, None when it must start afresh."""
         attributes = _root_attributes(self.directory)
-        if attributes is None:
-            if self.store_path.exists():
-                self.log(f"{self.task.name}: the store's metadata are damaged; starting afresh.")
-                self.events("afresh", reason="damaged metadata")
-            return None
-        if attributes["fingerprint"] == self.fingerprint:
+        if attributes is not None and attributes["fingerprint"] == self.fingerprint:
             return attributes
-        mine = {"stage": self.task.name, "version": self.task.version, **self.task.parameters()}
-        theirs = {"stage": attributes["stage"], "version": attributes["version"], **attributes["parameters"]}
-        changed = [
-            f"{key}: {canonical(theirs.get(key))} → {canonical(mine.get(key))}"
-            for key in sorted({*mine, *theirs})
-            if mine.get(key) != theirs.get(key)
-        ]
-        self.log(
-            f"{self.task.name}: what is here was computed from something else; starting afresh ({'; '.join(changed)})."
-        )
-        self.events("afresh", reason="; ".join(changed))
+        earlier = _finished_attributes(superseded_directory(self.directory))
+        if earlier is not None and earlier["fingerprint"] == self.fingerprint:
+            self._take_back(attributes)
+            return _root_attributes(self.directory)
         return None
+
+    def _take_back(self, attributes: dict[str, Any] | None) -> None:
+        """Exchanges what is here, of other parameters or nothing, for what was set aside."""
+        aside = superseded_directory(self.directory)
+        check_movable(self.directory)
+        text = f"{self.task.name}: the result of these parameters, which was set aside in {aside}, is taken back"
+        if attributes is not None:
+            text += f" ({self._changes(attributes)})"
+        if _finished_attributes(self.directory) is None:
+            take_back(self.lock, self.directory)
+        else:
+            exchange(self.lock, self.directory, _missing_manifest(self.directory))
+            text += "; the one that was here is set aside in its place"
+        self.log(text + ".")
+        self.events("returned")
+
+    def _changes(self, attributes: dict[str, Any]) -> str:
+        return changes(_identity(attributes), {**self.task.parameters(), **_kind(self.task.name, self.task.version)})
+
+    def _make_room(self) -> None:
+        """Sets aside what is finished here, under other parameters, and removes what is not."""
+        aside, attributes = superseded_directory(self.directory), _root_attributes(self.directory)
+        changed = "" if attributes is None else self._changes(attributes)
+        if _finished_attributes(self.directory) is not None:
+            replacing = ", in place of an older one," if aside.exists() else ""
+            set_aside(self.lock, self.directory, _missing_manifest(self.directory))
+            self.log(
+                f"{self.task.name}: the finished result of other parameters ({changed}) is set aside{replacing} in "
+                f"{aside}; starting afresh."
+            )
+            self.events("afresh", reason=changed, superseded=str(aside))
+            return
+        if attributes is not None:
+            reason = f"what is here is of other parameters ({changed}), and unfinished"
+        elif self.store_path.exists():
+            reason = changed = "the store's metadata are damaged"
+        for name in ("manifest.json", PURGED, "journal", "store.zarr"):
+            self.lock.discard(self.directory / name)
+        if changed:
+            self.log(f"{self.task.name}: {reason}; starting afresh.")
+            self.events("afresh", reason=changed)
 
     def _begin(self) -> dict[str, Any]:
         """Makes the plan and an empty store, which takes the place of what was there."""
@@ -878,6 +890,8 @@ class _Run:
             "versions": _versions(),
         }
         self._check_resources(plan, None)
+        if _finished_attributes(self.directory) is not None:
+            check_movable(self.directory)
         prepared = self.lock.workspace / "store.zarr"
         group = zarr.open_group(prepared, mode="w", zarr_format=3)
         for spec in self.task.arrays(plan):
@@ -886,11 +900,10 @@ class _Run:
         document = json.loads((prepared / "zarr.json").read_text())
         group.update_attributes({**attributes, "checksum": _root_checksum(document, attributes)})
         for path in [prepared, *prepared.rglob("*")]:
-            _sync(path)
-        for name in ("manifest.json", "journal", "store.zarr"):
-            self.lock.discard(self.directory / name)
+            sync(path)
+        self._make_room()
         self.lock.publish(prepared, self.store_path)
-        _sync(self.directory)
+        sync(self.directory)
         return attributes
 
     def _repair(self, journal: Journal, total: int) -> None:
@@ -937,16 +950,20 @@ class _Run:
                     self.lock.discard(path)
 
     def _check_resources(self, plan: dict[str, Any], journal: Journal | None) -> Estimate:
-        """Refuses what cannot be done here; without a journal, what is in the directory will be replaced."""
+        """Refuses what cannot be done here; without a journal, what is there will be removed or set aside."""
         estimate = self.task.estimate(plan)
-        there = self.store_path.rglob("*") if journal is None else (self.store_path / name for name in self._writers)
+        kept, replaced = "", self.store_path
+        if journal is None and _finished_attributes(self.directory) is not None:
+            replaced = superseded_directory(self.directory)
+            kept = " (the finished result there, of other parameters, would be kept)"
+        there = replaced.rglob("*") if journal is None else (self.store_path / name for name in self._writers)
         written = sum(path.stat().st_size for path in there if path.is_file())
         missing = estimate.disk_bytes - written
         free = shutil.disk_usage(self.directory).free
         if missing > free:
             raise StageError(
                 f"{self.task.name} needs {format_bytes(missing)} more disk in {self.directory}, but only "
-                f"{format_bytes(free)} are free; free some or link results/ to a larger disk, then run it again."
+                f"{format_bytes(free)} are free; free some{kept} or link results/ to a larger disk, then run it again."
             )
         # The peak is that of the whole process, which has a part of it already.
         available = min(memory_total(), memory_available() + psutil.Process().memory_info().rss)
@@ -1048,37 +1065,114 @@ class _Run:
                 if self._writers.setdefault(name, unit) != unit:
                     raise ValueError(f"Units {self._writers[name]} and {unit} both write the file {name}.")
                 files[name] = _file_checksum(path)
-                _sync(path)
+                sync(path)
         folders = {folder for name in files for folder in Path(name).parents}
         for folder in sorted(folders - {Path()}):
             (self.store_path / folder).mkdir(exist_ok=True)
         for name in files:
             self.lock.publish(self.staging_path / name, self.store_path / name)
         for folder in folders:
-            _sync(self.store_path / folder)
+            sync(self.store_path / folder)
         self.lock.check()
         journal.add_unit(unit, files)
 
     def _write_manifest(self, plan: dict[str, Any], total: int, journal: Journal) -> dict[str, Any]:
-        manifest = {
-            "stage": self.task.name,
-            "version": self.task.version,
-            "fingerprint": self.fingerprint,
-            "parameters": json.loads(canonical(self.task.parameters())),
-            "plan": plan,
-            "units": total,
-            "digest": journal.digest(),
-            "results": journal.results,
-        }
-        if journal.replanned:
-            manifest["replanned"] = journal.replanned
-        manifest["checksum"] = _hash(manifest)
+        manifest = _manifest(
+            {
+                **_kind(self.task.name, self.task.version),
+                "fingerprint": self.fingerprint,
+                "parameters": json.loads(canonical(self.task.parameters())),
+                "plan": plan,
+            },
+            total,
+            journal,
+        )
         prepared = self.lock.workspace / "manifest.json"
-        prepared.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        _sync(prepared)
+        prepared.write_text(_text(manifest), encoding="utf-8")
+        sync(prepared)
         self.lock.publish(prepared, self.directory / "manifest.json")
-        _sync(self.directory)
+        sync(self.directory)
         return manifest
+
+
+def _kind(stage: str, version: int) -> dict[str, Any]:
+    return {"stage": stage, "version": version}
+
+
+def _identity(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a fingerprint is made of, in one mapping, to tell what differs."""
+    return {**attributes["parameters"], **_kind(attributes["stage"], attributes["version"])}
+
+
+def _manifest(attributes: Mapping[str, Any], total: int, journal: Journal) -> dict[str, Any]:
+    """The manifest, with its checksum, of a stage whose units and results are in the journal."""
+    manifest = {
+        **{key: attributes[key] for key in ("stage", "version", "fingerprint", "parameters", "plan")},
+        "units": total,
+        "digest": journal.digest(),
+        "results": journal.results,
+    }
+    if journal.replanned:
+        manifest["replanned"] = journal.replanned
+    manifest["checksum"] = _hash(manifest)
+    return manifest
+
+
+def _text(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+def _journal_key(attributes: Mapping[str, Any]) -> str:
+    return _hash({"fingerprint": attributes["fingerprint"], "plan": attributes["plan"]})[:16]
+
+
+def _finished_attributes(directory: Path) -> dict[str, Any] | None:
+    """Attributes of the store of a finished stage, None where there is none or it is not finished.
+
+    A workflow removes the manifest before it runs a rule again. So what is whole is finished without it, too.
+
+    Args:
+        directory: The stage's directory.
+
+    Returns:
+        The attributes.
+    """
+    attributes = _root_attributes(directory)
+    if attributes is None or any((directory / name).exists() for name in ("manifest.json", PURGED)):
+        return attributes
+    return None if _rebuilt_manifest(directory, attributes) is None else attributes
+
+
+def _rebuilt_manifest(directory: Path, attributes: Mapping[str, Any]) -> str | None:
+    """Text of the manifest as it was or would have been, None where the stage is not whole (by the files' sizes)."""
+    journal = Journal.load(directory / "journal", _journal_key(attributes))
+    if journal.results is None or journal.damaged(directory / "store.zarr", read=False):
+        return None
+    return _text(_manifest(attributes, len(journal.units), journal))
+
+
+def _missing_manifest(directory: Path) -> str | None:
+    """Text of the manifest of a finished stage, None where the one that is there will do or it cannot be made."""
+    attributes = _root_attributes(directory)
+    assert attributes is not None
+    with contextlib.suppress(StoreError):
+        if finished_manifest(directory)["fingerprint"] == attributes["fingerprint"]:
+            return None
+    return _rebuilt_manifest(directory, attributes)
+
+
+def changed_parameters(before: Path, after: Path) -> str:
+    """What differs between the parameters of two stages, for a sentence.
+
+    Args:
+        before: Directory of the one.
+        after: Directory of the other.
+
+    Returns:
+        A handful of keys with both values; empty where the parameters of one cannot be read, or nothing differs.
+    """
+    old, new = _root_attributes(before), _root_attributes(after)
+    return "" if old is None or new is None else changes(_identity(old), _identity(new))
 
 
 def _check_selection(unit: int, array: zarr.Array, selection: Any, values: np.ndarray) -> None:
@@ -1117,7 +1211,7 @@ def _disk_explained(directory: Path) -> Generator[None, None, None]:
                 f"The stage's directory {directory} cannot be used: {error.filename}: {error.strerror}; make it a "
                 "folder that can be written to."
             ) from error
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         raise StageError(
             f"The disk of {directory} is full ({error.strerror}); free some space and run the same command again: what "
@@ -1134,6 +1228,9 @@ def run_stage(
     stale_after: float = STALE_SECONDS,
 ) -> dict[str, Any]:
     """Computes a stage, or what of it is missing, and writes its manifest.
+
+    A finished result of other parameters, where there is one, is set aside in `<directory>.superseded`; what was set
+    aside there is taken back when it is what the task would compute.
 
     Args:
         task: What to compute.
@@ -1153,6 +1250,7 @@ def run_stage(
         try:
             lock.acquire(log, events)
             try:
+                recover(lock, directory)
                 manifest = _Run(task, directory, lock, events, log).run()
             except Exception:
                 # Whatever goes wrong in a process that was taken over goes wrong because of that.
@@ -1199,13 +1297,13 @@ class FinishedStage(StageStore):
             StoreError: A chunk is damaged, or a file is missing, which Zarr alone would read as fill values.
         """
         array = self.array(name)
-        values = read_array(array, selection, directory=self.directory)
+        values = super().read(name, selection)
         fill = array.fill_value
         empty = np.isnan(values) if isinstance(fill, float) and np.isnan(fill) else values == fill
         if np.any(empty):
             damaged = self._journal.damaged(self.directory / "store.zarr", read=False, within=f"{name}/")
             if damaged:
-                raise StoreError(f"{min(damaged.values())} of {self.directory} is missing; {_remedy(self.directory)}.")
+                raise StoreError(f"{min(damaged.values())} of {self.directory} is missing; {remedy(self.directory)}.")
         return values
 
     @property
@@ -1219,8 +1317,22 @@ def _directory_of(path: str | Path) -> Path:
     return path.parent if path.name == "manifest.json" else path
 
 
-def _remedy(directory: Path) -> str:
-    return f"remove the directory {directory} and run the workflow again (only what is missing is computed)"
+def remedy(directory: Path, name: str = "manifest.json") -> str:
+    """What helps a damaged stage, for the end of a sentence.
+
+    Args:
+        directory: The stage's directory.
+        name: Its manifest, or what is in the manifest's place.
+
+    Returns:
+        Half a sentence.
+    """
+    if is_superseded(directory):
+        return f"remove the directory {directory}, which was set aside, or leave it: nothing uses it"
+    return (
+        f"remove {directory / name} and run the workflow again: only what is damaged, and what that needs, is computed "
+        f"again, once something needs it (if it does not help, remove the directory {directory})"
+    )
 
 
 def _checked(directory: Path, name: str) -> dict[str, Any] | None:
@@ -1231,9 +1343,9 @@ def _checked(directory: Path, name: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{name} of {directory} is damaged ({error}); {_remedy(directory)}.") from error
+        raise StoreError(f"{name} of {directory} is damaged ({error}); {remedy(directory, name)}.") from error
     if checksum != _hash(document):
-        raise StoreError(f"{name} of {directory} was changed after it was written; {_remedy(directory)}.")
+        raise StoreError(f"{name} of {directory} was changed after it was written; {remedy(directory, name)}.")
     return document
 
 
@@ -1267,25 +1379,24 @@ def load_manifest(directory: Path, name: str | None = None) -> dict[str, Any]:
 def _check_finished(directory: Path, manifest: dict[str, Any], purged: Sequence[str], *, read: bool) -> Journal:
     """Compares store and journal with a manifest."""
     if not (directory / "store.zarr").exists():
-        raise StoreError(f"The manifest of {directory} has no store beside it; {_remedy(directory)}.")
+        raise StoreError(f"The manifest of {directory} has no store beside it; {remedy(directory)}.")
     attributes = _root_attributes(directory)
     if attributes is None:
-        raise StoreError(f"The store's metadata in {directory} are damaged; {_remedy(directory)}.")
+        raise StoreError(f"The store's metadata in {directory} are damaged; {remedy(directory)}.")
     if attributes["fingerprint"] != manifest["fingerprint"] or attributes["plan"] != manifest["plan"]:
         raise StoreError(
             f"The manifest of {directory} is another stage's or checkpoint's than the store beside it; "
-            f"{_remedy(directory)}."
+            f"{remedy(directory)}."
         )
-    key = _hash({"fingerprint": manifest["fingerprint"], "plan": manifest["plan"]})[:16]
-    journal = Journal.load(directory / "journal", key)
+    journal = Journal.load(directory / "journal", _journal_key(manifest))
     expected = (manifest["units"], manifest["digest"], manifest.get("replanned", []))
     if (len(journal.units), journal.digest(), journal.replanned) != expected:
-        raise StoreError(f"The journal of {directory} does not match its manifest; {_remedy(directory)}.")
+        raise StoreError(f"The journal of {directory} does not match its manifest; {remedy(directory)}.")
     journal.discarded = [*journal.discarded, *purged]
     damaged = journal.damaged(directory / "store.zarr", read=read)
     if damaged:
         names = ", ".join(sorted(damaged.values())[:3])
-        raise StoreError(f"{len(damaged)} units of {directory} are missing or damaged ({names}); {_remedy(directory)}.")
+        raise StoreError(f"{len(damaged)} units of {directory} are missing or damaged ({names}); {remedy(directory)}.")
     return journal
 
 
@@ -1340,7 +1451,7 @@ def verify_stage(path: str | Path) -> dict[str, Any]:
     found = {str(path.relative_to(store)) for path in store.rglob("*") if path.is_file() and path.name != "zarr.json"}
     extra = sorted(name for name in found - known if purged is None or not journal.is_discarded(name))
     if extra:
-        raise StoreError(f"{extra[0]} in the store of {directory} was never written by it; {_remedy(directory)}.")
+        raise StoreError(f"{extra[0]} in the store of {directory} was never written by it; {remedy(directory)}.")
     return manifest
 
 
@@ -1404,6 +1515,7 @@ def purge_stage(directory: Path, arrays: Sequence[str], log: Log = print) -> Non
     lock = Lock(directory, HEARTBEAT_SECONDS, STALE_SECONDS)
     lock.acquire(log, events)
     try:
+        recover(lock, directory)
         # The manifest may have gone while this process waited; then the record of a purge must be there.
         manifest = finished_manifest(directory)
         if (directory / "manifest.json").exists():
@@ -1415,12 +1527,12 @@ def purge_stage(directory: Path, arrays: Sequence[str], log: Log = print) -> Non
                 "freed_bytes": size,
             }
             prepared = lock.workspace / PURGED
-            prepared.write_text(json.dumps({**record, "checksum": _hash(record)}, indent=1, sort_keys=True) + "\n")
-            _sync(prepared)
+            prepared.write_text(_text({**record, "checksum": _hash(record)}))
+            sync(prepared)
             lock.publish(prepared, directory / PURGED)
-            _sync(directory)
+            sync(directory)
             lock.discard(directory / "manifest.json")
-            _sync(directory)
+            sync(directory)
             events("purge", arrays=list(arrays), bytes=size)
         for path in _array_files(directory, arrays):
             lock.discard(path)

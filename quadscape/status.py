@@ -24,8 +24,9 @@ from quadscape.stage import (
     process_is_alive,
     read_events,
 )
+from quadscape.superseded import is_superseded
 
-State = Literal["complete", "purged", "running", "waiting", "stopped", "failed"]
+State = Literal["complete", "purged", "superseded", "running", "waiting", "stopped", "failed"]
 
 _RATE_UNITS = 20
 _BAR = 20
@@ -38,7 +39,8 @@ class StageStatus:
     Attributes:
         directory: The stage's directory.
         name: Kind of stage, for example `hessian`; the directory's name when it cannot be told.
-        state: complete; purged (complete, but its large arrays were removed since); running (its owner lives);
+        state: complete; purged (complete, but its large arrays were removed since); superseded (complete, but set
+            aside when other parameters were asked for); running (its owner lives);
             waiting (its owner is gone and another process is about to take
             over); failed (the last attempt ended with an error); stopped (not begun, killed or interrupted).
         done: Units that are done.
@@ -66,7 +68,8 @@ class StageStatus:
     size_bytes: int
 
 
-def _size(directory: Path) -> int:
+def directory_size(directory: Path) -> int:
+    """Bytes of all files in a directory, as far as they can be seen."""
     total = 0
     for folder, _, files in os.walk(directory):
         for name in files:
@@ -85,7 +88,9 @@ def _events(directory: Path) -> list[dict[str, Any]]:
     events = [
         entry
         for entry in read_events(directory)
-        if isinstance(entry["time"], int | float) and isinstance(entry["event"], str) and entry["event"] != "purge"
+        if isinstance(entry["time"], int | float)
+        and isinstance(entry["event"], str)
+        and entry["event"] not in {"purge", "returned"}
     ]
     afresh = [index for index, entry in enumerate(events) if entry["event"] == "afresh"]
     return events[afresh[-1] :] if afresh else events
@@ -147,6 +152,8 @@ def stage_status(directory: str | Path) -> StageStatus:
         manifest = finished_manifest(directory)
     except StoreError:
         manifest, state = None, _state(directory, events)
+    if is_superseded(directory):
+        state = "superseded"
     now = time.time()
 
     name, done, total = directory.name, 0, None
@@ -184,7 +191,7 @@ def stage_status(directory: str | Path) -> StageStatus:
         attempts=len(attempts),
         owner="" if owner is None else str(owner),
         last_error=errors[-1] if errors and manifest is None else "",
-        size_bytes=_size(directory),
+        size_bytes=directory_size(directory),
     )
 
 
@@ -195,7 +202,7 @@ def find_stages(root: str | Path) -> list[Path]:
         root: Where to look, itself included.
 
     Returns:
-        The directories of all stages that have begun.
+        The directories of all stages that have begun, and of results that were set aside.
 
     Raises:
         StoreError: There is no such directory.

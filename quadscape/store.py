@@ -176,13 +176,20 @@ def open_store(path: str | Path) -> zarr.Group:
         ) from error
 
 
-def read(array: zarr.Array, selection: Any = ..., *, directory: str | Path | None = None) -> np.ndarray:
+def read(
+    array: zarr.Array,
+    selection: Any = ...,
+    *,
+    directory: str | Path | None = None,
+    remedy: str = "remove that directory and run the workflow again",
+) -> np.ndarray:
     """Reads a part of an array; a chunk whose checksum does not hold is an error, never a value.
 
     Args:
         array: An open array.
         selection: NumPy-style basic selection.
         directory: The directory to name in the error; by default the store's.
+        remedy: What to do then, for the end of the error's sentence.
 
     Returns:
         The values.
@@ -194,9 +201,7 @@ def read(array: zarr.Array, selection: Any = ..., *, directory: str | Path | Non
         values = np.asarray(array[selection], order="C")
     except (ValueError, RuntimeError, OSError, EOFError) as error:
         where = directory if directory is not None else array.store_path
-        raise StoreError(
-            f"Array '{array.name}' of {where} is damaged ({error}); remove that directory and run the workflow again."
-        ) from error
+        raise StoreError(f"Array '{array.name}' of {where} is damaged ({error}); {remedy}.") from error
     # Zarr's variable-length strings come back as StringDType, which most of NumPy does not know yet.
     return np.array(values.tolist(), dtype=str) if values.dtype.kind == "T" else values
 

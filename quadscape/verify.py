@@ -17,8 +17,9 @@ from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import Measure, fingerprint_digits
 from quadscape.measures.job import input_digest, manifest_name, origin_of, read_result, table_path
-from quadscape.stage import PURGED, fingerprint_of, finished_manifest, stage_digest, verify_stage
+from quadscape.stage import PURGED, fingerprint_of, finished_manifest, remedy, stage_digest, verify_stage
 from quadscape.store import open_store, read_store
+from quadscape.superseded import is_superseded, superseded_directory
 from quadscape.tables import read_table, table_head
 
 _STAGE_OF_DIRECTORY = {
@@ -29,14 +30,26 @@ _STAGE_OF_DIRECTORY = {
 }
 
 
+class Misplaced(str):
+    """What is wrong with a result that is whole, but belongs to something else than what lies beside it."""
+
+    __slots__ = ()
+
+
+class _MisplacedError(StoreError):
+    """The same, on its way."""
+
+
 def verify_results(root: Path) -> Iterator[tuple[Path, str | None]]:
     """Checks every finished stage and every small store below a directory.
+
+    What was set aside (`<stage>.superseded`) is checked on its own, and not compared with what lies beside it.
 
     Args:
         root: Where to look.
 
     Yields:
-        Path of the stage or store, and what is wrong with it (None: nothing).
+        Path of the stage or store, and what is wrong with it (None: nothing; `Misplaced`: not that it is damaged).
 
     Raises:
         StoreError: There is no such directory.
@@ -46,10 +59,10 @@ def verify_results(root: Path) -> Iterator[tuple[Path, str | None]]:
     for folder, subfolders, files in os.walk(root):
         here = Path(folder)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        if {"manifest.json", PURGED, "journal"} & set(files):
+        if {"manifest.json", PURGED, "journal"} & set(files) or is_superseded(here):
             subfolders.clear()
             if not {"manifest.json", PURGED} & set(files):
-                continue  # not finished: its own command will check it
+                continue  # not finished, or about to be removed: its own command will check it
             check: Callable[[Path], None] = _verify_stage
         elif here.suffix == ".zarr":
             subfolders.clear()
@@ -65,13 +78,29 @@ def verify_results(root: Path) -> Iterator[tuple[Path, str | None]]:
 def _problem(check: Callable[[Path], None], path: Path) -> str | None:
     try:
         check(path)
+    except _MisplacedError as error:
+        return Misplaced(error)
     except StoreError as error:
         return str(error)
     return None
 
 
 def _refuse(directory: Path, what: str) -> None:
-    raise StoreError(f"{directory} {what}; remove the directory {directory} and run the workflow again.")
+    if directory.suffix == ".zarr":
+        raise StoreError(f"{directory} {what}; remove the directory {directory} and run the workflow again.")
+    raise StoreError(f"{directory} {what}; {remedy(directory)}.")
+
+
+def _refuse_origin(directory: Path, other: str, place: Path) -> None:
+    """Says that something was computed from something else than what is there."""
+    if directory.suffix == ".zarr":
+        text = f"remove the directory {directory} and run the workflow again, which makes it from what is there"
+    else:
+        text = (
+            f"remove {directory / 'manifest.json'} and run the workflow again, which computes it from what is there "
+            f"and keeps this one as {superseded_directory(directory)}"
+        )
+    raise _MisplacedError(f"{directory} belongs to {other} than the one in {place}; it is whole: {text}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -82,8 +111,9 @@ def _verify_stage(directory: Path) -> None:
     manifest = verify_stage(directory)
     if fingerprint_of(manifest) != manifest["fingerprint"]:
         _refuse(directory, "has a manifest whose parameters are not those of its fingerprint")
-    _check_place(directory.absolute(), manifest)
-    _check_origin(directory.absolute(), manifest["parameters"])
+    if not is_superseded(directory):
+        _check_place(directory.absolute(), manifest)
+        _check_origin(directory.absolute(), manifest["parameters"])
     for subject, checks in _recorded_checks(manifest["results"]):
         for name, entry in checks.items():
             if not entry["value"] <= entry["threshold"]:
@@ -119,12 +149,12 @@ def _check_origin(directory: Path, parameters: dict[str, Any]) -> None:
     if "hessian" in parameters:
         hessian = _manifest_beside(checkpoint / "hessian")
         if hessian is not None and hessian["results"].get("content") != parameters["hessian"]:
-            _refuse(directory, f"was computed from another Hessian than the one in {checkpoint / 'hessian'}")
+            _refuse_origin(directory, "another Hessian", checkpoint / "hessian")
     for name, digest in parameters["shards"].items() if isinstance(parameters.get("shards"), dict) else ():
         shard = checkpoint / "hessian_shards" / name
         manifest = _manifest_beside(shard)
         if manifest is not None and stage_digest(manifest) != digest:
-            _refuse(directory, f"was gathered from another shard than the one in {shard}")
+            _refuse_origin(directory, "another shard", shard)
 
 
 def _manifest_beside(directory: Path) -> dict[str, Any] | None:
@@ -143,7 +173,7 @@ def _check_digest(directory: Path, parameters: dict[str, Any], key: str, store: 
     except StoreError:
         return  # not there, or named on its own
     if found != parameters[key]:
-        _refuse(directory, f"was computed from another {key} than the one in {store}")
+        _refuse_origin(directory, f"another {key}" if key != "data" else "another data set", store)
 
 
 def _recorded_checks(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
@@ -220,7 +250,10 @@ def _check_sources(manifest: Path, measure: Measure, inputs: Mapping[str, list[s
             except StoreError:
                 continue  # not there, or named on its own
             if now != digest:
-                _refuse_file(manifest, f"was measured from another {name} than the one in {path.parent}")
+                raise _MisplacedError(
+                    f"{manifest} was measured from another {name} than the one in {path.parent}; it is whole: remove "
+                    "that file and run the workflow again, which measures what is there."
+                )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

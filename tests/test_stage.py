@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -56,17 +55,6 @@ def print_nothing(sender: Any) -> None:
 def workers_end() -> Iterator[None]:
     yield
     Worker.end()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A directory in memory where there is one, since hundreds of runs wait for nothing but the disk's fsync."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory, prefix="quadscape-test-") as folder:
-        yield Path(folder)
 
 
 def silent(_: str) -> None:
@@ -251,14 +239,16 @@ def test_damaged_chunks(place: Path, undisturbed: Any, damage: str, when: str) -
     for name in CHUNKS if when == "after completion" else [SCRATCH, *CHUNKS]:
         DAMAGE[damage](place / "toy/store.zarr" / name)
         if when == "after completion":
-            with pytest.raises(StoreError, match=f"remove the directory {place / 'toy'}"):
+            with pytest.raises(StoreError, match=f"remove {place / 'toy/manifest.json'}"):
                 verify_stage(place / "toy")
             if damage in {"truncated", "emptied", "missing"}:
-                with pytest.raises(StoreError, match=f"remove the directory {place / 'toy'}"):
+                with pytest.raises(StoreError, match=f"remove {place / 'toy/manifest.json'}"):
                     open_stage(place / "toy")
             else:
                 array = name.partition("/c/")[0]
-                with pytest.raises(StoreError, match=f"{place / 'toy'}.* is damaged .*remove that directory"):
+                with pytest.raises(
+                    StoreError, match=f"{place / 'toy'}.* is damaged .*remove {place / 'toy/manifest.json'}"
+                ):
                     open_stage(place / "toy").read(array)
         log = complete(place / "toy")
         assert any("is computed again" in line for line in log)
@@ -298,7 +288,7 @@ def test_missing_file_is_noticed_while_reading(place: Path) -> None:
     stage = open_stage(place / "toy")
     (place / "toy/store.zarr/rows/c/1/0").unlink()
     assert np.isfinite(stage.read("rows", slice(0, 4))).all()
-    with pytest.raises(StoreError, match=rf"rows/c/1/0 of .* is missing; remove the directory {place / 'toy'}"):
+    with pytest.raises(StoreError, match=rf"rows/c/1/0 of .* is missing; remove {place / 'toy/manifest.json'}"):
         stage.read("rows")
     assert np.isnan(stage.read("triangle")).any()
 
@@ -324,7 +314,7 @@ def test_damaged_journal(place: Path, undisturbed: Any, damage: str, when: str) 
     JOURNAL[damage](place / "toy/journal")
     assert (place / "toy/journal").exists() is (damage != "deleted")
     if when == "after completion" and damage in {"deleted", "emptied", "first line lost", "line flipped", "zeroed"}:
-        with pytest.raises(StoreError, match=rf"journal .* remove the directory {place / 'toy'}"):
+        with pytest.raises(StoreError, match=rf"journal .* remove {place / 'toy/manifest.json'}"):
             open_stage(place / "toy")
     complete(place / "toy")
     assert_undisturbed(place / "toy", undisturbed)
@@ -395,7 +385,7 @@ def test_damaged_metadata(place: Path, undisturbed: Any, damage: str) -> None:
     before = {path: path.read_bytes() for path in (place / "done/store.zarr").rglob("zarr.json")}
     METADATA[damage](place / "done/store.zarr")
     assert before != {path: path.read_bytes() for path in (place / "done/store.zarr").rglob("zarr.json")}
-    with pytest.raises(StoreError, match=f"remove the directory {place / 'done'}"):
+    with pytest.raises(StoreError, match=f"remove {place / 'done/manifest.json'}"):
         open_stage(place / "done")
     complete(place / "done")
     assert_undisturbed(place / "done", undisturbed)
@@ -450,15 +440,49 @@ def test_manifest_of_another_stage(place: Path, undisturbed: Any) -> None:
     complete(place / "toy")
     complete(place / "other", seed=4)
     shutil.copy(place / "other/manifest.json", place / "toy/manifest.json")
-    with pytest.raises(StoreError, match=f"manifest of {place / 'toy'} is another .* remove the directory"):
+    with pytest.raises(
+        StoreError, match=f"manifest of {place / 'toy'} is another .* remove .*/manifest.json and run the workflow"
+    ):
         open_stage(place / "toy")
     with pytest.raises(StoreError, match="holds the stage 'toy', where 'hessian' was expected"):
         open_stage(place / "other", "hessian")
     complete(place / "toy")
     assert_undisturbed(place / "toy", undisturbed)
     shutil.copytree(place / "other/store.zarr", place / "toy/store.zarr", dirs_exist_ok=True)
-    with pytest.raises(StoreError, match=f"remove the directory {place / 'toy'}"):
+    with pytest.raises(StoreError, match=f"remove {place / 'toy/manifest.json'}"):
         open_stage(place / "toy")
+
+
+HARM: dict[str, tuple[Callable[[Path], Any], int]] = {
+    **{
+        f"chunk {name}": (lambda path, harm=harm: harm(path / "store.zarr" / CHUNKS[0]), 1)
+        for name, harm in DAMAGE.items()
+    },
+    "journal's line lost": (lambda path: JOURNAL["first line lost"](path / "journal"), 1),
+    "manifest flipped": (lambda path: flip(path / "manifest.json"), 0),
+    "stray file": (lambda path: shutil.copy(path / "store.zarr/rows/c/0/0", path / "store.zarr/rows/c/1/7"), 0),
+    "metadata missing": (lambda path: (path / "store.zarr/zarr.json").unlink(), 5),
+    "store missing": (lambda path: shutil.rmtree(path / "store.zarr"), 5),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_removing_the_named_file_mends_in_place(place: Path, harm: str) -> None:
+    """What the remedy says: remove that manifest, run again; only what is damaged is computed again."""
+    complete(place / "toy", scratch=False)
+    before, events = finished(place / "toy"), len(read_events(place / "toy"))
+    damage, units = HARM[harm]
+    damage(place / "toy")
+    with pytest.raises(StoreError) as caught:
+        verify_stage(place / "toy")
+    named = str(caught.value).partition("; remove ")[2].partition(" and run the workflow again: ")[0]
+    assert named == str(place / "toy/manifest.json")
+    Path(named).unlink()
+    complete(place / "toy", scratch=False)
+    after = finished(place / "toy")
+    assert_equal(after[0], before[0])
+    assert after[1] == before[1]
+    assert [event["event"] for event in read_events(place / "toy")[events:]].count("unit") == units
 
 
 def test_removing_the_named_directory_heals(place: Path, undisturbed: Any) -> None:
@@ -466,7 +490,7 @@ def test_removing_the_named_directory_heals(place: Path, undisturbed: Any) -> No
     flip(place / "toy/store.zarr" / CHUNKS[0])
     with pytest.raises(StoreError) as caught:
         verify_stage(place / "toy")
-    named = str(caught.value).partition("remove the directory ")[2].partition(" ")[0]
+    named = str(caught.value).partition("remove the directory ")[2].partition(")")[0]
     shutil.rmtree(named)
     complete(place / "toy")
     assert_undisturbed(place / "toy", undisturbed)

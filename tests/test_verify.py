@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from quadscape.cli import main
 from quadscape.curvature.eigenbasis import Eigenbasis
 from quadscape.curvature.hessian import HessianMatrix
+from quadscape.data import prepare
 from quadscape.errors import StoreError
 from quadscape.measures import SCHEMAS
 from quadscape.measures.job import table_path
-from quadscape.stage import _hash, open_stage
+from quadscape.stage import _hash, open_stage, read_events
 from quadscape.tables import read_table
-from quadscape.verify import verify_results
-from results import make_results, measure_spectrum, small_experiment
+from quadscape.verify import Misplaced, verify_results
+from results import curvature, make_results, measure_spectrum, small_experiment
 
 CHECKPOINT = "runs/a/checkpoints/40"
 SHARD = f"{CHECKPOINT}/hessian_shards/1-of-1"
@@ -107,10 +108,14 @@ def test_a_table_asked_for_from_a_damaged_basis_fails_clearly(results: Path) -> 
     path = next(p for p in (results / BASIS / "store.zarr/eigenvectors/c").rglob("*") if p.is_file())
     flip(path, 12_345)
     basis = Eigenbasis(results / BASIS)
-    with pytest.raises(StoreError, match=r"eigenbasis is damaged.*remove that directory and run the workflow again"):
+    with pytest.raises(
+        StoreError, match=r"eigenbasis is damaged.*remove .*eigenbasis/manifest.json and run the workflow"
+    ):
         basis.vectors(0, basis.size)
     flip(results / BASIS / "store.zarr/eigenvalues/c/0", 1234)
-    with pytest.raises(StoreError, match=r"eigenbasis is damaged.*remove that directory and run the workflow again"):
+    with pytest.raises(
+        StoreError, match=r"eigenbasis is damaged.*remove .*eigenbasis/manifest.json and run the workflow"
+    ):
         measure_spectrum(root, experiment, 40)
 
 
@@ -148,8 +153,9 @@ def test_what_belongs_to_another_checkpoint_is_named(results: Path, stage: str, 
         shutil.copytree(there, here)
     problems = named(results)
     assert f"{CHECKPOINT}/{stage}" in problems
-    words = "another stage's or checkpoint's" if what == "manifest" else "computed from another checkpoint"
+    words = "another stage's or checkpoint's" if what == "manifest" else "belongs to another checkpoint than"
     assert words in problems[f"{CHECKPOINT}/{stage}"]
+    assert isinstance(problems[f"{CHECKPOINT}/{stage}"], Misplaced) == (what == "directory")
 
 
 def test_an_eigenbasis_of_another_hessian_is_named(results: Path) -> None:
@@ -158,7 +164,8 @@ def test_an_eigenbasis_of_another_hessian_is_named(results: Path) -> None:
     _change_manifest(path, lambda manifest: manifest["results"].update(content="0" * 64))
     problems = named(results)
     assert list(problems) == [BASIS]
-    assert "computed from another Hessian" in problems[BASIS]
+    assert "belongs to another Hessian than the one in" in problems[BASIS]
+    assert isinstance(problems[BASIS], Misplaced)
 
 
 def test_a_hessian_of_another_shard_is_named(results: Path) -> None:
@@ -210,3 +217,33 @@ def test_a_manifest_with_changed_text_is_named(results: Path) -> None:
     path = results / BASIS / "manifest.json"
     path.write_text(path.read_text().replace('"size": 235', '"size": 236'))
     assert "changed after it was written" in named(results)[BASIS]
+
+
+def test_results_of_another_seed_are_whole_and_are_named_so(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = results.parents[1]
+    shutil.rmtree(results / "data.zarr")
+    prepare(small_experiment().data, 1, results / "data.zarr")
+    assert main(["verify", str(root)]) == 1
+    said = capsys.readouterr().out
+    assert "DAMAGED" not in said
+    assert f"OTHER   {results / 'runs/a/trajectory'}: " in said
+    assert f"belongs to another data set than the one in {(results / 'data.zarr').absolute()}; it is whole" in said
+    assert "whole, but not of what lies beside it" in said
+
+
+# Of 15 units of the shard, one; an eigenbasis this small has two, and needs for either what the first did not keep.
+@pytest.mark.parametrize(("stage", "part", "units"), [(SHARD, "matrix", 1), (BASIS, "eigenvectors", 2)])
+def test_removing_the_manifest_mends_in_place(results: Path, stage: str, part: str, units: int) -> None:
+    directory = results / stage
+    before = (directory / "manifest.json").read_bytes()
+    chunk = max((p for p in (directory / f"store.zarr/{part}/c").rglob("*") if p.is_file()), key=str)
+    content = chunk.read_bytes()
+    flip(chunk, 12_345)
+    assert f"remove {directory / 'manifest.json'} and run the workflow again" in named(results)[stage]
+    (directory / "manifest.json").unlink()
+    events = len(read_events(directory))
+    curvature(results.parents[1], small_experiment(), 40)
+    assert chunk.read_bytes() == content
+    assert (directory / "manifest.json").read_bytes() == before
+    assert [event["event"] for event in read_events(directory)[events:]].count("unit") == units
+    assert not named(results)

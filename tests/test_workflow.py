@@ -316,6 +316,7 @@ def test_a_removed_stage_directory_heals(checkout: Checkout) -> None:
     (checkout.path / "results/tiny/figures/spectrum.svg").unlink()
     code, output = checkout.snakemake("results/tiny/figures/spectrum.svg")
     assert code != 0
+    assert f"remove {stage.relative_to(checkout.path)}/manifest.json and run the workflow again" in output
     assert f"remove the directory {stage.relative_to(checkout.path)}" in output
     shutil.rmtree(stage)
     code, output = checkout.snakemake("results/tiny/figures/spectrum.svg")

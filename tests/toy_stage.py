@@ -42,10 +42,12 @@ class Toy:
         stop_in: int = -1,
         mark: str = "",
         fail: str = "",
+        scratch: bool = True,
         fits: dict[int, int] | None = None,
     ) -> None:
         self.rows, self.width, self.seed, self.version, self.pause = rows, width, seed, version, pause
         self.offered, self.memory, self.disk, self.flaw, self.fail = offered, memory, disk, flaw, fail
+        self.scratch = scratch
         self.stop_in, self.mark, self.fits = stop_in, mark, fits or {}
         self.started = 0
 
@@ -69,7 +71,12 @@ class Toy:
             ),
             ArraySpec("triangle", (self.rows, self.rows), "float32", ("row", "column"), (step, step)),
             ArraySpec(
-                "resume/state", (units, self.width), "float64", ("unit", "column"), (1, self.width), scratch=True
+                "resume/state",
+                (units, self.width),
+                "float64",
+                ("unit", "column"),
+                (1, self.width),
+                scratch=self.scratch,
             ),
             ArraySpec("count", (units,), "int64", ("unit",), (1,), compress=True),
         ]

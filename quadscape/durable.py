@@ -1,0 +1,52 @@
+"""Waiting until what was written would survive a crash of the machine."""
+
+import errno
+import os
+from pathlib import Path
+
+from quadscape.errors import StageError
+
+# What file systems say that cannot do something, rather than failed to do it.
+CANNOT = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EBADF, errno.EISDIR}
+CANNOT |= {errno.EACCES, errno.EPERM}
+FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the entries of a directory, would survive a crash of the machine."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in CANNOT and path.is_dir():
+            return
+        raise
+    try:
+        sync_open(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def sync_open(descriptor: int, path: Path) -> None:
+    """The same for what is open.
+
+    Args:
+        descriptor: Its number.
+        path: Where it lies, for the message.
+
+    Raises:
+        OSError: The disk is full.
+        StageError: The file system fails, or cannot do it for a file.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # CIFS and shared folders of virtual machines refuse it for directories. Then a crash of the whole machine may
+        # lose the last units, which are computed again: what is in the journal is compared with the files in any case.
+        if error.errno in CANNOT and path.is_dir():
+            return
+        if error.errno in FULL:
+            raise
+        raise StageError(
+            f"The file system of {path} cannot make sure that it is stored (fsync: {error.strerror}); have the results "
+            "on another file system."
+        ) from error
