@@ -10,15 +10,17 @@ if not config:
     configfile: "config.yaml"
 
 
-report: "docs/report/workflow.rst"
-
-
 include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/training.smk"
 include: "rules/curvature.smk"
 include: "rules/measures.smk"
 include: "rules/figures.smk"
+include: "rules/findings.smk"
+
+
+# The first page of the report: what was found, once there is anything.
+report: report_page()
 
 
 rule all:

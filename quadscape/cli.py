@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quadscape.config import Experiment, load_experiment
-from quadscape.errors import QuadscapeError
+from quadscape.errors import QuadscapeError, StoreError
 
 if TYPE_CHECKING:
     from quadscape.data import Census
@@ -72,6 +72,19 @@ def _verify(arguments: argparse.Namespace) -> int:
     counts = [(problems, "damaged"), (misplaced, "whole, but not of what lies beside it")]
     print(", ".join(f"{count} {what}" for count, what in counts if count) or "everything is as it was written")
     return 1 if problems or misplaced else 0
+
+
+def _findings(arguments: argparse.Namespace) -> int:
+    from quadscape.findings.report import format_findings, from_json
+
+    root = Path(arguments.path)
+    pages = sorted(root.rglob("findings.json")) if root.is_dir() else [root]
+    if not pages or not all(page.is_file() for page in pages):
+        raise StoreError(f"There are no findings in {root}; run the workflow, which writes them last.")
+    for page in pages:
+        print(page.parent)
+        print(format_findings(from_json(page.read_text(encoding="utf-8"))))
+    return 0
 
 
 def _purge(arguments: argparse.Namespace) -> int:
@@ -201,6 +214,9 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--minutes", type=int, help="after which the controller is queued again (default: 1440)")
     submit.add_argument("arguments", nargs="*", help="snakemake's, after --")
     submit.set_defaults(run=_submit)
+    findings = commands.add_parser("findings", help="what was found, in words, with verdicts on published results")
+    findings.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
+    findings.set_defaults(run=_findings)
     verify = commands.add_parser("verify", help="read every store and compare it with its checksums")
     verify.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
     verify.set_defaults(run=_verify)

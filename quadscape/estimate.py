@@ -379,13 +379,12 @@ class _Estimator:
         memory = host_bytes({**plan, "device": self.device}, solver, self.product_bytes())
         return Need("eigenbasis", 1, memory, disk, seconds)
 
-    def measures(self, run: Run) -> list[Need]:
-        """Everything that is measured of a run."""
-        return [self.measured_need(name, run) for name in MEASURES if self.targets.results(name, [run.name])]
-
-    def measured_need(self, name: str, run: Run) -> Need:
-        """What all jobs of one measure of a run take, by its law and the rates of this device."""
-        cost, options = self.targets.cost(name, run.name), self.targets.options(name, run.name)
+    def measure(self, name: str) -> Need:
+        """What the jobs of one measure take, by its law and the rates of this device."""
+        jobs = len(self.targets.results(name))
+        # All runs share network and data, so any of them says what one job takes.
+        run = self.experiment.runs[0].name
+        cost, options = self.targets.cost(name, run), self.targets.options(name, run)
         dtype = getattr(torch, options.get("dtype", self.experiment.curvature.dtype))
         rate = self.rates.float64 if dtype == torch.float64 else self.rates.float32
         seconds = _START + cost.flops / rate
@@ -395,7 +394,6 @@ class _Estimator:
             seconds += evaluations / self.count * self.evaluation(dtype)
         if cost.products:
             seconds += cost.products / self.count * self.product(dtype)
-        jobs = len(self.targets.results(name, [run.name]))
         return Need(f"measure_{name}", jobs, 1e6 * memory_mb(cost.memory_bytes / 1e6, 1), 1e5, seconds)
 
     def all(self) -> tuple[Need, ...]:
@@ -409,7 +407,7 @@ class _Estimator:
             needs += [
                 Need(n.stage, n.jobs * checkpoints, n.memory_bytes, n.disk_bytes, n.seconds + _START) for n in each
             ]
-        return (*needs, *(need for run in runs for need in self.measures(run)))
+        return (*needs, *(self.measure(name) for name in MEASURES if self.targets.results(name)))
 
 
 def _no_fill(_: torch.Tensor) -> None:

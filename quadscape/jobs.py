@@ -77,7 +77,8 @@ def run_measure_job(snakemake: Any, log: Log) -> None:
     names, parameters = snakemake.wildcards, snakemake.params
     measure = MEASURES[parameters.measure]
     subject = {"run": (), "checkpoint": ("iteration",), "checkpoint_pair": ("first", "second")}[measure.of]
-    inputs = {name: _paths(snakemake.input[name]) for name in measure.reads}
+    given = input_paths(snakemake)
+    inputs = {name: given[name] for name in measure.reads}
     job = Job(
         names.run,
         [int(names[name]) for name in subject],
@@ -89,6 +90,11 @@ def run_measure_job(snakemake: Any, log: Log) -> None:
         log=log,
     )
     run_measure(measure, parameters.label, job, parameters.options, snakemake.output[0])
+
+
+def input_paths(snakemake: Any) -> dict[str, list[str]]:
+    """All inputs of a job by name."""
+    return {name: _paths(found) for name, found in snakemake.input.items()}
 
 
 def _paths(found: Any) -> list[str]:

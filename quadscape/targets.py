@@ -161,10 +161,33 @@ class Targets:
                 found[name] = [getattr(self.places, name)(run, iteration) for iteration in iterations]
         return found
 
+    def findings_inputs(self, _: Any = None) -> dict[str, list[str]]:
+        """Manifests of all results, by measure."""
+        found = {name: self.results(name) for name in MEASURES}
+        return {name: paths for name, paths in found.items() if paths}
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """What findings need to know of each run besides its tables; of a run from elsewhere only what is certain."""
+        experiment, data = self._experiment, self._problem.data
+        shared = {
+            "data": experiment.data.source,
+            "classes": len(data.classes),
+            "N": data.training,
+            "P": self._problem.parameters,
+            "loss": experiment.loss,
+        }
+        if (normalization := getattr(experiment.model, "normalization", None)) is not None:
+            shared["normalization"] = normalization
+        found = {}
+        for run in experiment.runs:
+            names = ("momentum", "nesterov", "batch_size", "weight_decay")
+            trained = {name: getattr(run, name) for name in names} | {"sampling": "reshuffled"}
+            found[run.name] = shared | (trained if run.path is None else {})
+        return found
+
     def everything(self) -> list[str]:
-        """All figures, and the results that no figure shows."""
-        shown = {path for name in FIGURES for paths in self.figure_inputs(name).values() for path in paths}
-        return self.figures() + [path for name in MEASURES for path in self.results(name) if path not in shown]
+        """All figures, and the findings, which read every result."""
+        return [*self.figures(), self.places.findings("rst")] if self.findings_inputs() else self.figures()
 
     def clipped(self) -> list[str]:
         """Sentences on defaults that were clipped to the size of the network."""

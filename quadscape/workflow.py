@@ -76,6 +76,10 @@ class Places:
         """A figure as `svg` or `png`."""
         return f"{self.root}/figures/{figure}.{kind}"
 
+    def findings(self, kind: str) -> str:
+        """What was found, as `rst` (a page of the report) or `json`."""
+        return f"{self.root}/findings.{kind}"
+
     def checkpoint_source(self, run: str, iteration: int | str) -> str:
         """What a checkpoint is made from: the run's trajectory, or a file of parameters trained elsewhere."""
         path = self._experiment.run(run).path

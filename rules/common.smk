@@ -9,7 +9,7 @@ from quadscape.config import earlier_names, parse_experiment, resolved
 from quadscape.errors import QuadscapeError
 from quadscape.figures import FIGURES
 from quadscape.heads import record_head
-from quadscape.measures.code import figure_hash
+from quadscape.measures.code import figure_hash, findings_hash
 from quadscape.models import factory_code
 from quadscape.snakemake_shell import check_working_directory, quote_interpreter
 from quadscape.targets import Targets, measure_rules
@@ -70,6 +70,12 @@ onsuccess:
 
 onerror:
     record_head("failed", on_slurm=not workflow.local_exec, logs=log)
+
+
+def report_page():
+    """What the report opens with."""
+    page = Path(places.findings("rst"))
+    return str(page.absolute()) if page.exists() else "docs/report/workflow.rst"
 
 
 def dense_checkpoint(wildcards):

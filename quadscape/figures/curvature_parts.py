@@ -146,7 +146,7 @@ def _share_limits(axes: np.ndarray) -> None:
 SPEC = FigureSpec(
     name="curvature_parts",
     title=TITLE,
-    category="Curvature",
+    category="2. Curvature",
     labels={"measure": "Gauss–Newton part and remainder", "shown": "per checkpoint"},
     caption="""\
 The Hessian is H = G + R. The Gauss–Newton part G carries the curvature of the loss in the network's outputs and has

@@ -156,7 +156,7 @@ def _subspace(axis: "Axes", subspace: "Table") -> None:
 SPEC = FigureSpec(
     name="eigenvector_overlap",
     title=TITLE,
-    category="Are the eigenvectors constant?",
+    category="2. Curvature",
     labels={"measure": "|QᵀQ′|", "shown": "per pair of checkpoints"},
     caption="""\
 How much the eigenvectors of an earlier checkpoint are those of a later one, one column per pair of checkpoints of a

@@ -103,7 +103,7 @@ def _limit(axes: np.ndarray, bands: list) -> None:
 SPEC = FigureSpec(
     name="gradient_cosine",
     title=TITLE,
-    category="Whose curvature?",
+    category="4. Noise",
     labels={"measure": "cosine and participation", "shown": "per checkpoint"},
     caption="""\
 Above: \\|cos\\| of the angle between the gradient gₙ of a single training example and an eigenvector q, over all

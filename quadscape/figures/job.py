@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from quadscape.figures.catalogue import FIGURES
 from quadscape.figures.style import save
@@ -11,25 +10,23 @@ from quadscape.measures.job import table_path
 from quadscape.tables import Table, read_table
 
 
-def figure_tables(name: str, manifests: Mapping[str, Any]) -> dict[str, list[Table]]:
+def figure_tables(name: str, manifests: Mapping[str, Sequence[str]]) -> dict[str, list[Table]]:
     """The tables of a figure.
 
     Args:
         name: Name of the figure.
-        manifests: Manifests of results by measure, one or several of each.
+        manifests: Manifests of results by measure.
 
     Returns:
         Tables by name, in the order of the manifests.
     """
     found = {}
     for table in FIGURES[name].tables:
-        given = manifests[OWNERS[table].name]
-        paths = [given] if isinstance(given, str | Path) else list(given)
-        found[table] = [read_table(table_path(path, table), SCHEMAS[table]) for path in paths]
+        found[table] = [read_table(table_path(path, table), SCHEMAS[table]) for path in manifests[OWNERS[table].name]]
     return found
 
 
-def draw_figure(name: str, manifests: Mapping[str, Any], paths: Sequence[str | Path]) -> None:
+def draw_figure(name: str, manifests: Mapping[str, Sequence[str]], paths: Sequence[str | Path]) -> None:
     """Draws a figure.
 
     Args:

@@ -119,7 +119,7 @@ def _share_limits(axes: np.ndarray, upper: float | None = None) -> None:
 SPEC = FigureSpec(
     name="learning_curves",
     title=TITLE,
-    category="Training",
+    category="1. Training",
     labels={"measure": "loss and accuracy", "shown": "per run"},
     caption="""\
 Loss (top), accuracy (middle) and learning rate (bottom) against the number of steps taken, one column per run.

@@ -111,7 +111,7 @@ def _draw_line(axis: "Axes", lines: "Table", fits: "Table", row: int) -> None:
 SPEC = FigureSpec(
     name="line_searches",
     title=TITLE,
-    category="How quadratic?",
+    category="3. How quadratic",
     labels={"measure": "L(θ + tq) − L(θ)", "shown": "per checkpoint"},
     caption="""\
 Rise of the loss ΔL = L(θ + tq) − L(θ) along single eigenvectors q, one row per checkpoint, from the largest

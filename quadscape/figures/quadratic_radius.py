@@ -136,7 +136,7 @@ def _share(axes: np.ndarray) -> None:
 SPEC = FigureSpec(
     name="quadratic_radius",
     title=TITLE,
-    category="How quadratic?",
+    category="3. How quadratic",
     labels={"measure": "radius and form", "shown": "per checkpoint"},
     caption="""\
 Above: the quadratic radius of each line searched, the smallest \\|t\\| at which the loss departs from slope and

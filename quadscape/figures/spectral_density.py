@@ -113,7 +113,7 @@ def _summary(table: "Table", spectrum: "Table | None") -> str:
 SPEC = FigureSpec(
     name="spectral_density",
     title=TITLE,
-    category="Curvature",
+    category="2. Curvature",
     labels={"measure": "density without eigenbasis", "shown": "per checkpoint"},
     caption="""\
 The density of the Hessian's eigenvalues by stochastic Lanczos quadrature (blue, with its 95 % interval over the

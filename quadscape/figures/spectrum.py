@@ -98,7 +98,7 @@ def _limits(spectra: list) -> tuple[float, float]:
 SPEC = FigureSpec(
     name="spectrum",
     title=TITLE,
-    category="Curvature",
+    category="2. Curvature",
     labels={"measure": "all eigenvalues", "shown": "per checkpoint"},
     caption="""\
 Every eigenvalue of the Hessian of the training loss (without weight decay) against its rank, in logarithms, one

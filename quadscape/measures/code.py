@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 from quadscape.definitions import Closure, cached_closures
@@ -49,6 +50,8 @@ def _closures(root: Path) -> dict[str, Closure]:
         # Tables come in as arguments.
         tables = ["quadscape.tables:Table", "quadscape.tables:TableSchema"]
         entries[f"figure {name}"] = [f"{spec.module}:draw", "quadscape.figures.style:save", *tables]
+    tables = ["quadscape.tables:Table", "quadscape.tables:TableSchema"]
+    entries["findings"] = ["quadscape.findings.job:write_findings", *tables]
     return cached_closures(entries, root)
 
 
@@ -62,6 +65,16 @@ def measure_closure(name: str) -> Closure:
         Hash and definitions.
     """
     return _closures(_ROOT)[f"measure {name}"]
+
+
+def findings_hash() -> str:
+    """Hash of all code that findings follow from, and of the published results that they are compared with.
+
+    Returns:
+        Twenty hexadecimal digits.
+    """
+    known = (_ROOT / "quadscape/findings/known.yaml").read_bytes()
+    return sha256(_closures(_ROOT)["findings"].hash.encode() + known).hexdigest()[:20]
 
 
 def figure_hash(name: str) -> str:

@@ -1,0 +1,11 @@
+from quadscape.findings.job import write_findings
+from quadscape.jobs import input_paths, open_log
+
+log = open_log(snakemake)
+write_findings(
+    snakemake.params.experiment,
+    input_paths(snakemake),
+    snakemake.params.settings,
+    snakemake.output.page,
+    snakemake.output.data,
+)
