@@ -34,6 +34,10 @@ class DeviceMemoryError(StageError):
     """The device's memory does not hold what a unit of a long stage needs at once."""
 
 
+class RoundingError(StageError):
+    """A process rounds differently from the one that began its stage, so that their units do not belong together."""
+
+
 class FencedError(StageError):
     """Another process has taken over the stage; this one must stop without writing anything more."""
 

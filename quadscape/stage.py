@@ -46,7 +46,7 @@ import psutil
 import zarr
 
 from quadscape.durable import FULL, sync, sync_open
-from quadscape.errors import DeviceMemoryError, FencedError, QuadscapeError, StageError, StoreError
+from quadscape.errors import DeviceMemoryError, FencedError, QuadscapeError, RoundingError, StageError, StoreError
 from quadscape.memory_limits import limited
 from quadscape.store import ArraySpec, create_array, open_store
 from quadscape.store import read as read_array
@@ -779,7 +779,17 @@ class _Run:
         self.fingerprint = _fingerprint(task)
 
     def run(self) -> dict[str, Any]:
-        attributes = self._resume() or self._begin()
+        try:
+            return self._work(self._resume() or self._begin())
+        except RoundingError as error:
+            # Another kind of processor than that of the attempt before: units of both would not fit together.
+            reason = str(error).partition(";")[0]
+        self.log(f"{self.task.name}: {reason}; starting afresh here.")
+        self.events("afresh", reason=reason)
+        self.lock.discard(self.directory / "journal")
+        return self._work(self._begin())
+
+    def _work(self, attributes: dict[str, Any]) -> dict[str, Any]:
         # What was purged is computed anew from here on; a purge that comes later must not go on with this one.
         self.lock.discard(self.directory / PURGED)
         plan = first = attributes["plan"]

@@ -88,6 +88,8 @@ def test_what_was_stopped_goes_on(tmp_path: Path) -> None:
     assert code == 0, output
     for stage, (done, total) in STOPPED.items():
         assert f"{total - done} of {total} units to compute" in output, (stage, output)
+        if stage.endswith("eigenbasis") and "begun on a machine that rounds differently; starting afresh" in output:
+            continue  # LAPACK's results depend on the processor, and this is another one than the archive's
         # Their files are where the journal of then says, with the content of then.
         assert set(before[stage].splitlines()) <= set((results / stage / "journal").read_text().splitlines())
     assert not {path: problem for path, problem in verify_results(results) if problem is not None}

@@ -25,7 +25,7 @@ from toy_stage import FLAWS, Toy, Worker, compete, finished, run
 
 import quadscape
 from quadscape import stage as stage_module
-from quadscape.errors import DeviceMemoryError, FencedError, StageError, StoreError, VerificationError
+from quadscape.errors import DeviceMemoryError, FencedError, RoundingError, StageError, StoreError, VerificationError
 from quadscape.stage import Estimate, Lock, open_stage, present_owner, read_events, run_stage, verify_stage
 
 QUICK = {"heartbeat": 0.05, "stale_after": 0.5}
@@ -1070,3 +1070,33 @@ def test_a_forgotten_plan_is_noticed(place: Path) -> None:
     journal.write_text("".join(line for line in journal.read_text().splitlines(True) if "replanned" not in line))
     with pytest.raises(StoreError, match="does not match its manifest"):
         verify_stage(place / "toy")
+
+
+def test_units_of_another_processor_are_computed_afresh(
+    tmp_path: Path, undisturbed: tuple[dict[str, np.ndarray], bytes]
+) -> None:
+    class Stopped(Toy):
+        def compute(self, unit: int, *arguments: Any) -> Any:
+            if unit == 2:
+                raise ZeroDivisionError
+            return super().compute(unit, *arguments)
+
+    class Elsewhere(Toy):
+        begun: int | None = None
+
+        def compute(self, unit: int, *arguments: Any) -> Any:
+            if self.begun is None:
+                self.begun = unit
+                raise RoundingError("It was begun on a machine that rounds differently; remove it.")
+            return super().compute(unit, *arguments)
+
+    with pytest.raises(ZeroDivisionError):
+        run_stage(Stopped(), tmp_path / "toy", log=silent, **PATIENT)
+    log: list[str] = []
+    task = Elsewhere()
+    run_stage(task, tmp_path / "toy", log=log.append, **PATIENT)
+    assert task.begun == 2
+    assert any("rounds differently; starting afresh here" in line for line in log)
+    arrays, manifest = finished(tmp_path / "toy")
+    assert_equal(arrays, undisturbed[0])
+    assert manifest == undisturbed[1]

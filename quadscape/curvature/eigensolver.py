@@ -31,7 +31,7 @@ from quadscape.curvature.tridiagonal_reduction import (
     reflector_block,
     update_trailing,
 )
-from quadscape.errors import StageError, VerificationError
+from quadscape.errors import RoundingError, VerificationError
 from quadscape.numerics import give_freed_memory_back
 from quadscape.stage import Arrays, StageStore, memory_total
 from quadscape.store import ArraySpec
@@ -327,7 +327,7 @@ class _Library:
         assert self._pairs is not None
         stored = store.read("eigenvalues")  # NaN until unit 0 is committed
         if not np.isnan(stored).all() and not np.array_equal(stored, self._pairs[0]):
-            raise StageError(
+            raise RoundingError(
                 f"The decomposition in {store.directory} was begun on a machine that rounds differently; remove that "
                 "directory and run the workflow again."
             )
