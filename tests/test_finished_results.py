@@ -11,11 +11,17 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_workflow import Checkout
 
 from quadscape.config import load_experiment
+from quadscape.measures import MEASURES
+from quadscape.measures.earlier import earlier_tables, replaced_tables
+from quadscape.measures.job import table_path
 from quadscape.stage import load_purged
+from quadscape.store import read_store
+from quadscape.tables import read_table
 from quadscape.verify import verify_results
 
 ARCHIVE = Path(__file__).with_name("data") / "results-21e0d71.tar.gz"
@@ -62,6 +68,33 @@ def test_nothing_expensive_is_computed_again(upgraded: Upgraded, experiment: str
     assert not EXPENSIVE & set(upgraded.plan()), upgraded.listing
     problems = {path: problem for path, problem in verify_results(results) if problem is not None}
     assert not problems
+
+
+@pytest.mark.slow
+def test_tables_are_taken_over_and_the_rest_is_said(upgraded: Upgraded) -> None:
+    results = upgraded.use("old")
+    # Test data are in a measure of their own, and findings are new; neither reads what was purged.
+    assert set(upgraded.plan()) == {"draw_figure", "measure_final_test", "write_findings"}
+    for name, measure in MEASURES.items():
+        key = "run" if measure.of == "run" else "40"
+        for table, path in earlier_tables(results, measure, "a", key).items():
+            arrays, attributes = read_store(path)
+            manifest = next((results / "tables" / name / "a" / key).glob("manifest-*.json"))
+            found = read_table(table_path(manifest, table), measure.schemas[table])
+            kept = arrays["split"] != "test" if table == "evaluations" else slice(None)
+            assert found.attributes == attributes["table_attributes"]
+            for column, values in found.columns.items():
+                np.testing.assert_array_equal(values, arrays[column][kept])
+    assert len(list(replaced_tables(results))) == 11
+    # Other options are other tables.
+    path = upgraded.path / "tiny.yaml"
+    path.write_text(path.read_text().replace("vectors: 2", "vectors: 3"))
+    planned = upgraded.plan()
+    assert planned["measure_density"] == 1
+    assert not {"measure_gradients", "measure_spectrum", "measure_line_search"} & set(planned)
+    assert "measured again, for density: the options differ (vectors was 2): a/40" in upgraded.listing
+    upgraded.use("old")
+    assert "measure_density" not in upgraded.plan(), "options set back find their tables"
 
 
 @pytest.mark.slow

@@ -1,0 +1,153 @@
+"""What a measure's job writes: once, whole, and again byte for byte; long ones go on after a kill."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+
+from quadscape.errors import StoreError
+from quadscape.measures import MEASURES, items
+from quadscape.measures.code import measure_label
+from quadscape.measures.job import Job, read_result, run_measure, table_path
+from quadscape.tables import read_table
+from quadscape.targets import Targets
+from quadscape.verify import verify_results
+from quadscape.workflow import Problem
+from results import make_results, small_experiment
+
+EXPERIMENT = small_experiment(
+    measures={"line_search": {"directions": 5, "points": 9}, "density": {"vectors": 4, "steps": 6}}
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("measures")
+    make_results(root)
+    return root
+
+
+@pytest.fixture
+def root(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "root"))
+
+
+def measured(root: Path, name: str, key: str, experiment=EXPERIMENT) -> tuple[Path, list[str]]:
+    """Runs the job of one result; its manifest and log."""
+    targets, log = Targets(Problem.of(experiment)), []
+    measure, options = MEASURES[name], targets.options(name, "a")
+    inputs = {part: [root / path for path in paths] for part, paths in targets.inputs(measure, "a", key).items()}
+    iterations = [] if key == "run" else [int(part) for part in key.split("-")]
+    manifest = root / targets.result(name, "a", key)
+    job = Job("a", iterations, options, inputs, device="cpu", log=log.append)
+    run_measure(measure, measure_label(name), job, options, manifest)
+    return manifest, log
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("spectrum", "40"), ("density", "40"), ("curves", "run"), ("overlap", "0-40")]
+)
+def test_a_result_is_measured_once_and_written_the_same(root: Path, name: str, key: str) -> None:
+    manifest, _ = measured(root, name, key)
+    before = {path: path.read_bytes() for path in manifest.parent.iterdir()}
+    # As Snakemake does before it runs a job again.
+    manifest.unlink()
+    again, log = measured(root, name, key)
+    assert again == manifest
+    assert any("nothing is measured" in line for line in log)
+    assert {path: path.read_bytes() for path in manifest.parent.iterdir()} == before
+    assert {path.name for path in manifest.parent.iterdir()} == {
+        manifest.name,
+        *(table_path(manifest, table).name for table in MEASURES[name].schemas),
+    }
+    assert dict(verify_results(manifest.parent)) == {manifest: None}
+
+
+def test_a_damaged_table_is_measured_again(root: Path) -> None:
+    manifest, _ = measured(root, "spectrum", "40")
+    path = table_path(manifest, "spectrum")
+    before = path.read_bytes()
+    path.write_bytes(before[:100] + b"x" + before[101:])
+    _, log = measured(root, "spectrum", "40")
+    assert not any("nothing is measured" in line for line in log)
+    assert path.read_bytes() == before
+
+
+def test_other_options_are_other_files_and_set_back_find_theirs(root: Path) -> None:
+    first, _ = measured(root, "density", "40")
+    other, _ = measured(root, "density", "40", small_experiment(measures={"density": {"vectors": 3, "steps": 6}}))
+    assert other.parent == first.parent
+    assert other.name != first.name
+    _, log = measured(root, "density", "40")
+    assert any("nothing is measured" in line for line in log)
+
+
+def test_another_input_is_measured_anew(root: Path) -> None:
+    manifest, _ = measured(root, "overlap", "0-40")
+    before = read_result(manifest)
+    basis = root / "results/small/runs/a/checkpoints/40/eigenbasis"
+    shutil.rmtree(basis)
+    shutil.copytree(root / "results/small/runs/a/checkpoints/0/eigenbasis", basis)
+    _, log = measured(root, "overlap", "0-40")
+    assert not any("nothing is measured" in line for line in log)
+    assert read_result(manifest)["origin"] != before["origin"]
+
+
+def test_a_job_asked_for_other_files_than_its_own_refuses(root: Path) -> None:
+    targets = Targets(Problem.of(EXPERIMENT))
+    options = targets.options("density", "a")
+    manifest = root / "results/small/tables/density/a/40/manifest-00000000.json"
+    with pytest.raises(StoreError, match="other options or other code"):
+        run_measure(MEASURES["density"], "1", Job("a", [40], options, {}), options, manifest)
+
+
+@pytest.mark.parametrize("name", [name for name, measure in MEASURES.items() if measure.items and name != "parts"])
+def test_a_long_measure_goes_on_after_a_kill_with_the_same_result(
+    root: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = measured(root, name, "40")
+    expected = {path.name: path.read_bytes() for path in whole.parent.iterdir()}
+    shutil.rmtree(whole.parent)
+    monkeypatch.setattr(items, "UNIT_SECONDS", 0.0)
+    done: list[slice] = []
+    module = __import__(MEASURES[name].module, fromlist=["Work"])
+    measure_of = module.Work.measure
+
+    def dies(self, part: slice):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(part)
+        return measure_of(self, part)
+
+    monkeypatch.setattr(module.Work, "measure", dies)
+    with pytest.raises(KeyboardInterrupt):
+        measured(root, name, "40")
+    monkeypatch.setattr(module.Work, "measure", measure_of)
+    manifest, log = measured(root, name, "40")
+    total = 5 if name == "line_search" else 4
+    assert any(f"{total - 2} of {total} units to compute" in line for line in log)
+    assert {path.name: path.read_bytes() for path in manifest.parent.iterdir()} == expected
+
+
+def test_pandas_reads_a_table_with_what_holds_for_all_of_it(root: Path) -> None:
+    manifest, _ = measured(root, "spectrum", "40")
+    path = table_path(manifest, "spectrum")
+    table, frame = read_table(path, MEASURES["spectrum"].schemas["spectrum"]), pandas.read_parquet(path)
+    assert list(frame.columns) == list(table.columns)
+    np.testing.assert_array_equal(frame["eigenvalue"], table["eigenvalue"])
+    assert frame.attrs["P"] == 235
+    import pyarrow.parquet
+
+    field = pyarrow.parquet.read_schema(path).field("eigenvalue")
+    assert field.metadata[b"unit"].decode() == "loss / parameter²"
+
+
+def test_a_manifest_says_what_it_follows_from(root: Path) -> None:
+    manifest, _ = measured(root, "density", "40")
+    document = json.loads(manifest.read_text())
+    assert document["options"] == {"dtype": "float64", "vectors": 4, "steps": 6}
+    assert document["label"] == measure_label("density")
+    assert set(document["inputs"]) == {"data", "checkpoint"}
