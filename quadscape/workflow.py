@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from quadscape.amounts import format_bytes
 from quadscape.config import Experiment, Run, check_problem
-from quadscape.curvature.eigensolver import advisable_bytes
-from quadscape.data import DataDescription, describe
-from quadscape.errors import ConfigError, DataError
+from quadscape.curvature.solver_plan import advisable_bytes
+from quadscape.data_sources import DataDescription
+from quadscape.errors import ConfigError
 from quadscape.figures import FIGURES
-from quadscape.models import count_parameters
+from quadscape.memory_limits import memory_total
 from quadscape.paths import user_path
+from quadscape.sizes import Kept, look_at_data, look_at_network
 from quadscape.snakemake_shell import check_working_directory
-from quadscape.stage import format_bytes, memory_total
 
 MOST_PARAMETERS = 4_000_000
 """Above which no machine computes a dense eigenbasis within weeks (docs/scale.md), whatever its disk."""
@@ -31,12 +32,14 @@ class Places:
     Attributes:
         root: `results/<name>`.
         data: Root metadata of the data store.
+        sizes: What is known of data and network from one start to the next (`quadscape.sizes`).
     """
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
         self.root = f"results/{experiment.name}"
         self.data = f"{self.root}/data.zarr/zarr.json"
+        self.sizes = f"{self.root}/sizes.json"
 
     def trajectory(self, run: str) -> str:
         """Manifest of a run's training stage."""
@@ -167,27 +170,6 @@ def _check_sources(experiment: Experiment) -> None:
                 )
 
 
-def _count(experiment: Experiment, data: DataDescription) -> int:
-    """P, also of networks that no machine holds.
-
-    Args:
-        experiment: The experiment.
-        data: What the data set holds.
-
-    Returns:
-        The number of parameters.
-
-    Raises:
-        ConfigError: A size in the model section is beyond what a tensor can have.
-    """
-    try:
-        return count_parameters(experiment.model, data.shape, len(data.classes), MOST_PARAMETERS)
-    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
-        # Of the built-in networks, which are counted without being made; a factory's own errors are named by it.
-        reason = " ".join(str(error).split())[:100]
-        raise ConfigError(f"model describes a network that cannot be built ({reason}); give smaller sizes.") from None
-
-
 @dataclass(frozen=True)
 class Problem:
     """Sizes that memory and time follow from.
@@ -196,6 +178,7 @@ class Problem:
         experiment: The experiment.
         data: What the data set holds.
         parameters: P.
+        model_code: Hash of the source of a user's network: see `quadscape.models.factory_code`.
         source_problem: Why the data store that was made before stands in for the source of the data; empty where the
             source can be used.
     """
@@ -204,34 +187,26 @@ class Problem:
     data: DataDescription
     parameters: int
     source_problem: str = ""
+    model_code: str | None = None
 
     @classmethod
-    def of(cls, experiment: Experiment) -> "Problem":
+    def of(cls, experiment: Experiment, kept: Kept | None = None) -> "Problem":
         """Looks at data source and network, without loading the one or training the other, and checks the sizes.
 
         Args:
             experiment: The experiment.
+            kept: What was found at earlier starts, and is written anew where it has changed; None: nothing is kept.
 
         Returns:
             The sizes.
-
-        Raises:
-            DataError: The data source is unusable and no data store was made from it before.
         """
-        problem = ""
-        try:
-            data = describe(experiment.data)
-        except DataError as error:
-            problem = str(error)
-            # The source may be gone once the store is made; finished work must not need it again.
-            prepared = Path(Places(experiment).data)
-            if not prepared.exists():
-                raise
-            data = DataDescription.of_store(prepared)
+        kept = Kept() if kept is None else kept
+        data, problem = look_at_data(experiment, Path(Places(experiment).data), kept)
         _check_sources(experiment)
-        parameters = _count(experiment, data)
-        check_problem(experiment, parameters, data.training)
-        return cls(experiment, data, parameters, problem)
+        network = look_at_network(experiment.model, experiment.loss, data, kept, MOST_PARAMETERS)
+        check_problem(experiment, network.parameters, data.training)
+        kept.save()
+        return cls(experiment, data, network.parameters, problem, network.code)
 
     def check_dense(self) -> None:
         """Refuses checkpoints whose dense matrices cannot be; what is finished needs no room."""

@@ -10,7 +10,7 @@ from quadscape.config import parse_experiment, resolved
 from quadscape.errors import QuadscapeError
 from quadscape.figures import FIGURES
 from quadscape.heads import record_head
-from quadscape.models import factory_code
+from quadscape.sizes import Kept
 from quadscape.snakemake_shell import check_working_directory, quote_interpreter
 from quadscape.versions import (
     CHECKPOINT_VERSION,
@@ -30,7 +30,11 @@ try:
     check_given_config(sys.argv)
     experiment = parse_experiment(config)
     check_places(experiment)
-    problem = Problem.of(experiment)
+    # Jobs parse this file, too, and take what their head has found out just before.
+    problem = Problem.of(
+        experiment,
+        Kept(Places(experiment).sizes, is_job=not workflow.is_main_process),
+    )
 except QuadscapeError as error:
     raise WorkflowError(str(error)) from None
 
