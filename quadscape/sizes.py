@@ -35,7 +35,8 @@ from quadscape.network_shapes import Shape, count_built_in
 _FORMAT = 1
 
 
-def _digest(value: Any) -> str:
+def digest_json(value: Any) -> str:
+    """SHA-256 of JSON values."""
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -63,7 +64,7 @@ class Kept:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             checksum = document.pop("checksum")
-            if checksum == _digest(document) and document["format"] == _FORMAT:
+            if checksum == digest_json(document) and document["format"] == _FORMAT:
                 return dict(document["entries"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
@@ -83,12 +84,13 @@ class Kept:
         if self._path is None or self.is_job or json.dumps(self._entries, sort_keys=True) == self._before:
             return
         document = {"format": _FORMAT, "entries": self._entries}
-        text = json.dumps({**document, "checksum": _digest(document)}, indent=1, sort_keys=True)
+        text = json.dumps({**document, "checksum": digest_json(document)}, indent=1, sort_keys=True)
         draft = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             draft.write_text(text + "\n", encoding="utf-8")
             draft.replace(self._path)
+            self._before = json.dumps(self._entries, sort_keys=True)
         except OSError:
             with contextlib.suppress(OSError):
                 draft.unlink(missing_ok=True)
@@ -117,7 +119,7 @@ def look_at_data(experiment: Experiment, prepared: Path, kept: Kept) -> tuple[Da
     Raises:
         DataError: The data source is unusable and no data store was made from it before.
     """
-    key = _digest(resolved(experiment.data))
+    key = digest_json(resolved(experiment.data))
     before = kept.get("data", key)
     if before is not None and kept.is_job:
         return _described(before), before["problem"]
@@ -287,7 +289,7 @@ def look_at_network(model: Model, loss: str, data: DataDescription, kept: Kept, 
     shape, classes = data.shape, len(data.classes)
     if not isinstance(model, Custom):
         return Network(count_built_in(model, shape, classes), None)
-    key = _digest([resolved(model), shape, classes, loss, _version("torch"), sys.version_info[:3]])
+    key = digest_json([resolved(model), shape, classes, loss, _version("torch"), sys.version_info[:3]])
     found = kept.get("network", key)
     origin = "" if found is not None and kept.is_job else _origin(model.factory.partition(":")[0])
     if found is None or (

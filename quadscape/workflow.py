@@ -21,6 +21,8 @@ from quadscape.memory_limits import memory_total
 from quadscape.paths import user_path
 from quadscape.sizes import Kept, look_at_data, look_at_network
 from quadscape.snakemake_shell import check_working_directory
+from quadscape.stored import stored_attributes, stored_manifest
+from quadscape.versions import STAGE_VERSIONS
 
 MOST_PARAMETERS = 4_000_000
 """Above which no machine computes a dense eigenbasis within weeks (docs/scale.md), whatever its disk."""
@@ -37,6 +39,7 @@ class Places:
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
+        self._shards: dict[tuple[str, str], int] = {}
         self.root = f"results/{experiment.name}"
         self.data = f"{self.root}/data.zarr/zarr.json"
         self.sizes = f"{self.root}/sizes.json"
@@ -49,14 +52,32 @@ class Places:
         """Root metadata of a checkpoint's store."""
         return f"{self.root}/runs/{run}/checkpoints/{iteration}/checkpoint.zarr/zarr.json"
 
-    def hessian_shard(self, run: str, iteration: int | str, shard: int | str) -> str:
-        """Manifest of one shard of a checkpoint's Hessian, counted from 1."""
-        count = self._experiment.curvature.shards
+    def shards(self, run: str, iteration: int | str) -> int:
+        """Number of shards of a checkpoint's Hessian: those it was gathered from, since another number is no other one.
+
+        What was begun to be gathered counts, too: Snakemake removes the manifest before a job that writes it again.
+
+        Args:
+            run: Name of the run.
+            iteration: Number of steps.
+
+        Returns:
+            The number; the experiment's where nothing is gathered, or in another precision.
+        """
+        place = (run, str(iteration))
+        if place not in self._shards:
+            options = self._experiment.curvature
+            self._shards[place] = _gathered(Path(self.hessian(run, iteration)).parent, options.dtype) or options.shards
+        return self._shards[place]
+
+    def hessian_shard(self, run: str, iteration: int | str, shard: int | str, count: int | str | None = None) -> str:
+        """Manifest of one shard of a checkpoint's Hessian, counted from 1, of a number of them."""
+        count = self.shards(run, iteration) if count is None else count
         return f"{self.root}/runs/{run}/checkpoints/{iteration}/hessian_shards/{shard}-of-{count}/manifest.json"
 
     def hessian_shards(self, run: str, iteration: int | str) -> list[str]:
         """Manifests of all shards of a checkpoint's Hessian."""
-        numbers = range(1, self._experiment.curvature.shards + 1)
+        numbers = range(1, self.shards(run, iteration) + 1)
         return [self.hessian_shard(run, iteration, number) for number in numbers]
 
     def hessian(self, run: str, iteration: int | str) -> str:
@@ -118,6 +139,16 @@ class Places:
         switched_off = set() if self._experiment.curvature.gauss_newton else {"curvature_parts"}
         drawable = [name for name, spec in FIGURES.items() if self._keys(spec.scope) and name not in switched_off]
         return [self.figure(name, kind) for name in drawable for kind in ("svg", "png")]
+
+
+def _gathered(hessian: Path, dtype: str) -> int | None:
+    """Number of shards that a Hessian was, or is being, gathered from; None where there is none of that precision."""
+    stored = stored_attributes(hessian / "store.zarr/zarr.json") or stored_manifest(hessian / "manifest.json") or {}
+    parameters = stored.get("parameters")
+    if stored.get("version") != STAGE_VERSIONS["hessian"] or not isinstance(parameters, dict):
+        return None
+    shards = parameters.get("shards")
+    return len(shards) if isinstance(shards, dict) and shards and parameters.get("dtype") == dtype else None
 
 
 def check_places(experiment: Experiment) -> None:

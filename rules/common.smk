@@ -7,11 +7,16 @@ from snakemake.exceptions import LockException, WorkflowError
 
 from quadscape.codehash import module_hash
 from quadscape.config import parse_experiment, resolved
+from quadscape.consistency import report_differences
 from quadscape.errors import QuadscapeError
 from quadscape.figures import FIGURES
 from quadscape.heads import record_head
 from quadscape.sizes import Kept
-from quadscape.snakemake_shell import check_working_directory, quote_interpreter
+from quadscape.snakemake_shell import (
+    check_working_directory,
+    force_outputs,
+    quote_interpreter,
+)
 from quadscape.versions import (
     CHECKPOINT_VERSION,
     DATA_VERSION,
@@ -30,15 +35,15 @@ try:
     check_given_config(sys.argv)
     experiment = parse_experiment(config)
     check_places(experiment)
+    places = Places(experiment)
     # Jobs parse this file, too, and take what their head has found out just before.
-    problem = Problem.of(
-        experiment,
-        Kept(Places(experiment).sizes, is_job=not workflow.is_main_process),
-    )
+    kept = Kept(places.sizes, is_job=not workflow.is_main_process)
+    problem = Problem.of(experiment, kept)
 except QuadscapeError as error:
     raise WorkflowError(str(error)) from None
 
-places = Places(experiment)
+if workflow.is_main_process:
+    force_outputs(workflow, report_differences(experiment, places, problem, kept))
 
 
 class DirectoryIsLocked(LockException):
@@ -90,6 +95,11 @@ def dense_checkpoint(wildcards):
         raise WorkflowError(str(error)) from None
 
 
+def gathered_shards(wildcards):
+    """The shards of a Hessian: as many as it was gathered from, or is to be."""
+    return places.hessian_shards(wildcards.run, wildcards.iteration)
+
+
 def memory(job):
     """What a job asks for, and more with every attempt: SLURM may have killed the one before for it."""
     return lambda wildcards, attempt: problem.memory_mb(job, attempt)
@@ -106,4 +116,5 @@ wildcard_constraints:
     first=r"\d+",
     second=r"\d+",
     shard=r"\d+",
+    shards=r"\d+",
     figure="|".join(FIGURES),

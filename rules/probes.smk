@@ -45,7 +45,7 @@ rule measure_parts:
         data=places.data,
         checkpoint=places.checkpoint("{run}", "{iteration}"),
         hessian=places.hessian("{run}", "{iteration}"),
-        shards=places.hessian_shards("{run}", "{iteration}"),
+        shards=gathered_shards,
         gauss_newton=places.gauss_newton("{run}", "{iteration}"),
         eigenbasis=places.eigenbasis("{run}", "{iteration}"),
     output:
