@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,17 @@ def test_results_of_old_code_are_those_of_their_experiment(
         assert differences(parse_experiment(raw)) == {}
         found = differences(parse_experiment({**raw, "loss": "squared_error"}))
         assert set(found) == {f"runs/{run.name}/checkpoints/5/checkpoint.zarr/zarr.json"}
+
+
+def test_cleaning_keeps_what_snakemake_knows(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).resolve().parents[1] / "Makefile", tmp_path)
+    for name in ("metadata", "incomplete", "log", "conda"):
+        (tmp_path / ".snakemake" / name).mkdir(parents=True)
+    for _ in range(2):
+        subprocess.run(["make", "-s", "clean"], cwd=tmp_path, check=True)
+        assert {path.name for path in (tmp_path / ".snakemake").iterdir()} == {"metadata", "incomplete"}
+    shutil.rmtree(tmp_path / ".snakemake")
+    subprocess.run(["make", "-s", "clean"], cwd=tmp_path, check=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
