@@ -170,7 +170,9 @@ class _Comparison:
         if not data.parts or self.content is None:
             return True
         parts = dict(data.parts)
-        key = digest_json([self.content, self.experiment.seed, section.held_out, section.validation, parts])
+        key = digest_json(
+            [self.content, self.experiment.seed, section.held_out, section.validation, list(parts.items())]
+        )
         known = self.kept.get("split", key)
         if known is None:
             # Zarr is imported for this, once for every data store.

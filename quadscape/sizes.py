@@ -100,9 +100,14 @@ class Kept:
 # Data
 
 
-def _described(value: dict[str, Any]) -> DataDescription:
-    fields = value["description"]
-    return DataDescription(**{**fields, "shape": tuple(fields["shape"]), "classes": tuple(fields["classes"])})
+def _kept_fields(data: DataDescription) -> dict[str, Any]:
+    # The order of the parts means something, and that of keys in a file does not.
+    return {**asdict(data), "parts": list(data.parts.items())}
+
+
+def _described(fields: dict[str, Any]) -> DataDescription:
+    shape, classes, parts = tuple(fields["shape"]), tuple(fields["classes"]), dict(fields["parts"])
+    return DataDescription(**{**fields, "shape": shape, "classes": classes, "parts": parts})
 
 
 def look_at_data(experiment: Experiment, prepared: Path, kept: Kept) -> tuple[DataDescription, str]:
@@ -122,16 +127,16 @@ def look_at_data(experiment: Experiment, prepared: Path, kept: Kept) -> tuple[Da
     key = digest_json(resolved(experiment.data))
     before = kept.get("data", key)
     if before is not None and kept.is_job:
-        return _described(before), before["problem"]
+        return _described(before["description"]), before["problem"]
     problem = ""
     try:
-        data = describe(experiment.data, None if before is None else _described(before))
+        data = describe(experiment.data, None if before is None else _described(before["description"]))
     except DataError as error:
         # The source may be gone once the store is made; finished work must not need it again.
         if not prepared.exists():
             raise
         problem, data = str(error), DataDescription.of_store(prepared)
-    kept.put("data", key, {"description": asdict(data), "problem": problem})
+    kept.put("data", key, {"description": _kept_fields(data), "problem": problem})
     return data, problem
 
 

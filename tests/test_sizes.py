@@ -241,6 +241,9 @@ def test_folders_are_listed_at_every_start_but_opened_once(tmp_path: Path, monke
     assert opened
     _image(tmp_path / "images/a/new.bmp", 1)
     assert look_at_data(experiment, store, kept)[0].listing != first.listing
+    kept.save()
+    again = look_at_data(experiment, store, Kept(tmp_path / "sizes.json", is_job=True))[0]
+    assert list(again.parts.items()) == [("all", 25)]
     kept.is_job = True
     _image(tmp_path / "images/b/newer.bmp", 1)
     assert look_at_data(experiment, store, kept)[0].training == 12
