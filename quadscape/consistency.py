@@ -46,11 +46,13 @@ class Difference:
     changes: tuple[str, ...]
 
     def __str__(self) -> str:
-        what = f"{self.path} was made for something else than what is asked for now ({'; '.join(self.changes)})"
         kept = ""
         if self.path.endswith("/manifest.json"):
             kept = f"; what is there is kept as {Path(self.path).parent}.superseded"
-        return f"{what}: where it is needed, it is made again, and so is all that follows from it{kept}."
+        return (
+            f"{self.path} was made for something else ({'; '.join(self.changes)}) and is made again where it is needed, "
+            f"with all that follows from it{kept}."
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
