@@ -50,8 +50,8 @@ class Difference:
         if self.path.endswith("/manifest.json"):
             kept = f"; what is there is kept as {Path(self.path).parent}.superseded"
         return (
-            f"{self.path} was made for something else ({'; '.join(self.changes)}) and is made again where it is needed, "
-            f"with all that follows from it{kept}."
+            f"{self.path} was made for something else ({'; '.join(self.changes)}) and is made again where it is "
+            f"needed, with all that follows from it{kept}."
         )
 
 
