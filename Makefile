@@ -69,5 +69,7 @@ bench: $(VENV)/.bench  ## the benchmarks and what they compare with (see docs/pe
 	$(BIN)/python -m benchmarks.eigenbasis
 	$(BIN)/python -m benchmarks.tiles
 
-clean:  ## remove everything made here but results
-	rm -rf $(VENV) .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+clean:  ## remove everything made here but results and what Snakemake knows of them
+	if [ -d .snakemake ]; then \
+	  find .snakemake -mindepth 1 -maxdepth 1 ! -name metadata ! -name incomplete -exec rm -rf {} +; fi
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

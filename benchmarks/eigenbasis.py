@@ -28,7 +28,8 @@ import scipy.linalg
 import torch
 
 from benchmarks.setting import gemm_rate, machine, timed
-from quadscape.curvature.eigensolver import basis_specs, blas_threads, make_solver, streamed_plan
+from quadscape.curvature.eigensolver import basis_specs, blas_threads, make_solver
+from quadscape.curvature.solver_plan import streamed_plan
 from quadscape.numerics import apply_numerics, current_threads
 from quadscape.stage import Arrays, Estimate, StageStore, open_stage, read_events, run_stage
 from quadscape.store import ArraySpec
@@ -145,7 +146,7 @@ class MatrixTask:
 
     def plan(self) -> dict[str, Any]:
         """Of the solver."""
-        plan = streamed_plan(self._size, self._dtype, self._device)
+        plan = streamed_plan(self._size, self._dtype, self._device.type)
         return {**plan, "threads": self._threads, "device": self._device.type}
 
     def _solver(self, plan: dict[str, Any]) -> Any:

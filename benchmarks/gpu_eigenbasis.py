@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks.setting import gemm_rate, machine, timed
-from quadscape.curvature.divide_and_conquer import Tree, depth, merge_level, solve_leaves
+from quadscape.curvature.divide_and_conquer import Tree, merge_level, solve_leaves
+from quadscape.curvature.solver_plan import depth
 from quadscape.curvature.tridiagonal_reduction import Reflectors, panels, reduce_panel
 from quadscape.numerics import apply_numerics, current_threads, resolve_device
 

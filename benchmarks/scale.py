@@ -26,7 +26,7 @@ import torch
 from benchmarks.count import Layer, layers_of, stages
 from benchmarks.setting import CLASSES, SHAPE
 from quadscape.config import Density, ResNet9
-from quadscape.curvature.tridiagonal_reduction import PANEL
+from quadscape.curvature.solver_plan import PANEL
 from quadscape.models import ResNet9Network
 
 IMAGES = 50_000

@@ -13,7 +13,7 @@ from quadscape.config import Experiment, load_experiment
 from quadscape.errors import QuadscapeError, StoreError
 
 if TYPE_CHECKING:
-    from quadscape.data import Census
+    from quadscape.data_sources import Census
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -120,7 +120,7 @@ def _purge(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from quadscape.data import census
+    from quadscape.data_sources import census
     from quadscape.workflow import Problem, check_places
 
     experiment: Experiment = load_experiment(arguments.config)

@@ -27,14 +27,16 @@ _LOSS = (
     "quadscape.checkpoint",
     "quadscape.losses",
     "quadscape.models",
+    "quadscape.network_shapes",
     "quadscape.parameters",
     "quadscape.data",
+    "quadscape.data_sources",
     "quadscape.numerics",
 )
 
 VERSIONS: dict[str, int | str] = {**STAGE_VERSIONS, "data": DATA_VERSION, "checkpoint": CHECKPOINT_VERSION}
 STAGE_MODULES: dict[str, tuple[str, ...]] = {
-    "data": ("quadscape.data", "quadscape.image_folders"),
+    "data": ("quadscape.data", "quadscape.data_sources", "quadscape.image_folders"),
     "checkpoint": (
         "quadscape.checkpoint",
         "quadscape.extraction",
@@ -45,8 +47,10 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "quadscape.training",
         "quadscape.losses",
         "quadscape.models",
+        "quadscape.network_shapes",
         "quadscape.parameters",
         "quadscape.data",
+        "quadscape.data_sources",
         "quadscape.numerics",
     ),
     "hessian": (
@@ -65,6 +69,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     "eigenbasis": (
         "quadscape.curvature.eigenbasis",
         "quadscape.curvature.eigensolver",
+        "quadscape.curvature.solver_plan",
         "quadscape.curvature.divide_and_conquer",
         "quadscape.curvature.tridiagonal_reduction",
         "quadscape.curvature.strips",

@@ -5,68 +5,34 @@ of normalisation. Its content depends on the source and the seed, never on the o
 """
 
 import socket
-import struct
-import zlib
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from quadscape.config import Data
+from quadscape.data_sources import (
+    CIFAR10_CLASSES,
+    SPLITS,
+    Split,
+    all_grey,
+    decoding_errors,
+    describe,
+    open_image,
+    reason_of,
+    split_examples,
+)
 from quadscape.errors import DataError
 from quadscape.image_folders import Listing, digest_listing, list_folder
 from quadscape.paths import user_path
 from quadscape.store import ArraySpec, digest, open_store, read_store, write_store
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
-_CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_DIGITS_PER_CLASS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
-_DECODING_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError)
-_DECODING_ERRORS += (NotImplementedError, ArithmeticError, MemoryError, AssertionError, struct.error, zlib.error)
 _DOWNLOAD_TIMEOUT = 20.0
-_SPLIT_STREAM = 0x5D17
-
-
-@dataclass(frozen=True)
-class DataDescription:
-    """What can be said about a data set before it is read.
-
-    Attributes:
-        shape: Channels, height and width of every image.
-        classes: Names of the classes; the label is the position.
-        training: Number of training images, N.
-        validation: Number of validation images.
-        test: Number of test images.
-        listing: Digest of what the source holds (names and sizes of files for folders); changes when the source does.
-    """
-
-    shape: tuple[int, int, int]
-    classes: tuple[str, ...]
-    training: int
-    validation: int
-    test: int
-    listing: str
-
-    @classmethod
-    def of_store(cls, path: str | Path) -> "DataDescription":
-        """The description under which a data store was made, for when the source is gone.
-
-        Args:
-            path: Directory of the store, or the `zarr.json` in it.
-
-        Returns:
-            The description.
-        """
-        info, listing = data_info(path), str(dict(open_store(path).attrs)["listing"])
-        counts = info.counts
-        return cls(info.shape, info.classes, counts["train"], counts["validation"], counts["test"], listing)
 
 
 @dataclass(frozen=True)
@@ -86,111 +52,17 @@ class DataInfo:
     digest: str
 
 
-@dataclass(frozen=True)
-class Census:
-    """What a data set holds class by class.
-
-    Attributes:
-        classes: Names of the classes.
-        counts: Images of each class in the training, validation and test set.
-        leftovers: What an image folder holds besides, and is not used.
-    """
-
-    classes: tuple[str, ...]
-    counts: tuple[tuple[int, int, int], ...]
-    leftovers: tuple[str, ...] = ()
-
-
-def _class_counts(labels: np.ndarray, classes: int) -> list[int]:
-    return [int(n) for n in np.bincount(labels, minlength=classes)]
-
-
-def _part(count: int, fraction: float) -> int:
-    """The rounded fraction of a count, halves up."""
-    return int(np.floor(count * fraction + 0.5))
-
-
-def _split_held_out(labels: np.ndarray, classes: int, fraction: float, seed: int, stream: int) -> np.ndarray:
-    """Marks a seeded random fraction of every class; boolean, shape (n,)."""
-    chosen = np.zeros(labels.size, dtype=bool)
-    for label in range(classes):
-        members = np.flatnonzero(labels == label)
-        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([_SPLIT_STREAM, stream, seed, label])))
-        chosen[generator.permutation(members)[: _part(members.size, fraction)]] = True
-    return chosen
-
-
-def _check_sizes(config: Data, classes: Sequence[str], training: Sequence[int], validation: int, test: int) -> None:
-    """Refuses a split without examples."""
-    for name, count in zip(classes, training, strict=True):
-        if count == 0:
-            raise DataError(
-                f"data.held_out is {config.held_out}, which leaves no training image of class '{name}'; "
-                "lower it, or add images of that class."
-            )
-    for split, count in (("validation", validation), ("test", test)):
-        if count == 0:
-            raise DataError(
-                f"The {split} set would be empty with data.held_out {config.held_out} and data.validation "
-                f"{config.validation}; choose fractions that leave at least one image for it, or add images."
-            )
-
-
-def _sizes(held_out: Sequence[int], fraction: float) -> tuple[int, int]:
-    """Sizes of validation and test set made of the held-out images of each class."""
-    validation = sum(_part(count, fraction) for count in held_out)
-    return validation, sum(held_out) - validation
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Image folders
 
 
-def _decoding_errors() -> tuple[type[Exception], ...]:
-    """What Pillow's readers raise on damaged files, depending on the format."""
-    from PIL import Image
-
-    return (*_DECODING_ERRORS, Image.DecompressionBombError)
-
-
-def _open_image(path: Path) -> Any:
-    """Opens an image lazily: its header is read, its pixels are not."""
-    from PIL import Image
-
-    try:
-        image = Image.open(path)
-    except _decoding_errors() as error:
-        raise DataError(f"The image {path} cannot be read ({_reason(error)}); replace or remove it.") from error
-    raw = " ".join(str(tile[3]) for tile in getattr(image, "tile", ()))
-    if image.mode.startswith(("I", "F")) or ";16" in raw:
-        raise DataError(f"The image {path} has more than 8 bits per channel; convert it to 8 bits, choosing the range.")
-    return image
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _is_grey(mode: str) -> bool:
-    return mode in {"1", "L", "LA", "La"}
-
-
-def _all_grey(files: Sequence[Path]) -> bool:
-    # Stops at the first colour image, so that only a wholly grey folder costs a look at every header.
-    for file in files:
-        with _open_image(file) as image:
-            if not _is_grey(image.mode):
-                return False
-    return True
-
-
 def _pixels(path: Path, mode: str) -> np.ndarray:
     """One image as (height, width[, 3]) uint8."""
-    with _open_image(path) as image:
+    with open_image(path) as image:
         try:
             return np.asarray(image.convert(mode))
-        except _decoding_errors() as error:
-            raise DataError(f"The image {path} is damaged ({_reason(error)}); replace or remove it.") from error
+        except decoding_errors() as error:
+            raise DataError(f"The image {path} is damaged ({reason_of(error)}); replace or remove it.") from error
 
 
 def _decode(listing: Listing, grey: bool, first: Path) -> np.ndarray:
@@ -207,7 +79,7 @@ def _decode(listing: Listing, grey: bool, first: Path) -> np.ndarray:
     Raises:
         DataError: An image is damaged or has another size.
     """
-    with _open_image(first) as image:
+    with open_image(first) as image:
         width, height = image.size
     pixels = np.empty((len(listing.files), 1 if grey else 3, height, width), dtype=np.uint8)
     for index, path in enumerate(listing.files):
@@ -219,29 +91,6 @@ def _decode(listing: Listing, grey: bool, first: Path) -> np.ndarray:
             )
         pixels[index] = values[None] if grey else values.transpose(2, 0, 1)
     return pixels
-
-
-def _folder_counts(config: Data, parts: dict[str, Listing]) -> list[list[int]]:
-    """Images of each class in the training, validation and test set: three lists, in the order of the classes."""
-    if "all" in parts:
-        counts = _class_counts(parts["all"].labels, len(parts["all"].classes))
-        held = [_part(count, config.held_out) for count in counts]
-        training = [count - out for count, out in zip(counts, held, strict=True)]
-    else:
-        classes = len(parts["train"].classes)
-        training = _class_counts(parts["train"].labels, classes)
-        if len(parts) == 3:
-            return [training, *(_class_counts(parts[name].labels, classes) for name in ("validation", "test"))]
-        held = _class_counts(parts["test" if "test" in parts else "validation"].labels, classes)
-    validation = [_part(count, config.validation) for count in held]
-    return [training, validation, [count - out for count, out in zip(held, validation, strict=True)]]
-
-
-def _folder_sizes(config: Data, parts: dict[str, Listing]) -> tuple[int, int, int]:
-    """Sizes of the three splits of an image folder."""
-    training, validation, test = _folder_counts(config, parts)
-    _check_sizes(config, next(iter(parts.values())).classes, training, sum(validation), sum(test))
-    return sum(training), sum(validation), sum(test)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -272,7 +121,7 @@ def _read_cifar10(path: str) -> tuple[np.ndarray, np.ndarray, int]:
             test = CIFAR10(root=path, train=False, download=False)
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"CIFAR-10 is not in '{path}' and could not be downloaded ({_reason(error)}); where there is a network, "
+            f"CIFAR-10 is not in '{path}' and could not be downloaded ({reason_of(error)}); where there is a network, "
             f"fetch cifar-10-python.tar.gz from the CIFAR-10 home page and unpack it there, so that {Path(path)}/"
             "cifar-10-batches-py exists, or set data.path to the folder that has it."
         ) from error
@@ -283,66 +132,6 @@ def _read_cifar10(path: str) -> tuple[np.ndarray, np.ndarray, int]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The public functions
-
-
-def describe(config: Data) -> DataDescription:
-    """Says what a data set holds without reading its images.
-
-    Args:
-        config: The `data` section.
-
-    Returns:
-        Shape, classes, sizes of the splits, and a digest of the source's listing.
-
-    Raises:
-        DataError: An image folder is missing, or of a kind that cannot be used.
-    """
-    if config.source == "digits":
-        classes = tuple(str(digit) for digit in range(10))
-        held = [_part(count, config.held_out) for count in _DIGITS_PER_CLASS]
-        left = [count - out for count, out in zip(_DIGITS_PER_CLASS, held, strict=True)]
-        validation, test = _sizes(held, config.validation)
-        _check_sizes(config, classes, left, validation, test)
-        return DataDescription((1, 8, 8), classes, sum(left), validation, test, "digits")
-    if config.source == "cifar10":
-        validation, test = _sizes([1000] * 10, config.validation)
-        _check_sizes(config, _CIFAR10_CLASSES, [5000] * 10, validation, test)
-        return DataDescription((3, 32, 32), _CIFAR10_CLASSES, 50000, validation, test, "cifar10")
-    folder = list_folder(user_path(config.path))
-    parts, files = folder.parts, folder.files
-    training, validation, test = _folder_sizes(config, parts)
-    with _open_image(files[0]) as image:
-        width, height = image.size
-    if min(width, height) < 1:
-        raise DataError(f"The image {files[0]} has no pixels; replace or remove it.")
-    shape = (1 if _all_grey(files) else 3, height, width)
-    first = next(iter(parts.values()))
-    return DataDescription(shape, first.classes, training, validation, test, digest_listing(folder))
-
-
-def census(config: Data) -> Census:
-    """Counts the images of every class in every split, without reading any.
-
-    Args:
-        config: The `data` section.
-
-    Returns:
-        The counts.
-    """
-    if config.source == "image_folder":
-        folder = list_folder(user_path(config.path))
-        counts = _folder_counts(config, folder.parts)
-        return Census(next(iter(folder.parts.values())).classes, tuple(zip(*counts, strict=True)), folder.leftovers)
-    if config.source == "cifar10":
-        classes: tuple[str, ...] = _CIFAR10_CLASSES
-        training, held = [5000] * 10, [1000] * 10
-    else:
-        classes = tuple(str(digit) for digit in range(10))
-        held = [_part(count, config.held_out) for count in _DIGITS_PER_CLASS]
-        training = [count - out for count, out in zip(_DIGITS_PER_CLASS, held, strict=True)]
-    validation = [_part(count, config.validation) for count in held]
-    rows = zip(training, validation, held, strict=True)
-    return Census(classes, tuple((a, b, c - b) for a, b, c in rows))
 
 
 def prepare(config: Data, seed: int, path: str | Path) -> None:
@@ -365,51 +154,29 @@ def prepare(config: Data, seed: int, path: str | Path) -> None:
         bunch = load_digits()
         pixels = bunch.images.astype(np.uint8)[:, None]
         labels = bunch.target.astype(np.int64)
-        split = _split_all(labels, 10, config, seed)
+        split = split_examples(config, seed, labels, 10, {"all": labels.size})
         write_data(
             path, pixels, labels, split, [str(digit) for digit in range(10)], "digits", scale=16, listing=listing
         )
     elif config.source == "cifar10":
         pixels, labels, training = _read_cifar10(str(user_path(config.path)))
-        split = np.zeros(labels.size, dtype=np.uint8)
-        split[training:] = _split_rest(labels[training:], 10, config, seed)
-        write_data(path, pixels, labels, split, _CIFAR10_CLASSES, "cifar10", listing=listing)
+        split = split_examples(config, seed, labels, 10, {"train": training, "test": labels.size - training})
+        write_data(path, pixels, labels, split, CIFAR10_CLASSES, "cifar10", listing=listing)
     else:
         _prepare_folder(config, seed, path, listing)
-
-
-def _split_rest(labels: np.ndarray, classes: int, config: Data, seed: int) -> np.ndarray:
-    """Splits held-out examples into validation (1) and test (2), uint8."""
-    return np.where(_split_held_out(labels, classes, config.validation, seed, 1), 1, 2).astype(np.uint8)
-
-
-def _split_all(labels: np.ndarray, classes: int, config: Data, seed: int) -> np.ndarray:
-    """Splits examples into training (0), validation (1) and test (2), uint8."""
-    held = _split_held_out(labels, classes, config.held_out, seed, 0)
-    split = np.zeros(labels.size, dtype=np.uint8)
-    split[held] = _split_rest(labels[held], classes, config, seed)
-    return split
 
 
 def _prepare_folder(config: Data, seed: int, path: str | Path, listing: str) -> None:
     folder = list_folder(user_path(config.path))
     parts, files = folder.parts, folder.files
-    grey = _all_grey(files)
+    grey = all_grey(files)
     classes = next(iter(parts.values())).classes
-    pixels, labels, splits = [], [], []
-    for name, part in parts.items():
-        pixels.append(_decode(part, grey, files[0]))
-        labels.append(part.labels)
-        if name == "all":
-            splits.append(_split_all(part.labels, len(classes), config, seed))
-        elif name == "train" or len(parts) == 3:
-            splits.append(np.full(part.labels.size, SPLITS.index(name), dtype=np.uint8))
-        else:
-            splits.append(_split_rest(part.labels, len(classes), config, seed))
+    pixels = np.concatenate([_decode(part, grey, files[0]) for part in parts.values()])
+    labels = np.concatenate([part.labels for part in parts.values()])
+    split = split_examples(config, seed, labels, len(classes), {name: len(part.files) for name, part in parts.items()})
     if digest_listing(list_folder(user_path(config.path))) != listing:
         raise DataError(f"The image folder {config.path} changed while it was read; run again when it no longer does.")
-    whole = [np.concatenate(values) for values in (pixels, labels, splits)]
-    write_data(path, whole[0], whole[1], whole[2], classes, "image_folder", listing=listing)
+    write_data(path, pixels, labels, split, classes, "image_folder", listing=listing)
 
 
 def write_data(

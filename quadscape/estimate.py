@@ -19,10 +19,11 @@ import torch
 
 from quadscape.config import Curvature, Experiment, Run
 from quadscape.curvature.eigenbasis import disk_bytes, host_bytes
-from quadscape.curvature.eigensolver import NOMINAL_RATES, Rates, basis_specs, make_solver, plan_solver, streamed_plan
+from quadscape.curvature.eigensolver import basis_specs, make_solver, plan_solver
 from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.gauss_newton import GaussNewtonEngine, GaussNewtonTask
 from quadscape.curvature.hessian import HessianShardTask, resident_bytes
+from quadscape.curvature.solver_plan import NOMINAL_RATES, Rates, streamed_plan
 from quadscape.curvature.strips import column_block, flops_per_example, matrix_spec
 from quadscape.curvature.verification import FORCED, PROBES, sampled_ranks
 from quadscape.measures import MEASURES
@@ -366,7 +367,7 @@ class _Estimator:
         if self.measured:
             plan = plan_solver(self.size, dtype, torch.device(self.device))
         else:
-            plan = streamed_plan(self.size, dtype, torch.device(self.device))
+            plan = streamed_plan(self.size, dtype, self.device)
         solver = make_solver(self.size, dtype, {**plan, "device": self.device, "threads": current_threads()}, _no_fill)
         rate = self.rates.float32 if dtype == "float32" else self.rates.float64
         checked = len(sampled_ranks(self.size)) + PROBES + len(self.objectives.checkpoint.layout.blocks) + 2 * FORCED

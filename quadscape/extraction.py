@@ -18,7 +18,8 @@ import torch
 from quadscape.checkpoint import PLACEHOLDER, freeze_batch_norms, load_foreign
 from quadscape.config import Experiment, Model, Run, resolved
 from quadscape.curvature.self_check import EXAMPLES, SelfCheck, check_derivatives, check_network
-from quadscape.data import DataDescription, DataSet, data_info
+from quadscape.data import DataSet, data_info
+from quadscape.data_sources import DataDescription
 from quadscape.errors import ConfigError, ModelError, StoreError
 from quadscape.models import (
     Shape,

@@ -19,8 +19,6 @@ from typing import Any, Literal
 
 import psutil
 
-from quadscape.stage import Owner, _machine, _process_state
-
 PLACE = Path(".quadscape")
 MARK = "QUADSCAPE_HEAD"
 """Environment variable that a controller gives its head, and every process below it: the working directory."""
@@ -74,6 +72,9 @@ def process_record(place: Path, pid: int) -> dict[str, Any]:
     Returns:
         JSON values that `is_alive` understands.
     """
+    # Here and below, since importing the stages loads Zarr, and the workflow's head reads this module at every start.
+    from quadscape.stage import _machine, _process_state
+
     started = (_process_state(pid) or ("", None))[1]
     host, inode = socket.gethostname(), place.stat().st_ino
     return {"host": host, "machine": _machine(), "pid": pid, "started": started, "inode": inode}
@@ -89,6 +90,8 @@ def is_alive(record: dict[str, Any], place: Path) -> bool | None:
     Returns:
         Yes, no, or unknown.
     """
+    from quadscape.stage import Owner
+
     try:
         return Owner(0, record, b"").is_alive(place)
     except OSError:

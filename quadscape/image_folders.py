@@ -547,3 +547,26 @@ def digest_listing(folder: Folder) -> str:
             line = f"{part}/{file.relative_to(listing.root).as_posix()} {size}\n"
             total.update(line.encode("utf-8", "surrogateescape"))
     return total.hexdigest()
+
+
+def digest_times(folder: Folder) -> str:
+    """Digest of paths and times of all images, to tell whether any was written since.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Hexadecimal digest.
+
+    Raises:
+        DataError: A file has gone, or cannot be read.
+    """
+    total = hashlib.sha256()
+    for file in folder.files:
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise DataError(str(_unreadable(file, error))) from None
+        line = f"{file} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
+        total.update(line.encode("utf-8", "surrogateescape"))
+    return total.hexdigest()

@@ -10,6 +10,8 @@ import resource
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
+
 _NONE = 1 << 60
 """Version 1 writes the largest multiple of a page for no limit."""
 
@@ -154,3 +156,13 @@ def limited(memory: int, *, left: bool) -> int:
     limits = [pair[left] for pair in (*cgroup_limits(), *_address_space())]
     slurm = slurm_limit(os.environ)
     return min([memory, *limits, *([] if slurm is None else [slurm])])
+
+
+def memory_available() -> int:
+    """Bytes of memory that this process may still take: the machine's, or what is left of a limit."""
+    return limited(psutil.virtual_memory().available, left=True)
+
+
+def memory_total() -> int:
+    """Bytes of memory of the machine, or of the smallest limit of this process, whoever uses them at present."""
+    return limited(psutil.virtual_memory().total, left=False)

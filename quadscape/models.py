@@ -21,6 +21,7 @@ from torch.nn.functional import avg_pool2d
 from quadscape.codehash import source_hash
 from quadscape.config import CNN, MLP, Custom, Linear, Model, Normalized, ResNet9
 from quadscape.errors import ModelError
+from quadscape.network_shapes import check_image_network
 from quadscape.parameters import ParameterLayout, current_vector
 
 Shape = tuple[int, int, int]
@@ -133,45 +134,9 @@ def _normalization(channels: int, config: Normalized) -> nn.Module:
     return nn.BatchNorm2d(channels) if config.normalization == "batch" else nn.Identity()
 
 
-def _check_image_network(config: ResNet9 | CNN, shape: Shape) -> None:
-    """Checks that the pools fit the image and the groups fit the channels.
-
-    Args:
-        config: The network.
-        shape: Channels, height and width of an image.
-
-    Raises:
-        ModelError: They do not.
-    """
-    if isinstance(config, ResNet9):
-        widths, pools = [4 * config.width, 8 * config.width, 16 * config.width, 32 * config.width], 3
-    else:
-        widths, pools = list(config.channels), len(config.channels)
-    smallest = min(shape[1:])
-    if smallest >> pools == 0:
-        raise ModelError(
-            f"model.factory '{config.factory}' halves the image {pools} times and so needs at least "
-            f"{2**pools}×{2**pools} pixels, but the images have {shape[1]}×{shape[2]}."
-        )
-    if config.normalization != "group":
-        return
-    for channels in widths:
-        if channels % config.channels_per_group:
-            raise ModelError(
-                f"model.channels_per_group is {config.channels_per_group}, which does not divide a layer's {channels} "
-                f"channels; valid are the common divisors of {', '.join(map(str, widths))}."
-            )
-    final = (shape[1] >> pools) * (shape[2] >> pools) if isinstance(config, ResNet9) else 2
-    if config.channels_per_group * final == 1:
-        raise ModelError(
-            "model.channels_per_group is 1, but the last layers have a single pixel, and normalising one value gives "
-            "always zero; choose at least 2, or larger images."
-        )
-
-
 def _build_built_in(config: ResNet9 | CNN | MLP | Linear, shape: Shape, classes: int) -> nn.Module:
     if isinstance(config, (ResNet9, CNN)):
-        _check_image_network(config, shape)
+        check_image_network(config, shape)
         return (
             ResNet9Network(config, shape, classes)
             if isinstance(config, ResNet9)

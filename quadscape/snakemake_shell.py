@@ -2,7 +2,7 @@
 
 import importlib
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
@@ -45,6 +45,34 @@ def quote_interpreter() -> None:
         with suppress(ImportError):
             executor = getattr(importlib.import_module(module), name)
             executor.get_python_executable = _quoting(executor.get_python_executable)
+
+
+def force_outputs(workflow: Any, paths: Sequence[str]) -> None:
+    """Has the jobs run that make some outputs, as `--forcerun` does, but only those that the targets need.
+
+    `--forcerun` takes what it is given for further targets, so that one figure would bring everything with it.
+
+    Args:
+        workflow: Snakemake's workflow, of which no jobs are planned yet.
+        paths: Declared outputs.
+    """
+    import snakemake.workflow
+
+    workflow.quadscape_forced = frozenset(paths)
+    plan = snakemake.workflow.DAG
+    if hasattr(plan, "forces_outputs"):
+        return
+
+    class Forcing(plan):  # type: ignore[misc,valid-type]
+        """Jobs and what they depend on."""
+
+        forces_outputs = True
+
+        def __init__(self, workflow: Any, *arguments: Any, **options: Any) -> None:
+            super().__init__(workflow, *arguments, **options)
+            self.forcefiles |= getattr(workflow, "quadscape_forced", frozenset())
+
+    snakemake.workflow.DAG = Forcing
 
 
 def check_working_directory(root: Path, *, on_slurm: bool = False) -> None:

@@ -45,9 +45,10 @@ import numpy as np
 import psutil
 import zarr
 
+from quadscape.amounts import format_bytes, format_seconds
 from quadscape.durable import FULL, sync, sync_open
 from quadscape.errors import DeviceMemoryError, FencedError, QuadscapeError, RoundingError, StageError, StoreError
-from quadscape.memory_limits import limited
+from quadscape.memory_limits import memory_available, memory_total
 from quadscape.store import ArraySpec, create_array, open_store
 from quadscape.store import read as read_array
 from quadscape.superseded import (
@@ -653,35 +654,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(Exception):
             found[name] = installed_version(name)
     return found
-
-
-def memory_available() -> int:
-    """Bytes of memory that this process may still take: the machine's, or what is left of a limit."""
-    return limited(psutil.virtual_memory().available, left=True)
-
-
-def memory_total() -> int:
-    """Bytes of memory of the machine, or of the smallest limit of this process, whoever uses them at present."""
-    return limited(psutil.virtual_memory().total, left=False)
-
-
-def format_bytes(size: float) -> str:
-    """A size for people: `43.5 GB`."""
-    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
-        if abs(size) < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} EB"
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration for people: `2 h 05 min`, `3 min 20 s`, `12 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    if whole >= 60:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{seconds:.2g} s" if seconds < 10 else f"{whole} s"
 
 
 def _metadata_files(store: Path) -> Files:

@@ -10,16 +10,19 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from quadscape.amounts import format_bytes
 from quadscape.config import Experiment, Run, check_problem
-from quadscape.curvature.eigensolver import advisable_bytes
-from quadscape.data import DataDescription, describe
-from quadscape.errors import ConfigError, DataError
+from quadscape.curvature.solver_plan import advisable_bytes
+from quadscape.data_sources import DataDescription
+from quadscape.errors import ConfigError
 from quadscape.measures.declaration import Sizes
 from quadscape.measures.job import manifest_name
-from quadscape.models import count_parameters
+from quadscape.memory_limits import memory_total
 from quadscape.paths import user_path
+from quadscape.sizes import Kept, look_at_data, look_at_network
 from quadscape.snakemake_shell import check_working_directory
-from quadscape.stage import format_bytes, memory_total
+from quadscape.stored import stored_attributes, stored_manifest
+from quadscape.versions import STAGE_VERSIONS
 
 MOST_PARAMETERS = 4_000_000
 """Above which no machine computes a dense eigenbasis within weeks (docs/scale.md), whatever its disk."""
@@ -31,12 +34,15 @@ class Places:
     Attributes:
         root: `results/<name>`.
         data: Root metadata of the data store.
+        sizes: What is known of data and network from one start to the next (`quadscape.sizes`).
     """
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
+        self._shards: dict[tuple[str, str], int] = {}
         self.root = f"results/{experiment.name}"
         self.data = f"{self.root}/data.zarr/zarr.json"
+        self.sizes = f"{self.root}/sizes.json"
 
     def trajectory(self, run: str) -> str:
         """Manifest of a run's training stage."""
@@ -46,14 +52,32 @@ class Places:
         """Root metadata of a checkpoint's store."""
         return f"{self.root}/runs/{run}/checkpoints/{iteration}/checkpoint.zarr/zarr.json"
 
-    def hessian_shard(self, run: str, iteration: int | str, shard: int | str) -> str:
-        """Manifest of one shard of a checkpoint's Hessian, counted from 1."""
-        count = self._experiment.curvature.shards
+    def shards(self, run: str, iteration: int | str) -> int:
+        """Number of shards of a checkpoint's Hessian: those it was gathered from, since another number is no other one.
+
+        What was begun to be gathered counts, too: Snakemake removes the manifest before a job that writes it again.
+
+        Args:
+            run: Name of the run.
+            iteration: Number of steps.
+
+        Returns:
+            The number; the experiment's where nothing is gathered, or in another precision.
+        """
+        place = (run, str(iteration))
+        if place not in self._shards:
+            options = self._experiment.curvature
+            self._shards[place] = _gathered(Path(self.hessian(run, iteration)).parent, options.dtype) or options.shards
+        return self._shards[place]
+
+    def hessian_shard(self, run: str, iteration: int | str, shard: int | str, count: int | str | None = None) -> str:
+        """Manifest of one shard of a checkpoint's Hessian, counted from 1, of a number of them."""
+        count = self.shards(run, iteration) if count is None else count
         return f"{self.root}/runs/{run}/checkpoints/{iteration}/hessian_shards/{shard}-of-{count}/manifest.json"
 
     def hessian_shards(self, run: str, iteration: int | str) -> list[str]:
         """Manifests of all shards of a checkpoint's Hessian."""
-        numbers = range(1, self._experiment.curvature.shards + 1)
+        numbers = range(1, self.shards(run, iteration) + 1)
         return [self.hessian_shard(run, iteration, number) for number in numbers]
 
     def hessian(self, run: str, iteration: int | str) -> str:
@@ -87,6 +111,16 @@ class Places:
         if path is None:
             return self.trajectory(run)
         return str(user_path(path.replace("{iteration}", str(iteration))))  # ruff: ignore[missing-f-string-syntax]
+
+
+def _gathered(hessian: Path, dtype: str) -> int | None:
+    """Number of shards that a Hessian was, or is being, gathered from; None where there is none of that precision."""
+    stored = stored_attributes(hessian / "store.zarr/zarr.json") or stored_manifest(hessian / "manifest.json") or {}
+    parameters = stored.get("parameters")
+    if stored.get("version") != STAGE_VERSIONS["hessian"] or not isinstance(parameters, dict):
+        return None
+    shards = parameters.get("shards")
+    return len(shards) if isinstance(shards, dict) and shards and parameters.get("dtype") == dtype else None
 
 
 def check_places(experiment: Experiment) -> None:
@@ -139,27 +173,6 @@ def _check_sources(experiment: Experiment) -> None:
                 )
 
 
-def _count(experiment: Experiment, data: DataDescription) -> int:
-    """P, also of networks that no machine holds.
-
-    Args:
-        experiment: The experiment.
-        data: What the data set holds.
-
-    Returns:
-        The number of parameters.
-
-    Raises:
-        ConfigError: A size in the model section is beyond what a tensor can have.
-    """
-    try:
-        return count_parameters(experiment.model, data.shape, len(data.classes), MOST_PARAMETERS)
-    except (RuntimeError, OverflowError, TypeError, ValueError) as error:
-        # Of the built-in networks, which are counted without being made; a factory's own errors are named by it.
-        reason = " ".join(str(error).split())[:100]
-        raise ConfigError(f"model describes a network that cannot be built ({reason}); give smaller sizes.") from None
-
-
 def memory_mb(megabytes: float, attempt: int) -> int:
     """Memory that a job asks for: what any process takes is added, and half of that at each further attempt."""
     return int((1500 + megabytes) * (1 + attempt) / 2)
@@ -178,6 +191,7 @@ class Problem:
         experiment: The experiment.
         data: What the data set holds.
         parameters: P.
+        model_code: Hash of the source of a user's network: see `quadscape.models.factory_code`.
         source_problem: Why the data store that was made before stands in for the source of the data; empty where the
             source can be used.
     """
@@ -186,34 +200,26 @@ class Problem:
     data: DataDescription
     parameters: int
     source_problem: str = ""
+    model_code: str | None = None
 
     @classmethod
-    def of(cls, experiment: Experiment) -> "Problem":
+    def of(cls, experiment: Experiment, kept: Kept | None = None) -> "Problem":
         """Looks at data source and network, without loading the one or training the other, and checks the sizes.
 
         Args:
             experiment: The experiment.
+            kept: What was found at earlier starts, and is written anew where it has changed; None: nothing is kept.
 
         Returns:
             The sizes.
-
-        Raises:
-            DataError: The data source is unusable and no data store was made from it before.
         """
-        problem = ""
-        try:
-            data = describe(experiment.data)
-        except DataError as error:
-            problem = str(error)
-            # The source may be gone once the store is made; finished work must not need it again.
-            prepared = Path(Places(experiment).data)
-            if not prepared.exists():
-                raise
-            data = DataDescription.of_store(prepared)
+        kept = Kept() if kept is None else kept
+        data, problem = look_at_data(experiment, Path(Places(experiment).data), kept)
         _check_sources(experiment)
-        parameters = _count(experiment, data)
-        check_problem(experiment, parameters, data.training)
-        return cls(experiment, data, parameters, problem)
+        network = look_at_network(experiment.model, experiment.loss, data, kept, MOST_PARAMETERS)
+        check_problem(experiment, network.parameters, data.training)
+        kept.save()
+        return cls(experiment, data, network.parameters, problem, network.code)
 
     def check_dense(self) -> None:
         """Refuses checkpoints whose dense matrices cannot be; what is finished needs no room."""

@@ -6,12 +6,17 @@ import snakemake.exceptions as snakemake_exceptions
 from snakemake.exceptions import LockException, WorkflowError
 
 from quadscape.config import earlier_names, parse_experiment, resolved
+from quadscape.consistency import report_differences
 from quadscape.errors import QuadscapeError
 from quadscape.figures import FIGURES
 from quadscape.heads import record_head
 from quadscape.measures.code import figure_hash, findings_hash
-from quadscape.models import factory_code
-from quadscape.snakemake_shell import check_working_directory, quote_interpreter
+from quadscape.sizes import Kept
+from quadscape.snakemake_shell import (
+    check_working_directory,
+    force_outputs,
+    quote_interpreter,
+)
 from quadscape.targets import Targets, measure_rules
 from quadscape.versions import (
     CHECKPOINT_VERSION,
@@ -30,15 +35,18 @@ try:
     check_given_config(sys.argv)
     experiment = parse_experiment(config)
     check_places(experiment)
-    problem = Problem.of(experiment)
+    places = Places(experiment)
+    # Jobs parse this file, too, and take what their head has found out just before.
+    kept = Kept(places.sizes, is_job=not workflow.is_main_process)
+    problem = Problem.of(experiment, kept)
 except QuadscapeError as error:
     raise WorkflowError(str(error)) from None
 
-places = Places(experiment)
 targets = Targets(problem)
 if workflow.is_main_process:
     for sentence in [*earlier_names(config), *targets.take_over_earlier()]:
         print(sentence, file=sys.stderr)
+    force_outputs(workflow, report_differences(experiment, places, problem, kept))
 
 
 class DirectoryIsLocked(LockException):
@@ -86,6 +94,11 @@ def dense_checkpoint(wildcards):
         raise WorkflowError(str(error)) from None
 
 
+def gathered_shards(wildcards):
+    """The shards of a Hessian: as many as it was gathered from, or is to be."""
+    return places.hessian_shards(wildcards.run, wildcards.iteration)
+
+
 def memory(job):
     """What a job asks for, and more with every attempt: SLURM may have killed the one before for it."""
     return lambda wildcards, attempt: problem.memory_mb(job, attempt)
@@ -103,4 +116,5 @@ wildcard_constraints:
     second=r"\d+",
     shard=r"\d+",
     digits="[0-9a-f]{8}",
+    shards=r"\d+",
     figure="|".join(FIGURES),

@@ -5,10 +5,10 @@ rule compute_hessian_shard:
         data=places.data,
         checkpoint=dense_checkpoint,
     output:
-        places.hessian_shard("{run}", "{iteration}", "{shard}"),
+        places.hessian_shard("{run}", "{iteration}", "{shard}", "{shards}"),
     log:
-        "logs/{}/compute_hessian_shard/{{run}}/{{iteration}}/{{shard}}-of-{}.log".format(
-            experiment.name, experiment.curvature.shards
+        "logs/{}/compute_hessian_shard/{{run}}/{{iteration}}/{{shard}}-of-{{shards}}.log".format(
+            experiment.name
         ),
     group:
         "curvature" if experiment.curvature.shards == 1 else None
@@ -30,7 +30,7 @@ rule compute_hessian:
     input:
         data=places.data,
         checkpoint=places.checkpoint("{run}", "{iteration}"),
-        shards=places.hessian_shards("{run}", "{iteration}"),
+        shards=gathered_shards,
     output:
         places.hessian("{run}", "{iteration}"),
     log:
@@ -46,7 +46,7 @@ rule compute_hessian:
     params:
         version=STAGE_VERSIONS["hessian"],
         dtype=experiment.curvature.dtype,
-        shards=experiment.curvature.shards,
+        shards=lambda wildcards: places.shards(wildcards.run, wildcards.iteration),
     script:
         "../workflow_scripts/compute_hessian.py"
 
@@ -57,7 +57,7 @@ rule compute_eigenbasis:
         checkpoint=places.checkpoint("{run}", "{iteration}"),
         hessian=places.hessian("{run}", "{iteration}"),
         # Not named to the script, which finds them; but if one was removed, it must be there again.
-        shards=places.hessian_shards("{run}", "{iteration}"),
+        shards=gathered_shards,
     output:
         places.eigenbasis("{run}", "{iteration}"),
     log:

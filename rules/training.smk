@@ -19,7 +19,7 @@ rule train:
         training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
         seed=lambda wildcards: experiment.run_seed(experiment.run(wildcards.run)),
         model=resolved(experiment.model),
-        model_code=factory_code(experiment.model),
+        model_code=problem.model_code,
         loss=experiment.loss,
     script:
         "../workflow_scripts/train.py"
@@ -42,7 +42,7 @@ rule extract_checkpoint:
         runtime=runtime("checkpoint"),
     params:
         model=resolved(experiment.model),
-        model_code=factory_code(experiment.model),
+        model_code=problem.model_code,
         loss=experiment.loss,
         training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
         code=CHECKPOINT_VERSION,

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from quadscape import data
+from quadscape import data, data_sources
 from quadscape.config import Data
-from quadscape.data import DataDescription, DataSet, data_info, describe, prepare
+from quadscape.data import DataSet, data_info, prepare
+from quadscape.data_sources import DataDescription, census, describe
 from quadscape.errors import DataError
 from quadscape.store import read_store
 
@@ -42,7 +43,7 @@ def refused(config, tmp_path, words):
 
 def test_digits_are_described_as_they_are():
     bunch = load_digits()
-    assert tuple(np.bincount(bunch.target)) == data._DIGITS_PER_CLASS
+    assert tuple(np.bincount(bunch.target)) == data_sources._DIGITS_PER_CLASS
     found = describe(DIGITS)
     assert found.shape == (1, 8, 8)
     assert found.classes == tuple("0123456789")
@@ -543,7 +544,7 @@ def test_harmless_leftovers_are_named_and_change_nothing(tmp_path):
     (root / "__MACOSX" / "._0001.png").write_bytes(b"\0")
     (root / "pictures.zip").write_bytes(b"PK\3\4\0")
     assert describe(folder(root)) == before
-    left = data.census(folder(root)).leftovers
+    left = census(folder(root)).leftovers
     assert set(left) >= {
         "README.md",
         "cat/notes.txt",
@@ -558,10 +559,10 @@ def test_harmless_leftovers_are_named_and_change_nothing(tmp_path):
 def test_every_class_is_counted(tmp_path):
     make_folder(tmp_path / "p" / "train", count=7)
     make_folder(tmp_path / "p" / "test", count=5)
-    found = data.census(folder(tmp_path / "p"))
+    found = census(folder(tmp_path / "p"))
     assert (found.classes, found.counts) == (("cat", "dog"), ((7, 3, 2), (7, 3, 2)))
     for config in (folder(make_folder(tmp_path / "q", ("a", "b", "c"))), DIGITS, Data(source="cifar10")):
-        sizes, counted = describe(config), data.census(config)
+        sizes, counted = describe(config), census(config)
         assert tuple(map(sum, zip(*counted.counts, strict=True))) == (sizes.training, sizes.validation, sizes.test)
         assert counted.classes == sizes.classes
 

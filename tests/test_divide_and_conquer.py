@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadscape.curvature import divide_and_conquer as module
-from quadscape.curvature.divide_and_conquer import Tree, bounds, decompose_tridiagonal, depth
+from quadscape.curvature import solver_plan
+from quadscape.curvature.divide_and_conquer import Tree, decompose_tridiagonal
+from quadscape.curvature.solver_plan import bounds, depth
 
 EPS = float(np.finfo("float64").eps)
 
@@ -108,12 +109,12 @@ def test_random_matrices_with_ties_in_small_leaves(size, seed, levels, decades):
     rng = np.random.default_rng(seed)
     scale = 10.0 ** -(decades * rng.random(2 * size - 1))
     entries = rng.integers(-levels, levels + 1, 2 * size - 1) / levels * scale
-    before = module._LEAF
-    module._LEAF = 4
+    before = solver_plan._LEAF
+    solver_plan._LEAF = 4
     try:
         check(entries[:size], entries[size:], 7)
     finally:
-        module._LEAF = before
+        solver_plan._LEAF = before
 
 
 def test_nodes_halve_the_matrix():

@@ -8,13 +8,12 @@ import torch
 
 from quadscape.curvature import divide_and_conquer, eigensolver
 from quadscape.curvature.eigensolver import (
-    NOMINAL_RATES,
     basis_specs,
     fix_signs,
     make_solver,
     plan_solver,
-    streamed_plan,
 )
+from quadscape.curvature.solver_plan import NOMINAL_RATES, streamed_plan
 from quadscape.curvature.tridiagonal_reduction import Reflectors, panels, reduce_panel
 from quadscape.errors import StageError, VerificationError
 from quadscape.store import fill_value
@@ -57,7 +56,7 @@ WAYS = ("evd", "lapack", "torch")
 
 
 def plan_of(way, size, dtype):
-    plan = plan_solver(size, dtype, CPU) if way == "evd" else {**streamed_plan(size, dtype, CPU), "engine": way}
+    plan = plan_solver(size, dtype, CPU) if way == "evd" else {**streamed_plan(size, dtype, "cpu"), "engine": way}
     assert plan["solver"] == ("evd" if way == "evd" else "streamed")
     return {**plan, "device": "cpu", "threads": 1}
 
@@ -231,7 +230,7 @@ def test_the_way_follows_from_size_and_memory(monkeypatch):
 @pytest.mark.parametrize("size", [1, 100, 6000, 26_490, 104_234, 400_000])
 def test_plans_keep_to_one_matrix_and_whole_panels(size, dtype):
     for device in ("cpu", "cuda"):
-        plan = streamed_plan(size, dtype, torch.device(device))
+        plan = streamed_plan(size, dtype, device)
         assert plan["columns"] % 64 == 0
         assert plan["block"] % 16 == 0
         solver = make_solver(size, dtype, {**plan, "device": device, "threads": 1}, lambda target: None)
@@ -257,7 +256,7 @@ def test_estimated_time_is_cubic():
 
 def test_memory_of_the_tree_is_linear():
     fields = len(divide_and_conquer.FIELDS)
-    plan = {**streamed_plan(104_234, "float32", CPU), "device": "cpu", "threads": 1}
+    plan = {**streamed_plan(104_234, "float32", "cpu"), "device": "cpu", "threads": 1}
     solver = make_solver(104_234, "float32", plan, lambda target: None)
     levels = next(spec for spec in solver.scratch if spec.name == "levels")
     assert levels.nbytes == 8 * fields * 104_234 * (1 + divide_and_conquer.depth(104_234))

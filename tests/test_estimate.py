@@ -100,7 +100,7 @@ def test_shards_share_the_work() -> None:
 
 def test_the_real_experiment_is_told_for_a_gpu_that_is_not_here() -> None:
     # Sizes as `validate` reads them from a source that need not be here.
-    from quadscape.data import DataDescription
+    from quadscape.data_sources import DataDescription
 
     experiment = parse_experiment({"model": {"factory": "resnet9", "width": 2}})
     data = DataDescription((3, 32, 32), tuple("abcdefghij"), 50_000, 5_000, 5_000, "")

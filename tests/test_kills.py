@@ -55,7 +55,7 @@ def _task(stage: str, root: str) -> Task:
         gauss_newton._ACCUMULATED_BYTES["cpu"] = 1 << 19  # several runs of columns
         return GaussNewtonTask(checkpoint, data, experiment.curvature, "cpu")
     if stage == "streamed":
-        eigensolver._USABLE = 0.0  # as if nothing fitted
+        eigensolver.USABLE = 0.0  # as if nothing fitted
     return EigenbasisTask(home / "hessian/manifest.json", checkpoint, data, experiment.curvature, "cpu")
 
 

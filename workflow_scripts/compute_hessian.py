@@ -6,5 +6,6 @@ from quadscape.stage import run_stage
 
 experiment, log = start_job(snakemake)
 directory = Path(snakemake.output[0]).parent
-task = HessianTask(directory, snakemake.input.checkpoint, snakemake.input.data, experiment.curvature, experiment.device)
+options = experiment.curvature.model_copy(update={"shards": int(snakemake.params.shards)})
+task = HessianTask(directory, snakemake.input.checkpoint, snakemake.input.data, options, experiment.device)
 run_stage(task, directory, log=log)

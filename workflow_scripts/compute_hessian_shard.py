@@ -8,7 +8,7 @@ experiment, log = start_job(snakemake)
 task = HessianShardTask(
     snakemake.input.checkpoint,
     snakemake.input.data,
-    experiment.curvature,
+    experiment.curvature.model_copy(update={"shards": int(snakemake.wildcards.shards)}),
     experiment.device,
     int(snakemake.wildcards.shard),
 )

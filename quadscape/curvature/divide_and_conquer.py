@@ -23,59 +23,14 @@ import numpy as np
 import scipy.linalg
 import torch
 
-_LEAF = 64
-"""Rows of the largest block that is decomposed as a dense matrix."""
+from quadscape.curvature.solver_plan import FIELDS, bounds, depth
+
 _GROUP = 32
 """Rows that plane rotations which are multiplied into one small matrix may touch."""
 _ITERATIONS = 100
 _DEFLATION = 2.0
 """What counts as zero, in units of eps: the residual that deflation leaves. LAPACK has 8."""
 _EPS = float(np.finfo("float64").eps)
-
-FIELDS = (
-    "values",  # eigenvalues of the node, ascending
-    "first",  # first row of its eigenvectors
-    "last",  # last row of its eigenvectors
-    "poles",  # d: of the k slots that are coupled, ascending, then of those that are deflated
-    "weights",  # ẑ of the coupled slots
-    "origins",  # for each root the slot of the pole that it is measured from; −1 for deflated slots
-    "offsets",  # λ − d_origin
-    "norms",  # 1/|(ẑⱼ/(dⱼ − λᵢ))ⱼ|
-    "source",  # column of diag(Q₁, Q₂) behind each slot
-    "order",  # slot of each eigenvalue
-    "rotated",  # plane rotations in the order of their use: first column, −1 for none
-    "partner",  # second column
-    "cosine",
-    "sine",
-)
-"""What is known of each level, an array of float64 of shape (len(FIELDS), n): the nodes of a level lie side by side,
-and what counts rows or slots counts within the node."""
-
-
-def depth(size: int) -> int:
-    """Number of merge levels.
-
-    Args:
-        size: n.
-
-    Returns:
-        0 where the matrix is one leaf.
-    """
-    return max(0, math.ceil(math.log2(size / _LEAF)))
-
-
-def bounds(size: int, level: int) -> list[int]:
-    """Where the nodes of a level begin and end.
-
-    Args:
-        size: n.
-        level: From 0 (leaves) to `depth(size)` (the whole matrix).
-
-    Returns:
-        Increasing, from 0 to n.
-    """
-    parts = depth(size) - level
-    return [(i * size) >> parts for i in range((1 << parts) + 1)]
 
 
 def _scale(diagonal: np.ndarray, off_diagonal: np.ndarray) -> float:

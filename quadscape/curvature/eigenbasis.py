@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from quadscape.config import Curvature
-from quadscape.curvature.eigensolver import NOMINAL_RATES, Solver, basis_specs, make_solver, plan_solver
+from quadscape.curvature.eigensolver import Solver, basis_specs, make_solver, plan_solver
 from quadscape.curvature.hessian import HessianMatrix
 from quadscape.curvature.invariances import (
     KINDS,
@@ -26,6 +26,7 @@ from quadscape.curvature.invariances import (
     overlaps,
 )
 from quadscape.curvature.projections import HOST_MEMORY
+from quadscape.curvature.solver_plan import NOMINAL_RATES
 from quadscape.curvature.strips import flops_per_example
 from quadscape.curvature.verification import (
     DEFLATED_SEED,

@@ -13,7 +13,6 @@ component of largest magnitude positive:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -21,14 +20,26 @@ import numpy as np
 import scipy.linalg
 import torch
 
-from quadscape.curvature.divide_and_conquer import FIELDS, Tree, bounds, depth, merge_level, solve_leaves
+from quadscape.curvature.divide_and_conquer import Tree, merge_level, solve_leaves
+from quadscape.curvature.solver_plan import (
+    FIELDS,
+    INNER,
+    LAPACK_LIMIT,
+    LIBRARY_MATRICES,
+    UNIT_BYTES,
+    USABLE,
+    Rates,
+    bounds,
+    depth,
+    range_seconds,
+    streamed_bytes,
+    streamed_plan,
+)
 from quadscape.curvature.tridiagonal_reduction import (
-    PANEL,
     Reflectors,
     blas_threads,
     panels,
     reduce_panel,
-    reflector_block,
     update_trailing,
 )
 from quadscape.errors import RoundingError, VerificationError
@@ -40,37 +51,9 @@ Fill = Callable[[torch.Tensor], None]
 """Writes the whole symmetric matrix into a tensor of shape (n, n)."""
 Values = dict[str, tuple[tuple[slice | int, ...], np.ndarray]]
 
-_LAPACK_LIMIT = 32_000
-"""Beyond, the length of the workspace of LAPACK's divide and conquer, 2n², exceeds a 32-bit integer."""
 _CUSOLVER_LIMIT = 20_000
 """cuSOLVER's `syevd` fails from n between 23,000 and 27,000 on with many versions of CUDA; below, it is right."""
-_LIBRARY_MATRICES = 3
-"""The matrix, and two of its size as workspace."""
-_USABLE = 0.8
-_INNER = 16
-_UNIT_BYTES = 128 << 20
-_UNIT_SECONDS = 60.0
 _ROWS = 1024
-_TILE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What a device does per second.
-
-    Attributes:
-        bandwidth: Bytes that products with a matrix much larger than caches read.
-        float32: Floating-point operations of products of float32 matrices.
-        float64: The same of float64 matrices.
-    """
-
-    bandwidth: float
-    float32: float
-    float64: float
-
-
-NOMINAL_RATES = {"cpu": Rates(20e9, 200e9, 70e9), "cuda": Rates(2.5e12, 40e12, 40e12)}
-"""Assumed where nothing was measured: two cores of a server, and an H100."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -105,68 +88,14 @@ def plan_solver(size: int, dtype: str, device: torch.device) -> dict[str, Any]:
     """
     itemsize = np.dtype(dtype).itemsize
     matrix = size**2 * itemsize
-    limit = _CUSOLVER_LIMIT if device.type == "cuda" else _LAPACK_LIMIT
-    if size <= limit and _LIBRARY_MATRICES * matrix <= _USABLE * device_memory(device):
-        fitting = min(4096, size // 8, _UNIT_BYTES // (size * itemsize))
+    limit = _CUSOLVER_LIMIT if device.type == "cuda" else LAPACK_LIMIT
+    if size <= limit and LIBRARY_MATRICES * matrix <= USABLE * device_memory(device):
+        fitting = min(4096, size // 8, UNIT_BYTES // (size * itemsize))
         return {
             "solver": "cusolver" if device.type == "cuda" else "evd",
-            "block": max(_INNER, fitting // _INNER * _INNER),
+            "block": max(INNER, fitting // INNER * INNER),
         }
-    return streamed_plan(size, dtype, device)
-
-
-def advisable_bytes(size: int, dtype: str) -> int:
-    """Memory of a machine on which `plan_solver` chooses the fastest way that a CPU has for this size.
-
-    Args:
-        size: n.
-        dtype: `float32` or `float64`.
-
-    Returns:
-        Bytes.
-    """
-    if size <= _LAPACK_LIMIT:
-        return int(_LIBRARY_MATRICES * size**2 * np.dtype(dtype).itemsize / _USABLE)
-    device = torch.device("cpu")
-    plan = {**streamed_plan(size, dtype, device), "device": "cpu", "threads": 1}
-    return _Streamed(size, dtype, plan, lambda _: None).memory_bytes()
-
-
-def streamed_plan(size: int, dtype: str, device: torch.device) -> dict[str, Any]:
-    """Sizes of the streamed way.
-
-    Args:
-        size: n.
-        dtype: `float32` or `float64`.
-        device: Where it will be computed.
-
-    Returns:
-        As `plan_solver`.
-    """
-    itemsize = np.dtype(dtype).itemsize
-    matrix = size**2 * itemsize
-    # A strip of V and one of W, a seventh of the matrix with what storing them needs, and a minute of work at most.
-    columns = min(size // 40, 2 * _UNIT_BYTES // (size * itemsize))
-    columns = min(columns, int(_UNIT_SECONDS * NOMINAL_RATES[device.type].bandwidth / matrix))
-    # A range with all copies is a fifth of the matrix, of which only a half is needed then, as reflectors.
-    block = min(size // (5 * _RANGE_COPIES), 4 * _UNIT_BYTES // (size * itemsize))
-    block = min(block, int(_UNIT_SECONDS / _range_seconds(size, dtype, NOMINAL_RATES[device.type])))
-    return {
-        "solver": "streamed",
-        "block": max(_INNER, block // _INNER * _INNER),
-        "columns": max(PANEL, columns // PANEL * PANEL),
-        "engine": "torch" if device.type == "cuda" else "lapack",
-        "tile_bytes": min(_TILE_BYTES[device.type], max(1 << 20, matrix // 32)),
-    }
-
-
-def _range_seconds(size: int, dtype: str, rates: Rates) -> float:
-    """Per eigenvector: n² multiplications and additions by the factors of divide and conquer, n² by reflectors."""
-    return 2.0 * size**2 * (1 / rates.float64 + 1 / (rates.float32 if dtype == "float32" else rates.float64))
-
-
-_RANGE_COPIES = 5
-"""Of a range on its way: float64 values, and for a half two copies more; then as stored, with signs, and encoded."""
+    return streamed_plan(size, dtype, device.type)
 
 
 class Solver(Protocol):
@@ -234,7 +163,7 @@ def basis_specs(size: int, dtype: str, block: int) -> list[ArraySpec]:
             (size, size),
             dtype,
             ("parameter", "index"),
-            (size, _INNER),
+            (size, INNER),
             shards=(size, block),
             attributes={"description": "Eigenvectors as columns", "unit": "1"},
         ),
@@ -296,10 +225,10 @@ class _Library:
         self.parts = [self.units]
         self.scratch: list[ArraySpec] = []
         where = "cuSOLVER" if plan["solver"] == "cusolver" else "LAPACK's divide and conquer"
-        self.method = f"{where}, since {_LIBRARY_MATRICES} matrices fit into memory"
+        self.method = f"{where}, since {LIBRARY_MATRICES} matrices fit into memory"
 
     def memory_bytes(self) -> int:
-        return _LIBRARY_MATRICES * self._size**2 * np.dtype(self._dtype).itemsize
+        return LIBRARY_MATRICES * self._size**2 * np.dtype(self._dtype).itemsize
 
     def seconds(self, rates: Rates) -> list[float]:
         n, itemsize = float(self._size), np.dtype(self._dtype).itemsize
@@ -353,7 +282,7 @@ class _Streamed:
         self.units = sum(self.parts)
         self.method = (
             "tridiagonal reduction in place, divide and conquer, and back-transformation in ranges, streamed since "
-            f"{_LIBRARY_MATRICES} matrices do not fit into memory or exceed what the library can"
+            f"{LIBRARY_MATRICES} matrices do not fit into memory or exceed what the library can"
         )
         rows = min(size, _ROWS)
         widest = max(b - a for a, b in pairwise(bounds(size, 0)))
@@ -376,12 +305,7 @@ class _Streamed:
         ]
 
     def memory_bytes(self) -> int:
-        n, itemsize = self._size, np.dtype(self._dtype).itemsize
-        strips = 6 * self._columns * n * itemsize
-        # The triangle of reflectors and a range on its way; the tree as it is stored, and as it is used.
-        ranges = (n * n // 2 + (_RANGE_COPIES * self._plan["block"] + reflector_block(n)) * n) * itemsize
-        tree = 8 * n * (len(FIELDS) * self._levels + max(b - a for a, b in pairwise(bounds(n, 0))))
-        return max(n**2 * itemsize + strips, 2 * tree + ranges + 6 * self._plan["tile_bytes"])
+        return streamed_bytes(self._size, self._dtype, self._plan)
 
     def seconds(self, rates: Rates) -> list[float]:
         n, itemsize = self._size, np.dtype(self._dtype).itemsize
@@ -396,7 +320,7 @@ class _Streamed:
         found += [n * (n >> (self._levels - 1 - level)) * 600 / (4 * rates.bandwidth) for level in range(self._levels)]
         for start in range(0, n, self._plan["block"]):
             width = min(n, start + self._plan["block"]) - start
-            found.append(width * _range_seconds(n, self._dtype, rates))
+            found.append(width * range_seconds(n, self._dtype, rates))
         return found
 
     def compute(self, unit: int, store: StageStore) -> Arrays:

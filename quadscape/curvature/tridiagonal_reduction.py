@@ -23,10 +23,10 @@ import torch
 from scipy.linalg import cython_blas, cython_lapack
 from threadpoolctl import threadpool_limits
 
+from quadscape.curvature.solver_plan import PANEL, reflector_block
+
 Engine = Literal["lapack", "torch"]
 """`lapack`: LAPACK's own panel and update, on a CPU. `torch`: the same on any device."""
-PANEL = 64
-"""Columns of one panel: few enough that products with V and W stay small beside those with the matrix."""
 _SLAB = 2048
 _PREFIX = {torch.float32: "s", torch.float64: "d"}
 
@@ -230,18 +230,6 @@ class Reflectors:
         for start, v, small in reversed(self._blocks):
             part = columns[start:]
             part.addmm_(v.T, small @ (v @ part), alpha=-1)
-
-
-def reflector_block(size: int) -> int:
-    """Number of reflectors that are applied as one product.
-
-    Args:
-        size: n.
-
-    Returns:
-        A part of n, between 64, below which products are slow, and 256, beyond which they gain nothing.
-    """
-    return min(256, max(64, size // 1024 * 16))
 
 
 def blas_threads(threads: int) -> threadpool_limits:

@@ -1,0 +1,183 @@
+"""Sizes of the units in which an eigenbasis is made, and the memory that it takes, by arithmetic alone.
+
+What the workflow's head asks of a solver stands here and imports neither torch nor SciPy (`quadscape.workflow`).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+_LEAF = 64
+"""Rows of the largest block that is decomposed as a dense matrix."""
+PANEL = 64
+"""Columns of one panel: few enough that products with V and W stay small beside those with the matrix."""
+LAPACK_LIMIT = 32_000
+"""Beyond, the length of the workspace of LAPACK's divide and conquer, 2n², exceeds a 32-bit integer."""
+LIBRARY_MATRICES = 3
+"""The matrix, and two of its size as workspace."""
+USABLE = 0.8
+INNER = 16
+UNIT_BYTES = 128 << 20
+_UNIT_SECONDS = 60.0
+_TILE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+
+FIELDS = (
+    "values",  # eigenvalues of the node, ascending
+    "first",  # first row of its eigenvectors
+    "last",  # last row of its eigenvectors
+    "poles",  # d: of the k slots that are coupled, ascending, then of those that are deflated
+    "weights",  # ẑ of the coupled slots
+    "origins",  # for each root the slot of the pole that it is measured from; −1 for deflated slots
+    "offsets",  # λ − d_origin
+    "norms",  # 1/|(ẑⱼ/(dⱼ − λᵢ))ⱼ|
+    "source",  # column of diag(Q₁, Q₂) behind each slot
+    "order",  # slot of each eigenvalue
+    "rotated",  # plane rotations in the order of their use: first column, −1 for none
+    "partner",  # second column
+    "cosine",
+    "sine",
+)
+"""What is known of each level, an array of float64 of shape (len(FIELDS), n): the nodes of a level lie side by side,
+and what counts rows or slots counts within the node."""
+
+
+def depth(size: int) -> int:
+    """Number of merge levels.
+
+    Args:
+        size: n.
+
+    Returns:
+        0 where the matrix is one leaf.
+    """
+    return max(0, math.ceil(math.log2(size / _LEAF)))
+
+
+def bounds(size: int, level: int) -> list[int]:
+    """Where the nodes of a level begin and end.
+
+    Args:
+        size: n.
+        level: From 0 (leaves) to `depth(size)` (the whole matrix).
+
+    Returns:
+        Increasing, from 0 to n.
+    """
+    parts = depth(size) - level
+    return [(i * size) >> parts for i in range((1 << parts) + 1)]
+
+
+def reflector_block(size: int) -> int:
+    """Number of reflectors that are applied as one product.
+
+    Args:
+        size: n.
+
+    Returns:
+        A part of n, between 64, below which products are slow, and 256, beyond which they gain nothing.
+    """
+    return min(256, max(64, size // 1024 * 16))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device does per second.
+
+    Attributes:
+        bandwidth: Bytes that products with a matrix much larger than caches read.
+        float32: Floating-point operations of products of float32 matrices.
+        float64: The same of float64 matrices.
+    """
+
+    bandwidth: float
+    float32: float
+    float64: float
+
+
+NOMINAL_RATES = {"cpu": Rates(20e9, 200e9, 70e9), "cuda": Rates(2.5e12, 40e12, 40e12)}
+"""Assumed where nothing was measured: two cores of a server, and an H100."""
+
+
+def advisable_bytes(size: int, dtype: str) -> int:
+    """Memory of a machine on which `plan_solver` chooses the fastest way that a CPU has for this size.
+
+    Args:
+        size: n.
+        dtype: `float32` or `float64`.
+
+    Returns:
+        Bytes.
+    """
+    if size <= LAPACK_LIMIT:
+        return int(LIBRARY_MATRICES * size**2 * np.dtype(dtype).itemsize / USABLE)
+    return streamed_bytes(size, dtype, streamed_plan(size, dtype, "cpu"))
+
+
+def streamed_plan(size: int, dtype: str, device: str) -> dict[str, Any]:
+    """Sizes of the streamed way.
+
+    Args:
+        size: n.
+        dtype: `float32` or `float64`.
+        device: `cpu` or `cuda`.
+
+    Returns:
+        As `plan_solver`.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    matrix = size**2 * itemsize
+    # A strip of V and one of W, a seventh of the matrix with what storing them needs, and a minute of work at most.
+    columns = min(size // 40, 2 * UNIT_BYTES // (size * itemsize))
+    columns = min(columns, int(_UNIT_SECONDS * NOMINAL_RATES[device].bandwidth / matrix))
+    # A range with all copies is a fifth of the matrix, of which only a half is needed then, as reflectors.
+    block = min(size // (5 * RANGE_COPIES), 4 * UNIT_BYTES // (size * itemsize))
+    block = min(block, int(_UNIT_SECONDS / range_seconds(size, dtype, NOMINAL_RATES[device])))
+    return {
+        "solver": "streamed",
+        "block": max(INNER, block // INNER * INNER),
+        "columns": max(PANEL, columns // PANEL * PANEL),
+        "engine": "torch" if device == "cuda" else "lapack",
+        "tile_bytes": min(_TILE_BYTES[device], max(1 << 20, matrix // 32)),
+    }
+
+
+def streamed_bytes(size: int, dtype: str, plan: Mapping[str, Any]) -> int:
+    """Memory at the peak of the streamed way, of the device where the matrix is.
+
+    Args:
+        size: n.
+        dtype: `float32` or `float64`.
+        plan: What `streamed_plan` returned.
+
+    Returns:
+        Bytes.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    strips = 6 * int(plan["columns"]) * size * itemsize
+    # The triangle of reflectors and a range on its way; the tree as it is stored, and as it is used.
+    ranges = (size * size // 2 + (RANGE_COPIES * plan["block"] + reflector_block(size)) * size) * itemsize
+    widest = max(b - a for a, b in pairwise(bounds(size, 0)))
+    tree = 8 * size * (len(FIELDS) * (1 + depth(size)) + widest)
+    return max(size**2 * itemsize + strips, 2 * tree + ranges + 6 * int(plan["tile_bytes"]))
+
+
+def range_seconds(size: int, dtype: str, rates: Rates) -> float:
+    """Time of one eigenvector: n² multiplications and additions by the factors of divide and conquer, n² by reflectors.
+
+    Args:
+        size: n.
+        dtype: `float32` or `float64`.
+        rates: What the device does per second.
+
+    Returns:
+        Seconds.
+    """
+    return 2.0 * size**2 * (1 / rates.float64 + 1 / (rates.float32 if dtype == "float32" else rates.float64))
+
+
+RANGE_COPIES = 5
+"""Of a range on its way: float64 values, and for a half two copies more; then as stored, with signs, and encoded."""

@@ -1,0 +1,60 @@
+"""What finished results say about themselves, read as plain JSON: without Zarr, and never an error.
+
+Here the workflow's head asks what there is. Whether it is whole is for the stages to find out, and for
+`quadscape.verify`.
+"""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+
+def _hash(value: Any) -> str:
+    # As `quadscape.stage` does it.
+    return sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+
+
+def _document(path: str | Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def stored_manifest(path: str | Path) -> dict[str, Any] | None:
+    """The manifest of a finished stage.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The manifest; None where there is none that is whole.
+    """
+    manifest = _document(path)
+    try:
+        if manifest is None or manifest.pop("checksum") != _hash(manifest):
+            return None
+    except (KeyError, ValueError, TypeError):
+        return None
+    whole = isinstance(manifest.get("parameters"), dict) and isinstance(manifest.get("results"), dict)
+    return manifest if whole and {"stage", "version", "fingerprint", "digest"} <= manifest.keys() else None
+
+
+def stored_attributes(path: str | Path) -> dict[str, Any] | None:
+    """The attributes of a Zarr store.
+
+    Args:
+        path: Its root metadata.
+
+    Returns:
+        The attributes; None where there are none that can be read.
+    """
+    attributes = (_document(path) or {}).get("attributes")
+    return attributes if isinstance(attributes, dict) else None
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """Digest of everything that a stage wrote: `quadscape.stage.stage_digest`, without importing stages."""
+    return _hash([manifest["fingerprint"], manifest["digest"]])
