@@ -8,6 +8,7 @@ from scipy.sparse.linalg import aslinearoperator
 
 from quadscape.measures.curves import compute as curves
 from quadscape.measures.density import compute as density
+from quadscape.measures.final_test import compute as final_test
 from quadscape.measures.gradients import compute as gradients
 from quadscape.measures.interfaces import as_array
 from quadscape.measures.line_search import compute as line_search
@@ -146,4 +147,5 @@ def run_tables(run: str, steps: int, drops: tuple[int, ...]) -> dict[str, Table]
         evaluation[at, place] = np.stack([values, points * np.exp(-0.3 * values)], axis=1)
     norms = np.abs(generator.standard_normal((steps, 2))) + 0.1
     counts = {"train": 1257, "validation": 270, "test": 270}
-    return curves.measure(loss, rate, norms, ["conv1", "linear"], evaluation, counts, {"run": run})
+    tables = curves.measure(loss, rate, norms, ["conv1", "linear"], evaluation, counts, {"run": run})
+    return tables | {"final_test": final_test.measure(evaluation, counts["test"], run)}

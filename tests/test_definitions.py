@@ -15,6 +15,7 @@ from figure_cases import RidgeObjective, checkpoint_tables, eigenvalues_at, pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from probe_cases import GivenGradients, PlainBasis, random_orthogonal
+from quadscape.probes import density, gradients, line_search
 from scipy.sparse.linalg import aslinearoperator
 from tracing import executed
 
@@ -23,7 +24,6 @@ from quadscape import definitions
 from quadscape.config import Density, LineSearch
 from quadscape.definitions import Closure, DefinitionsError, cached_closures, closure
 from quadscape.figures import FIGURES
-from quadscape.probes import density, gradients, line_search
 from quadscape.tables import Table
 from results import make_results
 

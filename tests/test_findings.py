@@ -49,6 +49,8 @@ from quadscape.findings.statement import (
     judge,
 )
 from quadscape.findings.statements import MEASURES, PRIMARY, all_statements
+from quadscape.measures import MEASURES as DECLARED
+from quadscape.measures import SCHEMAS
 from quadscape.tables import Table
 
 RELAXED = settings(deadline=None)
@@ -608,3 +610,16 @@ def test_findings_load_neither_torch_nor_pydantic() -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_every_measure_has_findings() -> None:
+    assert set(MEASURES) == set(DECLARED)
+
+
+def test_test_data_are_told_once() -> None:
+    columns = {name: np.array([value]) for name, value in (("iteration", 40), ("loss", 0.4), ("accuracy", 0.9))}
+    columns |= {"accuracy_low": np.array([0.8]), "accuracy_high": np.array([0.95])}
+    table = Table(SCHEMAS["final_test"], columns, {"run": "a", "count": 50})
+    (found,) = MEASURES["final_test"]({"final_test": [table]})
+    assert (found.value, found.low, found.high, found.section) == (0.9, 0.8, 0.95, 1)
+    assert MEASURES["final_test"]({"final_test": []}) == []

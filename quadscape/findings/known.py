@@ -13,9 +13,11 @@ from typing import Any
 
 import yaml
 
+from quadscape.measures.catalogue import MEASURES
+
 _FILE = Path(__file__).with_name("known.yaml")
 
-PRESENT_MEASURES = ("curves", "spectrum", "parts", "density", "overlap", "line_search", "gradients")
+PRESENT_MEASURES = tuple(MEASURES)
 """Measures that exist; a row of any other measure is listed as not measured yet."""
 
 DIRECTIONS = ("inside", "above", "below")
