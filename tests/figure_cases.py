@@ -12,6 +12,7 @@ from quadscape.measures.final_test import compute as final_test
 from quadscape.measures.gradients import compute as gradients
 from quadscape.measures.interfaces import as_array
 from quadscape.measures.line_search import compute as line_search
+from quadscape.measures.localisation import compute as localisation
 from quadscape.measures.overlap import compute as overlap
 from quadscape.measures.parts import compute as parts
 from quadscape.measures.ranks import log_indices
@@ -101,6 +102,11 @@ def checkpoint_tables(
     invariances = {"negative": negative, "negative_without_generators": max(0, negative - 3)}
     overlaps = np.random.default_rng(7).uniform(0, 0.1, (size, 2))
     tables["spectrum"] = spectrum.measure(eigenvalues, zero, overlaps, head | {"invariances": invariances})
+    blocks = [
+        (layer, kind, slice(size * part // 6, size * (part + 1) // 6))
+        for part, (layer, kind) in enumerate((f"layer{k}", kind) for k in range(3) for kind in ("weight", "bias"))
+    ]
+    tables |= localisation.measure(basis, blocks, head)
     tables |= part_tables(eigenvalues, vectors, zero, head)
     hessian = aslinearoperator((vectors * eigenvalues) @ vectors.T)
     tables["density"] = density.measure(hessian, chosen("density", vectors=4, steps=20), head)

@@ -2,6 +2,7 @@
 
 from quadscape.figures import (
     curvature_parts,
+    eigenvector_localisation,
     eigenvector_overlap,
     gradient_cosine,
     learning_curves,
@@ -19,6 +20,7 @@ FIGURES: dict[str, FigureSpec] = {
         spectrum,
         curvature_parts,
         spectral_density,
+        eigenvector_localisation,
         line_searches,
         quadratic_radius,
         gradient_cosine,

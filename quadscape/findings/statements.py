@@ -4,12 +4,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from quadscape.findings import curves, density, final_test, gradients, line_search, overlap, parts, spectrum
+from quadscape.findings import (
+    curves,
+    density,
+    final_test,
+    gradients,
+    line_search,
+    localisation,
+    overlap,
+    parts,
+    spectrum,
+)
 from quadscape.findings.known import known_rows
 from quadscape.findings.reading import Tables
 from quadscape.findings.statement import NOT_TESTABLE, Statement, untestable
 
-_MODULES = (curves, final_test, spectrum, parts, density, overlap, line_search, gradients)
+_MODULES = (curves, final_test, spectrum, parts, density, localisation, overlap, line_search, gradients)
 
 MEASURES: Mapping[str, Callable[[Tables], list[Statement]]] = MappingProxyType(
     {module.MEASURE: module.statements for module in _MODULES}

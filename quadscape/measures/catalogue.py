@@ -6,14 +6,25 @@ from quadscape.measures.density.declaration import MEASURE as DENSITY
 from quadscape.measures.final_test.declaration import MEASURE as FINAL_TEST
 from quadscape.measures.gradients.declaration import MEASURE as GRADIENTS
 from quadscape.measures.line_search.declaration import MEASURE as LINE_SEARCH
+from quadscape.measures.localisation.declaration import MEASURE as LOCALISATION
 from quadscape.measures.overlap.declaration import MEASURE as OVERLAP
 from quadscape.measures.parts.declaration import MEASURE as PARTS
 from quadscape.measures.spectrum.declaration import MEASURE as SPECTRUM
 from quadscape.tables import TableSchema
 
-MEASURES: dict[str, Measure] = {
-    measure.name: measure for measure in (CURVES, FINAL_TEST, SPECTRUM, PARTS, DENSITY, LINE_SEARCH, GRADIENTS, OVERLAP)
-}
+_ALL = (
+    CURVES,
+    FINAL_TEST,
+    SPECTRUM,
+    PARTS,
+    DENSITY,
+    LINE_SEARCH,
+    GRADIENTS,
+    LOCALISATION,
+    OVERLAP,
+)
+
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
 """Every measure by its name, in the order of the experiment file."""
 
 OWNERS: dict[str, Measure] = {schema: measure for measure in MEASURES.values() for schema in measure.schemas}

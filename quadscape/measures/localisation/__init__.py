@@ -1,0 +1,1 @@
+"""How few weights an eigenvector lives in."""
