@@ -167,14 +167,17 @@ def replaced_tables(root: str | Path) -> Iterator[Path]:
     """Tables of earlier versions in place of which there is a result of now.
 
     Args:
-        root: Where to look for `tables` folders, itself included.
+        root: Results of one experiment, or a folder of such.
 
     Yields:
         Directories of Zarr stores.
     """
-    for name in _NAMES:
-        for table in MEASURES[name].schemas:
-            for path in sorted(Path(root).rglob(f"tables/*/*/{table}.zarr")):
-                run, key = path.parts[-3], path.parts[-2]
-                if any((path.parents[2] / name / run / key).glob("manifest-*.json")):
-                    yield path
+    # Not by walking through everything: stores of matrices have very many files.
+    folders = [path for pattern in ("tables", "*/tables", "*/*/tables") for path in sorted(Path(root).glob(pattern))]
+    for tables in folders:
+        for name in _NAMES:
+            for table in MEASURES[name].schemas:
+                for path in sorted(tables.glob(f"*/*/{table}.zarr")):
+                    run, key = path.parts[-3], path.parts[-2]
+                    if any((tables / name / run / key).glob("manifest-*.json")):
+                        yield path
