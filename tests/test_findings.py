@@ -518,6 +518,7 @@ def test_the_page_of_an_experiment(usual) -> None:
     assert titles == [
         "What was found",
         *(f"{number} {name}" for number, name in report.SECTIONS.items()),
+        "What could not be tested here, and what would do",
         "Published results",
     ]
     strong = {node.astext() for node in tree.findall(docutils.nodes.strong)}

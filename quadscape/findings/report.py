@@ -68,21 +68,32 @@ def to_rst(statements: Iterable[Statement], title: str = "Findings") -> str:
         title: Title of the page.
 
     Returns:
-        reStructuredText: title, how to read it, the sections, and a table of the published results touched.
+        reStructuredText: title, how to read it, the sections, what could not be tested, and a table of the published
+        results touched.
     """
     ordered = in_order(list(statements))
     lines = [*_heading(title, "="), escape(HOW_TO_READ), "", f"{escape(summary(ordered))}", ""]
     for section, name in SECTIONS.items():
         lines += _heading(f"{section} {name}", "-")
-        own = [statement for statement in ordered if statement.section == section]
-        shown = [statement for statement in own if statement.verdict != NOT_TESTABLE]
+        shown = [s for s in ordered if s.section == section and s.verdict != NOT_TESTABLE]
+        # What speaks of published results comes first.
+        shown.sort(key=lambda statement: not statement.verdict)
         lines += [line for statement in shown for line in _bullet(statement)]
         if not shown:
             lines += [NOTHING, ""]
-        if len(shown) < len(own):
-            lines += ["Not testable here:", ""]
-            lines += [line for statement in own if statement.verdict == NOT_TESTABLE for line in _bullet(statement)]
+    lines += _untested(ordered)
     return "\n".join([*lines, *_known_table(ordered)]).rstrip() + "\n"
+
+
+def _untested(statements: Sequence[Statement]) -> list[str]:
+    """What could not be tested, one line each: every result once for every reason."""
+    reasons = dict.fromkeys((s.known, s.claim, s.reason) for s in statements if s.verdict == NOT_TESTABLE)
+    if not reasons:
+        return []
+    lines = _heading("What could not be tested here, and what would do", "-")
+    for _, claim, reason in reasons:
+        lines.append(f"- **{escape(NOT_TESTABLE)}** – {escape(claim) or 'No sentence'}. {escape(reason) or '–'}.")
+    return [*lines, ""]
 
 
 def _heading(text: str, mark: str) -> list[str]:
