@@ -28,6 +28,7 @@ class Targets:
         self.places = Places(problem.experiment)
         self._problem, self._experiment = problem, problem.experiment
         self._options: dict[tuple[str, int], dict[str, Any]] = {}
+        self._purged: dict[tuple[str, str, str], bool] = {}
 
     def options(self, measure: str, run: str) -> Mapping[str, Any]:
         """Options of a measure as they are used of a run.
@@ -83,7 +84,45 @@ class Targets:
         """
         chosen = [run.name for run in self._experiment.runs if self._experiment.is_measured(measure, run.name)]
         chosen = [run for run in chosen if runs is None or run in runs]
-        return [self.result(measure, run, key) for run in chosen for key in self.keys(MEASURES[measure], run)]
+        subjects = [(run, key) for run in chosen for key in self.keys(MEASURES[measure], run)]
+        return [self.result(measure, run, key) for run, key in subjects if self._is_wanted(measure, run, key)]
+
+    def _is_wanted(self, measure: str, run: str, key: str) -> bool:
+        """Whether a result is there, is asked for by name, or can be made without computing again what was purged."""
+        if self._experiment.measures.section(measure).on:
+            return True
+        iterations = () if key == "run" else key.split("-")
+        stages = {"hessian", "gauss_newton", "eigenbasis"}.intersection(MEASURES[measure].stages)
+        purged = any(self._is_purged(stage, run, iteration) for stage in stages for iteration in iterations)
+        return not purged or Path(self.result(measure, run, key)).exists()
+
+    def _is_purged(self, stage: str, run: str, iteration: str) -> bool:
+        subject = (stage, run, iteration)
+        if subject not in self._purged:
+            found = getattr(self.places, stage)(run, iteration)
+            manifests = self.places.hessian_shards(run, iteration) if stage == "hessian" else [found]
+            self._purged[subject] = any(
+                Path(path).with_name("purged.json").exists() and not Path(path).exists() for path in manifests
+            )
+        return self._purged[subject]
+
+    def left_out(self) -> list[str]:
+        """Sentences on results that are not made, since they need what was purged."""
+        found = []
+        for measure in MEASURES.values():
+            places = [
+                f"{run.name}/{key}"
+                for run in self._experiment.runs
+                if self._experiment.is_measured(measure.name, run.name)
+                for key in self.keys(measure, run.name)
+                if not self._is_wanted(measure.name, run.name, key)
+            ]
+            if places:
+                found.append(
+                    f"{measure.name} of {', '.join(places)} is left out, since what it reads was purged; with "
+                    f"`measures: {{{measure.name}: true}}` that is computed again."
+                )
+        return found
 
     @cached_property
     def _shown(self) -> list[str]:

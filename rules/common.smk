@@ -44,7 +44,11 @@ except QuadscapeError as error:
 
 targets = Targets(problem)
 if workflow.is_main_process:
-    for sentence in [*earlier_names(config), *targets.take_over_earlier()]:
+    for sentence in [
+        *earlier_names(config),
+        *targets.take_over_earlier(),
+        *targets.left_out(),
+    ]:
         print(sentence, file=sys.stderr)
     force_outputs(workflow, report_differences(experiment, places, problem, kept))
 

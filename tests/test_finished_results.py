@@ -73,8 +73,9 @@ def test_nothing_expensive_is_computed_again(upgraded: Upgraded, experiment: str
 @pytest.mark.slow
 def test_tables_are_taken_over_and_the_rest_is_said(upgraded: Upgraded) -> None:
     results = upgraded.use("old")
-    # Test data are in a measure of their own, and findings are new; neither reads what was purged.
+    # What is new and reads nothing that was purged: test data in a measure of their own, and findings.
     assert set(upgraded.plan()) == {"draw_figure", "measure_final_test", "write_findings"}
+    assert "localisation of a/40 is left out, since what it reads was purged" in upgraded.listing
     for name, measure in MEASURES.items():
         key = "run" if measure.of == "run" else "40"
         for table, path in earlier_tables(results, measure, "a", key).items():

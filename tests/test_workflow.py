@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from quadscape.config import parse_experiment
+from quadscape.measures import MEASURES
 from quadscape.workflow import Problem
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +114,8 @@ def _content(checkout: Checkout) -> dict[str, bytes]:
 
 
 PER_CHECKPOINT = {"extract_checkpoint", "compute_hessian_shard", "compute_hessian", "compute_eigenbasis"}
-PER_CHECKPOINT |= {"measure_spectrum", "measure_line_search", "measure_gradients", "measure_density"}
+PER_CHECKPOINT |= {f"measure_{name}" for name, measure in MEASURES.items() if measure.of == "checkpoint"}
+PER_CHECKPOINT -= {"measure_parts"}  # of a Gauss–Newton matrix, which is not asked for
 
 
 @pytest.mark.slow
@@ -126,12 +128,14 @@ def test_everything_is_made_and_then_nothing(finished: Checkout) -> None:
             "learning_curves",
             "spectrum",
             "spectral_density",
+            "eigenvector_localisation",
             "line_searches",
             "quadratic_radius",
             "gradient_cosine",
             "eigenvector_overlap",
         )
     }
+    assert (results / "findings.rst").read_text().startswith("What was found")
     assert not finished.plan()
 
 
@@ -181,9 +185,11 @@ def test_another_checkpoint_trains_nothing(checkout: Checkout) -> None:
     checkout.configure(runs=[{"name": "a", "checkpoints": [0, 20, 40]}])
     planned = checkout.plan()
     assert planned.pop("measure_overlap") == 2
-    assert planned.pop("draw_figure") == 6
+    assert planned.pop("draw_figure") == 7
+    assert planned.pop("write_findings") == 1
     assert checkout.figures() == {
         "spectrum",
+        "eigenvector_localisation",
         "spectral_density",
         "line_searches",
         "quadratic_radius",
@@ -217,7 +223,9 @@ def test_a_fresh_checkout_over_finished_results_runs_nothing(checkout: Checkout,
 @pytest.mark.slow
 def test_a_changed_figure_is_drawn_again(checkout: Checkout) -> None:
     path = checkout.path / "quadscape/figures/spectrum.py"
-    path.write_text(path.read_text() + "\nCHANGED = 1\n")
+    path.write_text(path.read_text() + "\nUNUSED = 1\n")
+    assert not checkout.plan()
+    path.write_text(path.read_text().replace("low / 3, high * 3", "low / 3, high * 4"))
     assert checkout.plan() == Counter(draw_figure=1)
     assert checkout.figures() == {"spectrum"}
 
@@ -226,7 +234,7 @@ def test_a_changed_figure_is_drawn_again(checkout: Checkout) -> None:
 def test_a_changed_measure_is_measured_again(checkout: Checkout) -> None:
     path = checkout.path / "quadscape/measures/line_search/compute.py"
     path.write_text(path.read_text().replace("CLUSTERING = 6.0", "CLUSTERING = 5.0"))
-    assert checkout.plan() == Counter(measure_line_search=2, draw_figure=2)
+    assert checkout.plan() == Counter(measure_line_search=2, draw_figure=2, write_findings=1)
     assert checkout.figures() == {"line_searches", "quadratic_radius"}
 
 
@@ -288,7 +296,7 @@ def test_shards_are_jobs_of_their_own_when_there_are_several(tmp_path: Path, sha
 @pytest.mark.slow
 def test_the_parts_of_the_hessian_are_made_when_asked_for(checkout: Checkout) -> None:
     checkout.configure(curvature={"gauss_newton": True})
-    assert checkout.plan() == Counter(compute_gauss_newton=2, measure_parts=2, draw_figure=1)
+    assert checkout.plan() == Counter(compute_gauss_newton=2, measure_parts=2, draw_figure=1, write_findings=1)
     assert checkout.figures() == {"curvature_parts"}
     code, output = checkout.snakemake()
     assert code == 0, output

@@ -36,13 +36,15 @@ def test_everything_goes_through_slurm(beside: Beside) -> None:
         measure_line_search=2,
         measure_gradients=2,
         measure_density=2,
+        measure_localisation=2,
         measure_overlap=1,
         measure_curves=1,
         measure_final_test=1,
-        draw_figure=6,
+        draw_figure=7,
+        write_findings=1,
     )
     assert {job["JobState"] for job in whole.rest} == {"COMPLETED"}
-    assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 7
+    assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 8
     code, said = whole.checkout.snakemake("-n", profile="slurm")
     assert code == 0, said
     assert "Nothing to be done" in said
