@@ -6,22 +6,17 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
-from figure_cases import RidgeObjective, checkpoint_tables, eigenvalues_at, pair_tables, part_tables, run_tables
+from figure_cases import checkpoint_tables, pair_tables, run_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from probe_cases import GivenGradients, PlainBasis, random_orthogonal
-from quadscape.probes import density, gradients, line_search
-from scipy.sparse.linalg import aslinearoperator
 from tracing import executed
 
 import quadscape
 from quadscape import definitions
-from quadscape.config import Density, LineSearch
 from quadscape.definitions import Closure, DefinitionsError, cached_closures, closure
 from quadscape.figures import FIGURES
 from quadscape.tables import Table
@@ -777,78 +772,6 @@ def test_nothing_is_kept_where_nothing_can_be_written(tmp_path: Path) -> None:
 SIZE = 40
 
 
-def probe_heads() -> dict[str, object]:
-    return {"run": "a", "iteration": 3, "P": SIZE, "N": 10, "weight_decay": 1e-3, "zero_threshold": 1e-5}
-
-
-def searched_lines() -> object:
-    values, vectors = eigenvalues_at(SIZE, 0.5), random_orthogonal(SIZE, 1)
-    theta = np.random.default_rng(0).standard_normal(SIZE)
-    losses = [RidgeObjective(vectors, values, theta, shift) for shift in (0.0, 1.0)]
-    basis = PlainBasis(values, vectors, 1e-5)
-    return line_search.measure(*losses, basis, theta, LineSearch(directions=12), probe_heads())
-
-
-def projected_gradients() -> object:
-    values, vectors = eigenvalues_at(SIZE, 0.5), random_orthogonal(SIZE, 1)
-    drawn = np.random.default_rng(0).standard_normal((50, SIZE))
-    return gradients.measure(GivenGradients(drawn), PlainBasis(values, vectors, 1e-5), np.ones(SIZE), probe_heads())
-
-
-def broadened() -> object:
-    values, vectors = eigenvalues_at(SIZE, 0.5), random_orthogonal(SIZE, 1)
-    operator = aslinearoperator((vectors * values) @ vectors.T)
-    return density.measure(operator, Density(vectors=4, steps=20), probe_heads())
-
-
-def split_in_parts() -> object:
-    return part_tables(eigenvalues_at(SIZE, 0.5), random_orthogonal(SIZE, 1), 1e-5, probe_heads())
-
-
-RUNS: dict[str, tuple[tuple[str, ...], Callable[[], object], int]] = {
-    "line_search": (("line_search:measure",), searched_lines, 15),
-    "gradients": (("gradients:measure",), projected_gradients, 10),
-    "density": (("density:measure",), broadened, 10),
-    "overlap": (("overlap:measure",), lambda: pair_tables(SIZE, "a", 0, 1, 0.1), 8),
-    "curves": (("curves:measure",), lambda: run_tables("a", 300, (150,)), 4),
-    "parts": (("parts:spectra", "parts:along_eigenvectors"), split_in_parts, 6),
-    "everything": (
-        (
-            *(f"{name}:measure" for name in ("line_search", "gradients", "density", "spectrum")),
-            *("parts:spectra", "parts:along_eigenvectors"),
-        ),
-        lambda: checkpoint_tables(SIZE, "a", 3, 0.5, directions=12),
-        30,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_what_runs_is_reachable(name: str) -> None:
-    entries, function, least = RUNS[name]
-    ran = executed(function)
-    found = closure([f"quadscape.probes.{entry}" for entry in entries])
-    # What the caller runs itself, to make what goes in.
-    ran -= {"quadscape.probes.interfaces:as_array", "quadscape.probes.ranks:log_indices"} - found.definitions
-    assert len(ran) >= least, sorted(ran)
-    assert ran <= found.definitions, sorted(ran - found.definitions)
-
-
-def test_the_spectrum_runs_what_is_reachable() -> None:
-    from quadscape.probes import spectrum
-
-    found = closure(["quadscape.probes.spectrum:measure"])
-    ran = executed(
-        lambda: spectrum.measure(eigenvalues_at(SIZE, 0.5), 1e-5, np.zeros((SIZE, 2)), probe_heads()),
-    )
-    assert ran <= found.definitions
-    assert {"quadscape.probes.spectrum:summarise", "quadscape.tables:Table.__post_init__"} <= ran
-    # The spectrum has nothing to do with networks.
-    assert not any(
-        name.startswith(("quadscape.models", "quadscape.stage", "quadscape.curvature")) for name in found.definitions
-    )
-
-
 @pytest.fixture(scope="module")
 def tables() -> dict[str, list[Table]]:
     found: dict[str, list[Table]] = {}
@@ -873,17 +796,26 @@ def test_what_draws_is_reachable(name: str, tables: dict[str, list[Table]]) -> N
     assert not any(definition.partition(":")[0] in others for definition in found)
 
 
-STAGES = {
-    *(
-        "stage:run_stage",
-        "training:TrainingTask",
-        "curvature.hessian:HessianTask",
-        "curvature.hessian:HessianShardTask",
-    ),
-    *("curvature.eigenbasis:EigenbasisTask", "curvature.gauss_newton:GaussNewtonTask", "data:prepare"),
-    *("extraction:extract_checkpoint", "workflow:Places", "config:parse_experiment", "probes.spectrum:measure"),
-    *("tables:Table.write", "probes.interfaces:checkpoint_attributes", "curvature.eigenbasis:Eigenbasis"),
-}
+STAGES = (
+    "stage:run_stage",
+    "training:TrainingTask",
+    "curvature.hessian:HessianTask",
+    "curvature.hessian:HessianShardTask",
+    "curvature.eigenbasis:EigenbasisTask",
+    "curvature.eigenbasis:Eigenbasis",
+    "curvature.gauss_newton:GaussNewtonTask",
+    "data:prepare",
+    "extraction:extract_checkpoint",
+    "workflow:Places",
+    "workflow:Problem",
+    "config:parse_experiment",
+    "targets:Targets",
+    "measures.code:measure_label",
+    "measures.job:run_measure",
+    "measures.job:Job",
+    "measures.spectrum.compute:compute",
+    "tables:Table.write",
+)
 
 
 @pytest.mark.long
