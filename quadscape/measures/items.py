@@ -15,6 +15,7 @@ import numpy as np
 
 from quadscape.measures.declaration import Measure
 from quadscape.measures.job import Job
+from quadscape.numerics import apply_numerics
 from quadscape.stage import Arrays, Estimate, StageStore, open_stage, run_stage
 from quadscape.store import ArraySpec
 from quadscape.tables import Table
@@ -60,9 +61,6 @@ class ItemsTask:
     def work(self) -> Work:
         """What computes the items; made when first asked for."""
         if self._work is None:
-            from quadscape.numerics import apply_numerics
-
-            apply_numerics(self._job.threads)
             self._work = import_module(self._measure.module).Work(self._job)
         assert self._work is not None
         return self._work
@@ -103,7 +101,8 @@ class ItemsTask:
         return Estimate(int(self._cost.memory_bytes), int(disk) + (1 << 20))
 
     def start(self, plan: dict[str, Any]) -> None:
-        """Nothing more: the plan needed the work already, and a resumed job makes it at its first unit."""
+        """The threads of the plan, whatever this job was given."""
+        apply_numerics(plan["threads"])
 
     def compute(self, unit: int, plan: dict[str, Any], store: StageStore) -> Arrays:
         """The items of one unit."""
@@ -140,9 +139,12 @@ def measure_items(measure: Measure, job: Job, origin: str, manifest: Path) -> di
         The tables by name.
     """
     directory = items_directory(manifest)
+    apply_numerics(job.threads)
     task = ItemsTask(measure, job, origin)
     run_stage(task, directory, log=job.log)
     stage = open_stage(directory, task.name)
+    # As planned when the work began, whatever this job was given.
+    apply_numerics(stage.manifest["plan"]["threads"])
     return task.work.tables({name: stage.read(name) for name in task.work.layout()})
 
 
