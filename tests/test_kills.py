@@ -25,7 +25,8 @@ from quadscape.numerics import apply_numerics
 from quadscape.stage import Task, open_stage, read_events, run_stage
 from quadscape.training import TrainingTask
 
-KILLS = 20
+# Of each stage; the more, the longer.
+KILLS = [8, pytest.param(24, marks=pytest.mark.long)]
 EXPERIMENT = {
     "data": {"source": "digits", "held_out": 0.8},
     "model": {"factory": "cnn", "channels": [4, 8]},
@@ -115,21 +116,22 @@ def _decoded(directory: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("most", KILLS)
 @pytest.mark.parametrize("stage", ["training", "hessian_shard", "gauss_newton", "eigenbasis", "streamed"])
-def test_killed_at_random_moments(home: Path, tmp_path: Path, stage: str) -> None:
+def test_killed_at_random_moments(home: Path, tmp_path: Path, stage: str, most: int) -> None:
     units = open_stage(home / stage).manifest["units"]
     assert units >= 4, "too few units for kills between them"
     expected = _decoded(home / stage)
     usual = _finish(stage, home, tmp_path / "timing")
-    chance = random.Random(stage)
+    chance = random.Random(f"{stage} {most}")
     kills, rounds, resumed = 0, 0, 0
-    while kills < KILLS:
+    while kills < most:
         directory = tmp_path / f"round-{rounds}"
         rounds += 1
         while True:
             child = _start(stage, home, directory)
             child.join(chance.uniform(0.0, usual * 1.1))
-            if child.exitcode is None and kills < KILLS:
+            if child.exitcode is None and kills < most:
                 os.kill(child.pid or 0, signal.SIGKILL)
                 child.join()
                 kills += 1
