@@ -282,7 +282,21 @@ def exponent(agree: bool, setting: dict[str, Any]) -> Planted:
 
 FULL = USUAL | {"batch_size": 1000}
 
+
+def localised(agree: bool) -> Planted:
+    k = 40
+    columns = {
+        "sign": np.ones(k, dtype=int),
+        "rank": np.arange(k) + 1,
+        "participation": np.full(k, 50.0),
+        "largest_share": np.full(k, 0.8 if agree else 0.3),
+    }
+    head = ORIGINAL | {"iteration": 40_000, "chance_participation": 8_830.7, "largest": 100}
+    return {"localisation": [plant("localisation", columns, **head)]}
+
+
 PLANTED: dict[str, Callable[[bool], Planted]] = {
+    "original-localised": localised,
     "original-loss-path": loss_path,
     "original-plateau-loss": plateau_loss,
     "original-sharpness-path": lambda ok: matched(

@@ -51,7 +51,7 @@ def forced(solver):
     """Lets the plan of a first start choose this way."""
     with pytest.MonkeyPatch.context() as patch:
         if solver == "streamed":
-            patch.setattr(eigensolver, "_USABLE", 0.0)
+            patch.setattr(eigensolver, "USABLE", 0.0)
         yield
 
 

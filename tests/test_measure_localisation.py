@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measure_cases import PlainBasis, random_orthogonal
 
-from quadscape.findings.statements import MEASURES as FINDINGS
 from quadscape.measures.localisation import compute as localisation
 
 HEAD = {"run": "a", "iteration": 4, "N": 10, "weight_decay": 0.0}
@@ -106,18 +105,3 @@ def test_one_parameter_and_a_null_matrix() -> None:
     nothing = measured(np.eye(5), np.zeros(5), 1e-9)
     assert len(nothing["localisation"]) == len(nothing["localisation_layers"]) == 0
     assert nothing["localisation_bands"]["is_zero"].all()
-
-
-@pytest.mark.parametrize(("share", "verdict"), [(0.8, "agrees"), (0.3, "disagrees")])
-def test_the_claim_of_the_original_study_is_told_both_ways(share: float, verdict: str) -> None:
-    size, k = 26_490, 40
-    rows = np.arange(k)
-    columns = {"index": rows, "sign": np.ones(k), "rank": rows + 1, "eigenvalue": np.linspace(2, 1, k)}
-    columns = {name: values.astype("int64") if name != "eigenvalue" else values for name, values in columns.items()}
-    columns |= {"participation": np.full(k, 50.0), "largest_share": np.full(k, share)}
-    head = HEAD | {"P": size, "chance_participation": (size + 2) / 3, "largest": 100}
-    setting = {"data": "cifar10", "normalization": "batch", "sampling": "independent", "momentum": 0.97}
-    setting |= {"batch_size": 512, "weight_decay": 1e-3, "classes": 10, "nesterov": False, "loss": "cross_entropy"}
-    table = localisation.Table(localisation.DIRECTIONS, columns, setting | head | {"weight_decay": 1e-3})
-    found = [s for s in FINDINGS["localisation"]({"localisation": [table]}) if s.known == "original-localised"]
-    assert [s.verdict for s in found] == [verdict]
