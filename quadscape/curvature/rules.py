@@ -1185,7 +1185,8 @@ class Convolution(Affine):
         if shape[2:].numel() > 1 or math.prod(strides) == 1 or any(padding) or not _aborts_on_strides():
             return self._backward(adjoint, x, like, self.groups, mask)
         # A 1×1 convolution sees only every so many pixels.
-        seen = x[..., *(slice(None, None, step) for step in strides)]
+        every: list[Any] = [slice(None, None, step) for step in strides]
+        seen = x[..., *every]
         return self._backward(adjoint, laid_out(seen), like, self.groups, mask, [1] * len(strides))
 
     def unfolded_input(self) -> Tensor:
