@@ -9,7 +9,7 @@ from conftest import Clusters
 from tests.slurm.chain import CURVATURE, TRAINING, Prepared
 from tests.slurm.events import EVENTS, LONGEST, ImpossibleError, Pool, Record
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1300)]
 
 # Three rules in one job, and not one only.
 IN_A_GROUP = {"preemption", "out of memory", "head killed"}
