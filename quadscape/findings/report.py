@@ -57,6 +57,8 @@ def escape(text: str) -> str:
     escaped = "".join(f"\\{c}" if c in _SPECIAL else c for c in words)
     # What starts a list, an enumeration or a comment only does so at the very beginning; a full stop may yet follow.
     starts = words and words[0] not in _SPECIAL and (not words[0].isalnum() or _ENUMERATOR.match(words))
+    if escaped and set(escaped) == {"\\"}:
+        return f"\\ {escaped}"  # a line of one mark alone would be read as the line over a title
     return f"\\{escaped}" if starts else escaped
 
 
