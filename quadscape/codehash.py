@@ -206,6 +206,19 @@ def lock_problems() -> list[str]:
     return problems
 
 
+def report_problems(problems: Sequence[str]) -> int:
+    """Prints what is not as locked.
+
+    Args:
+        problems: One sentence each.
+
+    Returns:
+        Exit code: 0 fine, 1 when there is any.
+    """
+    print("\n".join(problems), file=sys.stderr) if problems else print("everything is as locked")
+    return 1 if problems else 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Compares the locked hashes, or locks the present ones.
 
@@ -222,9 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if parser.parse_args(argv).lock:
         _LOCK.write_text(json.dumps(current_stages(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return 0
-    problems = lock_problems()
-    print("\n".join(problems), file=sys.stderr) if problems else print("everything is as locked")
-    return 1 if problems else 0
+    return report_problems(lock_problems())
 
 
 if __name__ == "__main__":

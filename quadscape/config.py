@@ -417,10 +417,14 @@ else:
     )
 
 
+MOST_RUNS = 8
+"""Runs that one figure shows."""
+
+
 class Figures(Section):
     """What figures show."""
 
-    runs: Annotated[tuple[Name, ...], NotEmpty, Field(max_length=8)] | None = None
+    runs: Annotated[tuple[Name, ...], NotEmpty, Field(max_length=MOST_RUNS)] | None = None
     """Names of the runs that figures show, at most eight; none: the first eight."""
 
 

@@ -18,9 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from quadscape.config import Curvature, Experiment, Model, Run, Training, resolved
 from quadscape.data_sources import SPLITS, split_examples
+from quadscape.digests import json_digest
 from quadscape.errors import QuadscapeError
-from quadscape.sizes import Kept, digest_json
-from quadscape.stored import manifest_digest, stored_attributes, stored_manifest
+from quadscape.sizes import Kept
+from quadscape.stored import stage_digest, stored_attributes, stored_manifest
 from quadscape.versions import STAGE_VERSIONS
 from quadscape.workflow import Places, Problem
 
@@ -172,7 +173,7 @@ class _Comparison:
         if not data.parts or self.content is None:
             return True
         parts = dict(data.parts)
-        key = digest_json(
+        key = json_digest(
             [self.content, self.experiment.seed, section.held_out, section.validation, list(parts.items())]
         )
         known = self.kept.get("split", key)
@@ -225,7 +226,7 @@ class _Comparison:
             yield from self._stage(shard, "hessian", {**origin, "tf32": options.tf32})
             manifest = stored_manifest(shard)
             if manifest is not None:
-                shards[Path(shard).parent.name] = manifest_digest(manifest)
+                shards[Path(shard).parent.name] = stage_digest(manifest)
         hessian = stored_manifest(places.hessian(*place))
         gathered = hessian["parameters"].get("shards") if hessian is not None else None
         # Those that were purged are not there, and those that are not gathered do not count.

@@ -1,4 +1,4 @@
-"""Digests of arrays: the same for equal content, however it is stored."""
+"""Digests of JSON values and of arrays: the same for equal content, however it is stored."""
 
 import hashlib
 import json
@@ -6,6 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+
+def canonical(value: Any) -> str:
+    """JSON text that is the same for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def canonical_digest(value: Any) -> str:
+    """SHA-256 of `canonical`: what stages and their manifests are recognised by."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of JSON text with sorted keys: what results of measures and kept sizes are recognised by."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def digest(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any] | None = None) -> str:

@@ -525,6 +525,13 @@ def list_folder(root: Path) -> Folder:
     return Folder(parts, tuple(reader.leftovers))
 
 
+def _status(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise DataError(str(_unreadable(file, error))) from None
+
+
 def digest_listing(folder: Folder) -> str:
     """Digest of names and sizes of all images.
 
@@ -532,19 +539,12 @@ def digest_listing(folder: Folder) -> str:
         folder: The folder.
 
     Returns:
-        Hexadecimal digest.
-
-    Raises:
-        DataError: A file has gone, or cannot be read.
+        Hexadecimal digest; a file that has gone, or cannot be read, is a `DataError`.
     """
     total = hashlib.sha256()
     for part, listing in sorted(folder.parts.items()):
         for file in listing.files:
-            try:
-                size = file.stat().st_size
-            except OSError as error:
-                raise DataError(str(_unreadable(file, error))) from None
-            line = f"{part}/{file.relative_to(listing.root).as_posix()} {size}\n"
+            line = f"{part}/{file.relative_to(listing.root).as_posix()} {_status(file).st_size}\n"
             total.update(line.encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
@@ -556,17 +556,11 @@ def digest_times(folder: Folder) -> str:
         folder: The folder.
 
     Returns:
-        Hexadecimal digest.
-
-    Raises:
-        DataError: A file has gone, or cannot be read.
+        Hexadecimal digest; a file that has gone, or cannot be read, is a `DataError`.
     """
     total = hashlib.sha256()
     for file in folder.files:
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise DataError(str(_unreadable(file, error))) from None
+        status = _status(file)
         line = f"{file} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
         total.update(line.encode("utf-8", "surrogateescape"))
     return total.hexdigest()

@@ -76,12 +76,11 @@ def run_measure_job(snakemake: Any, log: Log) -> None:
 
     names, parameters = snakemake.wildcards, snakemake.params
     measure = MEASURES[parameters.measure]
-    subject = {"run": (), "checkpoint": ("iteration",), "checkpoint_pair": ("first", "second")}[measure.of]
     given = input_paths(snakemake)
     inputs = {name: given[name] for name in measure.reads}
     job = Job(
         names.run,
-        [int(names[name]) for name in subject],
+        [int(names[name]) for name in measure.wildcards],
         parameters.options,
         inputs,
         # How it is computed, not what.

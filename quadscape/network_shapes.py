@@ -113,11 +113,11 @@ def count_built_in(config: BuiltIn, shape: Shape, classes: int) -> int:
     Raises:
         ConfigError: A tensor would be larger than any can be.
     """
-    sizes = {one: math.prod(one) for one in parameter_shapes(config, shape, classes)}
-    largest = max(sizes, key=lambda one: sizes[one])
-    if sizes[largest] > _LARGEST:
+    shapes = parameter_shapes(config, shape, classes)
+    largest = max(shapes, key=math.prod)
+    if math.prod(largest) > _LARGEST:
         raise ConfigError(
             f"model describes a network that cannot be built (a tensor of {'×'.join(map(str, largest))} numbers); "
             "give smaller sizes."
         )
-    return sum(math.prod(one) for one in parameter_shapes(config, shape, classes))
+    return sum(map(math.prod, shapes))

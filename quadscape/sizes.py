@@ -21,7 +21,7 @@ import sys
 import sysconfig
 import uuid
 from dataclasses import asdict, dataclass
-from hashlib import file_digest, sha256
+from hashlib import file_digest
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,11 @@ from typing import Any
 from quadscape import errors
 from quadscape.config import Custom, Experiment, Model, resolved
 from quadscape.data_sources import DataDescription, describe
+from quadscape.digests import json_digest
 from quadscape.errors import ConfigError, DataError, ModelError, QuadscapeError
 from quadscape.network_shapes import Shape, count_built_in
 
 _FORMAT = 1
-
-
-def digest_json(value: Any) -> str:
-    """SHA-256 of JSON values."""
-    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 class Kept:
@@ -64,7 +60,7 @@ class Kept:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             checksum = document.pop("checksum")
-            if checksum == digest_json(document) and document["format"] == _FORMAT:
+            if checksum == json_digest(document) and document["format"] == _FORMAT:
                 return dict(document["entries"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
@@ -84,7 +80,7 @@ class Kept:
         if self._path is None or self.is_job or json.dumps(self._entries, sort_keys=True) == self._before:
             return
         document = {"format": _FORMAT, "entries": self._entries}
-        text = json.dumps({**document, "checksum": digest_json(document)}, indent=1, sort_keys=True)
+        text = json.dumps({**document, "checksum": json_digest(document)}, indent=1, sort_keys=True)
         draft = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +120,7 @@ def look_at_data(experiment: Experiment, prepared: Path, kept: Kept) -> tuple[Da
     Raises:
         DataError: The data source is unusable and no data store was made from it before.
     """
-    key = digest_json(resolved(experiment.data))
+    key = json_digest(resolved(experiment.data))
     before = kept.get("data", key)
     if before is not None and kept.is_job:
         return _described(before["description"]), before["problem"]
@@ -294,7 +290,7 @@ def look_at_network(model: Model, loss: str, data: DataDescription, kept: Kept, 
     shape, classes = data.shape, len(data.classes)
     if not isinstance(model, Custom):
         return Network(count_built_in(model, shape, classes), None)
-    key = digest_json([resolved(model), shape, classes, loss, _version("torch"), sys.version_info[:3]])
+    key = json_digest([resolved(model), shape, classes, loss, _version("torch"), sys.version_info[:3]])
     found = kept.get("network", key)
     origin = "" if found is not None and kept.is_job else _origin(model.factory.partition(":")[0])
     if found is None or (

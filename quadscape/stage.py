@@ -46,11 +46,13 @@ import psutil
 import zarr
 
 from quadscape.amounts import format_bytes, format_seconds
+from quadscape.digests import canonical, canonical_digest
 from quadscape.durable import FULL, sync, sync_open
 from quadscape.errors import DeviceMemoryError, FencedError, QuadscapeError, RoundingError, StageError, StoreError
 from quadscape.memory_limits import memory_available, memory_total
 from quadscape.store import ArraySpec, create_array, open_store
 from quadscape.store import read as read_array
+from quadscape.stored import stage_digest
 from quadscape.superseded import (
     INCOMING,
     OUTGOING,
@@ -162,15 +164,6 @@ class Task(Protocol):
 
     def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
         """JSON values for the manifest, once all units are done; raises when a check of the result fails."""
-
-
-def canonical(value: Any) -> str:
-    """JSON text that is equal for equal values."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _hash(value: Any) -> str:
-    return sha256(canonical(value).encode()).hexdigest()
 
 
 _UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EIO, errno.ESTALE}
@@ -610,7 +603,7 @@ class Journal:
     def digest(self) -> str:
         """SHA-256 over name, size and SHA-256 of every file."""
         files = {name: check for unit in self.units.values() for name, check in unit.items()}
-        return _hash(sorted([name, *check] for name, check in files.items()))
+        return canonical_digest(sorted([name, *check] for name, check in files.items()))
 
     def is_discarded(self, name: str) -> bool:
         """Whether a file belongs to an array that was removed."""
@@ -667,7 +660,7 @@ def _metadata_files(store: Path) -> Files:
 
 def _root_checksum(document: dict[str, Any], attributes: dict[str, Any]) -> str:
     """Hash of everything in a root `zarr.json` but the checksum itself."""
-    return _hash({**document, "attributes": attributes})
+    return canonical_digest({**document, "attributes": attributes})
 
 
 def _root_attributes(directory: Path) -> dict[str, Any] | None:
@@ -690,12 +683,7 @@ def _fingerprint(task: Task) -> str:
 
 def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     """Hash of everything that determines a stage's result: of its name, version and parameters."""
-    return _hash({key: manifest[key] for key in ("stage", "version", "parameters")})
-
-
-def stage_digest(manifest: Mapping[str, Any]) -> str:
-    """Digest of everything that a stage wrote, under its fingerprint."""
-    return _hash([manifest["fingerprint"], manifest["digest"]])
+    return canonical_digest({key: manifest[key] for key in ("stage", "version", "parameters")})
 
 
 class _Events:
@@ -1096,7 +1084,7 @@ def _manifest(attributes: Mapping[str, Any], total: int, journal: Journal) -> di
     }
     if journal.replanned:
         manifest["replanned"] = journal.replanned
-    manifest["checksum"] = _hash(manifest)
+    manifest["checksum"] = canonical_digest(manifest)
     return manifest
 
 
@@ -1105,7 +1093,7 @@ def _text(document: dict[str, Any]) -> str:
 
 
 def _journal_key(attributes: Mapping[str, Any]) -> str:
-    return _hash({"fingerprint": attributes["fingerprint"], "plan": attributes["plan"]})[:16]
+    return canonical_digest({"fingerprint": attributes["fingerprint"], "plan": attributes["plan"]})[:16]
 
 
 def _finished_attributes(directory: Path) -> dict[str, Any] | None:
@@ -1326,7 +1314,7 @@ def _checked(directory: Path, name: str) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{name} of {directory} is damaged ({error}); {remedy(directory, name)}.") from error
-    if checksum != _hash(document):
+    if checksum != canonical_digest(document):
         raise StoreError(f"{name} of {directory} was changed after it was written; {remedy(directory, name)}.")
     return document
 
@@ -1509,7 +1497,7 @@ def purge_stage(directory: Path, arrays: Sequence[str], log: Log = print) -> Non
                 "freed_bytes": size,
             }
             prepared = lock.workspace / PURGED
-            prepared.write_text(_text({**record, "checksum": _hash(record)}))
+            prepared.write_text(_text({**record, "checksum": canonical_digest(record)}))
             sync(prepared)
             lock.publish(prepared, directory / PURGED)
             sync(directory)

@@ -5,14 +5,11 @@ Here the workflow's head asks what there is. Whether it is whole is for the stag
 """
 
 import json
-from hashlib import sha256
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
-def _hash(value: Any) -> str:
-    # As `quadscape.stage` does it.
-    return sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+from quadscape.digests import canonical_digest
 
 
 def _document(path: str | Path) -> dict[str, Any] | None:
@@ -34,7 +31,7 @@ def stored_manifest(path: str | Path) -> dict[str, Any] | None:
     """
     manifest = _document(path)
     try:
-        if manifest is None or manifest.pop("checksum") != _hash(manifest):
+        if manifest is None or manifest.pop("checksum") != canonical_digest(manifest):
             return None
     except (KeyError, ValueError, TypeError):
         return None
@@ -55,6 +52,6 @@ def stored_attributes(path: str | Path) -> dict[str, Any] | None:
     return attributes if isinstance(attributes, dict) else None
 
 
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    """Digest of everything that a stage wrote: `quadscape.stage.stage_digest`, without importing stages."""
-    return _hash([manifest["fingerprint"], manifest["digest"]])
+def stage_digest(manifest: Mapping[str, Any]) -> str:
+    """Digest of everything that a stage wrote, under its fingerprint."""
+    return canonical_digest([manifest["fingerprint"], manifest["digest"]])

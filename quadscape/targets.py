@@ -6,27 +6,41 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from quadscape.config import MOST_RUNS
 from quadscape.figures import FIGURES
 from quadscape.measures import MEASURES, OWNERS
 from quadscape.measures.code import measure_label
-from quadscape.measures.declaration import Cost, Measure, effective_options, fingerprint_digits
+from quadscape.measures.declaration import (
+    WHOLE_RUN,
+    Cost,
+    Measure,
+    effective_options,
+    fingerprint_digits,
+    subject_iterations,
+    subject_key,
+)
 from quadscape.measures.earlier import earlier_tables, take_over
 from quadscape.workflow import Places, Problem, memory_mb, runtime_minutes
-
-MOST_RUNS = 8
-"""Runs that one figure shows."""
 
 
 class Targets:
     """Results that an experiment asks for.
 
     Attributes:
+        experiment: The experiment.
         places: Where results lie.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self.places = Places(problem.experiment)
-        self._problem, self._experiment = problem, problem.experiment
+    def __init__(self, problem: Problem, places: Places | None = None) -> None:
+        """Asks for nothing yet.
+
+        Args:
+            problem: Experiment and sizes.
+            places: Where results lie, if that is known already.
+        """
+        self.experiment = problem.experiment
+        self.places = Places(self.experiment) if places is None else places
+        self._problem = problem
         self._options: dict[tuple[str, int], dict[str, Any]] = {}
         self._purged: dict[tuple[str, str, str], bool] = {}
 
@@ -42,7 +56,7 @@ class Targets:
         """
         size = self._problem.sizes(run).parameters
         if (measure, size) not in self._options:
-            given = self._experiment.measures.given(measure)
+            given = self.experiment.measures.given(measure)
             self._options[measure, size] = effective_options(MEASURES[measure], given, size)
         return self._options[measure, size]
 
@@ -60,12 +74,12 @@ class Targets:
         Returns:
             `run`, iterations, or pairs of iterations as `<first>-<second>`, whether or not it is measured.
         """
-        section = self._experiment.run(run)
+        section = self.experiment.run(run)
         if measure.of == "run":
-            return ["run"] if section.path is None else []
+            return [WHOLE_RUN] if section.path is None else []
         if measure.of == "checkpoint":
             return [str(iteration) for iteration in section.checkpoints]
-        return [f"{first}-{second}" for first, second in combinations(section.checkpoints, 2)]
+        return [subject_key(pair) for pair in combinations(section.checkpoints, 2)]
 
     def result(self, measure: str, run: str, key: str) -> str:
         """Manifest of one result."""
@@ -82,16 +96,26 @@ class Targets:
         Returns:
             In the order of the experiment file; empty where the measure is off.
         """
-        chosen = [run.name for run in self._experiment.runs if self._experiment.is_measured(measure, run.name)]
-        chosen = [run for run in chosen if runs is None or run in runs]
-        subjects = [(run, key) for run in chosen for key in self.keys(MEASURES[measure], run)]
-        return [self.result(measure, run, key) for run, key in subjects if self._is_wanted(measure, run, key)]
+        return [
+            self.result(measure, run, key)
+            for run, key in self._subjects(measure)
+            if (runs is None or run in runs) and self._is_wanted(measure, run, key)
+        ]
+
+    def _subjects(self, measure: str) -> list[tuple[str, str]]:
+        """Run and key of every subject of which a measure is on."""
+        return [
+            (run.name, key)
+            for run in self.experiment.runs
+            if self.experiment.is_measured(measure, run.name)
+            for key in self.keys(MEASURES[measure], run.name)
+        ]
 
     def _is_wanted(self, measure: str, run: str, key: str) -> bool:
         """Whether a result is there, is asked for by name, or can be made without computing again what was purged."""
-        if self._experiment.measures.section(measure).on:
+        if self.experiment.measures.section(measure).on:
             return True
-        iterations = () if key == "run" else key.split("-")
+        iterations = subject_iterations(key)
         stages = {"hessian", "gauss_newton", "eigenbasis"}.intersection(MEASURES[measure].stages)
         purged = any(self._is_purged(stage, run, iteration) for stage in stages for iteration in iterations)
         return not purged or Path(self.result(measure, run, key)).exists()
@@ -109,25 +133,20 @@ class Targets:
     def left_out(self) -> list[str]:
         """Sentences on results that are not made, since they need what was purged."""
         found = []
-        for measure in MEASURES.values():
-            places = [
-                f"{run.name}/{key}"
-                for run in self._experiment.runs
-                if self._experiment.is_measured(measure.name, run.name)
-                for key in self.keys(measure, run.name)
-                if not self._is_wanted(measure.name, run.name, key)
-            ]
+        for measure in MEASURES:
+            subjects = self._subjects(measure)
+            places = [f"{run}/{key}" for run, key in subjects if not self._is_wanted(measure, run, key)]
             if places:
                 found.append(
-                    f"{measure.name} of {', '.join(places)} is left out, since what it reads was purged; with "
-                    f"`measures: {{{measure.name}: true}}` that is computed again."
+                    f"{measure} of {', '.join(places)} is left out, since what it reads was purged; with "
+                    f"`measures: {{{measure}: true}}` that is computed again."
                 )
         return found
 
     @cached_property
     def _shown(self) -> list[str]:
-        given = self._experiment.figures.runs
-        return list(given) if given else [run.name for run in self._experiment.runs]
+        given = self.experiment.figures.runs
+        return list(given) if given else [run.name for run in self.experiment.runs]
 
     def figure_inputs(self, figure: str) -> dict[str, list[str]]:
         """What a figure reads.
@@ -156,19 +175,18 @@ class Targets:
             Sentences on what was taken over, and on what is measured again and why.
         """
         taken, refused = 0, dict[str, list[str]]()
-        for measure in MEASURES.values():
-            for run in self._experiment.runs:
-                for key in self.keys(measure, run.name) if self._experiment.is_measured(measure.name, run.name) else ():
-                    earlier = earlier_tables(self.places.root, measure, run.name, key)
-                    manifest = self.result(measure.name, run.name, key)
-                    if not earlier or Path(manifest).exists():
-                        continue
-                    options, inputs = self.options(measure.name, run.name), self.inputs(measure, run.name, key)
-                    reason = take_over(measure, measure_label(measure.name), options, inputs, earlier, manifest)
-                    if reason:
-                        refused.setdefault(f"{measure.name}: {reason}", []).append(f"{run.name}/{key}")
-                    else:
-                        taken += 1
+        for name, measure in MEASURES.items():
+            for run, key in self._subjects(name):
+                earlier = earlier_tables(self.places.root, measure, run, key)
+                manifest = self.result(name, run, key)
+                if not earlier or Path(manifest).exists():
+                    continue
+                options, inputs = self.options(name, run), self.inputs(measure, run, key)
+                reason = take_over(measure, measure_label(name), options, inputs, earlier, manifest)
+                if reason:
+                    refused.setdefault(f"{name}: {reason}", []).append(f"{run}/{key}")
+                else:
+                    taken += 1
         found = [f"{taken} results of an earlier version were taken over; nothing was measured."] if taken else []
         return found + [
             f"Tables of an earlier version are measured again, for {reason}: {', '.join(where)}."
@@ -186,7 +204,7 @@ class Targets:
         Returns:
             Manifests or root metadata, of a pair the first, then the second.
         """
-        iterations = [] if key == "run" else key.split("-")
+        iterations = subject_iterations(key)
         found: dict[str, list[str]] = {}
         for name in measure.reads:
             if name == "data":
@@ -194,7 +212,7 @@ class Targets:
             elif name == "trajectory":
                 found[name] = [self.places.trajectory(run)]
             elif name in MEASURES:
-                subjects = [key] if MEASURES[name].of == measure.of else iterations or ["run"]
+                subjects = [key] if MEASURES[name].of == measure.of else iterations or [WHOLE_RUN]
                 found[name] = [self.result(name, run, subject) for subject in subjects]
             else:
                 found[name] = [getattr(self.places, name)(run, iteration) for iteration in iterations]
@@ -207,7 +225,7 @@ class Targets:
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """What findings need to know of each run besides its tables; of a run from elsewhere only what is certain."""
-        experiment, data = self._experiment, self._problem.data
+        experiment, data = self.experiment, self._problem.data
         shared = {
             "data": experiment.data.source,
             "classes": len(data.classes),
@@ -231,15 +249,15 @@ class Targets:
     def clipped(self) -> list[str]:
         """Sentences on defaults that were clipped to the size of the network."""
         found = []
-        for measure in MEASURES.values():
-            for run in self._experiment.runs:
-                options = self.options(measure.name, run.name)
+        for name, measure in MEASURES.items():
+            given = self.experiment.measures.given(name)
+            for run in dict(self._subjects(name)):
+                options = self.options(name, run)
                 found += [
-                    f"measures.{measure.name}.{option.name} is {options[option.name]} instead of its default "
-                    f"{option.default}, since the network has no more parameters."
+                    f"measures.{name}.{option.name} is {options[option.name]} instead of its default {option.default}, "
+                    "since the network has no more parameters."
                     for option in measure.options
-                    if option.parameters_at_most and options[option.name] < option.default
-                    if option.name not in self._experiment.measures.given(measure.name)
+                    if option.parameters_at_most and option.name not in given and options[option.name] < option.default
                 ]
         return list(dict.fromkeys(found))
 
@@ -263,22 +281,17 @@ class MeasureRule:
             measure: The measure.
             targets: Results of the experiment.
         """
-        key = {"run": "run", "checkpoint": "{iteration}", "checkpoint_pair": "{first}-{second}"}[measure.of]
+        key = subject_key([f"{{{name}}}" for name in measure.wildcards])
         self.name, self.measure, self.threads = f"measure_{measure.name}", measure.name, measure.threads
         self.label = measure_label(measure.name)
         self.output = targets.places.result(measure.name, "{run}", key, "{digits}")
-        experiment = targets.places.root.partition("/")[2]
-        self.log = f"logs/{experiment}/{self.name}/{{run}}/{key}-{{digits}}.log"
+        self.log = f"logs/{targets.experiment.name}/{self.name}/{{run}}/{key}-{{digits}}.log"
         self._declared, self._targets = measure, targets
-
-    def _iterations(self, wildcards: Any) -> list[str]:
-        names = {"run": (), "checkpoint": ("iteration",), "checkpoint_pair": ("first", "second")}[self._declared.of]
-        return [wildcards[name] for name in names]
 
     def inputs(self, wildcards: Any) -> dict[str, list[str]]:
         """Everything that the measure reads, by name; of a pair the first, then the second."""
-        run, iterations = wildcards.run, self._iterations(wildcards)
-        found = self._targets.inputs(self._declared, run, "-".join(iterations) or "run")
+        run, iterations = wildcards.run, [wildcards[name] for name in self._declared.wildcards]
+        found = self._targets.inputs(self._declared, run, subject_key(iterations))
         if "hessian" in found:
             # Not named to the job, which finds them; but if one was removed, it must be there again.
             shards = self._targets.places.hessian_shards

@@ -15,8 +15,8 @@ import zarr
 
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
-from quadscape.measures.declaration import Measure, fingerprint_digits
-from quadscape.measures.job import input_digest, manifest_name, origin_of, read_result, table_path
+from quadscape.measures.declaration import Measure, fingerprint_digits, subject_iterations, subject_key
+from quadscape.measures.job import Provenance, input_digest, manifest_name, read_result, table_path
 from quadscape.stage import PURGED, fingerprint_of, finished_manifest, remedy, stage_digest, verify_stage
 from quadscape.store import open_store, read_store
 from quadscape.superseded import is_superseded, superseded_directory
@@ -199,7 +199,7 @@ def _verify_result(manifest: Path) -> None:
         _refuse_file(manifest, f"is of a measure '{found.get('measure')}', which does not exist")
     assert measure is not None
     try:
-        origin = origin_of(measure, found["label"], found["options"], found["inputs"])
+        origin = Provenance(measure, found["label"], found["options"], found["inputs"]).origin
         name = manifest_name(fingerprint_digits(found["options"], found["label"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{manifest} is damaged ({error}); remove that file and run the workflow again.") from error
@@ -227,7 +227,7 @@ def _check_subject(path: Path, head: Mapping[str, Any], folder: Path) -> None:
     """Compares run and iterations of a table with its folder."""
     run, key = folder.parent.name, folder.name
     iterations = [head[name] for name in ("iteration_a", "iteration_b", "iteration") if name in head]
-    wrong_key = bool(iterations) and "-".join(map(str, iterations)) != key
+    wrong_key = bool(iterations) and subject_key(iterations) != key
     if head.get("run", run) != run or wrong_key:
         _refuse_file(path, f"holds a table of run '{head.get('run')}', iteration {'-'.join(map(str, iterations))}")
 
@@ -236,8 +236,7 @@ def _check_sources(manifest: Path, measure: Measure, inputs: Mapping[str, list[s
     """Compares digests of what was read with what lies there now, as far as it does."""
     run, key = folder.parent.name, folder.name
     root = folder.parents[3]
-    iterations = [] if key == "run" else key.split("-")
-    checkpoints = [root / "runs" / run / "checkpoints" / iteration for iteration in iterations]
+    checkpoints = [root / "runs" / run / "checkpoints" / iteration for iteration in subject_iterations(key)]
     for name in measure.stages:
         places = {
             "data": [root / "data.zarr/zarr.json"],

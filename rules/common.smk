@@ -42,10 +42,11 @@ try:
 except QuadscapeError as error:
     raise WorkflowError(str(error)) from None
 
-targets = Targets(problem)
+targets = Targets(problem, places)
 if workflow.is_main_process:
     for sentence in [
         *earlier_names(config),
+        *targets.clipped(),
         *targets.take_over_earlier(),
         *targets.left_out(),
     ]:

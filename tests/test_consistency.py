@@ -13,8 +13,9 @@ from test_workflow import PER_CHECKPOINT, TINY, Checkout, checkout, finished  # 
 
 from quadscape.config import Experiment, load_experiment, parse_experiment
 from quadscape.consistency import find_differences
+from quadscape.digests import canonical_digest
 from quadscape.sizes import Kept
-from quadscape.stage import _hash, purge_stage
+from quadscape.stage import purge_stage
 from quadscape.workflow import Places, Problem
 from results import make_results, small_experiment
 
@@ -130,7 +131,7 @@ def _edit(path: Path, change: Any) -> None:
     document = json.loads(path.read_text())
     del document["checksum"]
     change(document)
-    path.write_text(json.dumps({**document, "checksum": _hash(document)}))
+    path.write_text(json.dumps({**document, "checksum": canonical_digest(document)}))
 
 
 def test_what_was_computed_from_something_else_is_named(root: Path) -> None:

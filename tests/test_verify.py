@@ -12,10 +12,11 @@ from quadscape.cli import main
 from quadscape.curvature.eigenbasis import Eigenbasis
 from quadscape.curvature.hessian import HessianMatrix
 from quadscape.data import prepare
+from quadscape.digests import canonical_digest
 from quadscape.errors import StoreError
 from quadscape.measures import SCHEMAS
 from quadscape.measures.job import table_path
-from quadscape.stage import _hash, open_stage, read_events
+from quadscape.stage import open_stage, read_events
 from quadscape.tables import read_table
 from quadscape.verify import Misplaced, verify_results
 from results import curvature, make_results, measure_spectrum, small_experiment
@@ -182,7 +183,7 @@ def _change_manifest(path: Path, change: object) -> None:
     manifest = json.loads(path.read_text())
     change(manifest)  # type: ignore[operator]
     del manifest["checksum"]
-    path.write_text(json.dumps({**manifest, "checksum": _hash(manifest)}))
+    path.write_text(json.dumps({**manifest, "checksum": canonical_digest(manifest)}))
 
 
 def test_a_recorded_check_above_its_threshold_is_named(results: Path) -> None:

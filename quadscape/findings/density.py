@@ -1,7 +1,6 @@
 """Findings from the spectral density: the trace and the ends of the spectrum, from Hessian products alone."""
 
 import math
-from typing import Any
 
 from quadscape.findings import reading
 from quadscape.findings.numbers import number, percent
@@ -42,12 +41,7 @@ def statements(tables: Tables) -> list[Statement]:
 
 
 def _checkpoint(run: RunTables, table: Table, spectrum: Table | None) -> list[Statement]:
-    at: dict[str, Any] = {
-        "section": CHAPTER,
-        "measure": MEASURE,
-        "run": run.run,
-        "iterations": (reading.iteration_of(table),),
-    }
+    at = {"section": CHAPTER, **reading.place(MEASURE, run, table)}
     trace, low, high = (reading.attribute(table, name) for name in ("trace", "trace_low", "trace_high"))
     estimate = Estimate(trace, low, high, INTERVAL, _UNIT)
     if spectrum is None:

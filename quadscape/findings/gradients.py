@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -49,10 +48,6 @@ def statements(tables: Tables) -> list[Statement]:
     return found
 
 
-def _place(run: RunTables, table: Table) -> dict[str, Any]:
-    return {"measure": MEASURE, "run": run.run, "iterations": (reading.iteration_of(table),)}
-
-
 def _checkpoint(run: RunTables, table: Table) -> list[Statement]:
     """The direction in which single examples' gradients point most."""
     first = table.where((table["sign"] > 0) & (table["rank"] == 1))
@@ -62,7 +57,7 @@ def _checkpoint(run: RunTables, table: Table) -> list[Statement]:
     estimate = Estimate(value, float(first["mean_low"][0]), float(first["mean_high"][0]), _BOOTSTRAP)
     text = f"Single examples' gradients have a mean |cos| of {number(value)} with the first eigenvector, where chance "
     text += f"has {number(chance)}; one example has {percent(float(first['top_share'][0]))} of their square there"
-    return [described(text, estimate, section=CHAPTER, **_place(run, table))]
+    return [described(text, estimate, section=CHAPTER, **reading.place(MEASURE, run, table))]
 
 
 _BOOTSTRAP = "95 %, bootstrap over examples of the population"
@@ -100,24 +95,26 @@ def _noise(run: RunTables, table: Table) -> list[Statement]:
         reason = (
             f"{len(values)} bands of positive eigenvalues above numerical zero and weight decay; {LEAST_BANDS} over a "
         )
-        return [untestable(row, f"{reason}decade would do", **_place(run, table)) for row in rows]
+        return [untestable(row, f"{reason}decade would do", **reading.place(MEASURE, run, table)) for row in rows]
     estimate = power_law(values, noise, f"the {len(values)} bands' range of λ")
     text = f"The noise of single gradients along an eigenvector grows as λ to the power {number(estimate.value)}"
-    return [compared(row, text, estimate, run.setting, **_place(run, table)) for row in rows]
+    return [compared(row, text, estimate, run.setting, **reading.place(MEASURE, run, table)) for row in rows]
 
 
 def _examples(run: RunTables, table: Table) -> list[Statement]:
     classes, row = reading.classes_of(run.setting), "few-examples-rule"
     if not classes:
-        return [untestable(row, "the tables do not say how many classes there are", **_place(run, table))]
+        return [
+            untestable(row, "the tables do not say how many classes there are", **reading.place(MEASURE, run, table))
+        ]
     top = table.where((table["sign"] > 0) & (table["rank"] <= classes) & np.isfinite(table["participation"]))
     if len(top) < 6:
         reason = f"{len(top)} directions with gradients among the first {classes}; 6 would do"
-        return [untestable(row, reason, **_place(run, table))]
+        return [untestable(row, reason, **reading.place(MEASURE, run, table))]
     estimate = median_estimate(top["participation"], "directions")
     text = f"Along the first {classes} eigenvectors effectively {percent(estimate.value)} of the examples take part, "
     text += "in the median (Gaussian gradients: 33.3 %)"
-    return [compared(row, text, estimate, run.setting, **_place(run, table))]
+    return [compared(row, text, estimate, run.setting, **reading.place(MEASURE, run, table))]
 
 
 def _squares(table: Table, first: int | None = None) -> float:

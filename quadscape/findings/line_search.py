@@ -4,7 +4,6 @@ Training and validation lines only.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -52,10 +51,6 @@ def statements(tables: Tables) -> list[Statement]:
     return found
 
 
-def _place(run: RunTables, table: Table) -> dict[str, Any]:
-    return {"measure": MEASURE, "run": run.run, "iterations": (reading.iteration_of(table),)}
-
-
 def _of_sign(fits: Table, sign: int) -> Table:
     """Lines along eigenvalues of one sign, beyond numerical zero."""
     return fits.where((fits["sign"] == sign) & ~fits["is_zero"] & (fits["eigenvalue"] * sign > 0))
@@ -71,7 +66,7 @@ def _forms(run: RunTables, fits: Table) -> list[Statement]:
     text = f"The simplest form within 1 % along {len(resolved):,} eigenvectors: {words}"
     share = float(np.mean(resolved["form"] == "quadratic"))
     estimate = Estimate(share, share, share, "share of quadratic lines, of those searched")
-    return [described(text, estimate, section=CHAPTER, **_place(run, fits))]
+    return [described(text, estimate, section=CHAPTER, **reading.place(MEASURE, run, fits))]
 
 
 def _radius(run: RunTables, fits: Table) -> list[Statement]:
@@ -91,7 +86,7 @@ def _radius(run: RunTables, fits: Table) -> list[Statement]:
         estimate = median_estimate(rise, "eigenvectors", "loss")
         text = f"Along eigenvectors of {word} eigenvalue the quadratic holds up to ½|λ|t² of {number(estimate.value)}, "
         text += f"in the median of {int(either.sum()):,} of {len(own):,} lines (the others do not show its end)"
-        found.append(described(text, estimate, section=CHAPTER, **_place(run, fits)))
+        found.append(described(text, estimate, section=CHAPTER, **reading.place(MEASURE, run, fits)))
     return found
 
 
@@ -103,14 +98,14 @@ def _checks(run: RunTables, fits: Table) -> list[Statement]:
     if len(ratios):
         estimate = median_estimate(ratios, "eigenvectors")
         text = f"Curvatures read from losses alone are {number(estimate.value)} times the eigenvalues, in the median"
-        found.append(described(text, estimate, section=CHAPTER, **_place(run, fits)))
+        found.append(described(text, estimate, section=CHAPTER, **reading.place(MEASURE, run, fits)))
     above = _of_sign(fits, 1)
     ratios = finite(above["validation_curvature"] / above["eigenvalue"])
     if len(ratios):
         estimate = median_estimate(ratios, "eigenvectors")
         text = "Along eigenvectors of positive eigenvalue the validation loss is "
         text += f"{number(estimate.value)} times as curved as the training loss, in the median"
-        found.append(described(text, estimate, section=CHAPTER, **_place(run, fits)))
+        found.append(described(text, estimate, section=CHAPTER, **reading.place(MEASURE, run, fits)))
     return found
 
 
@@ -146,7 +141,7 @@ def growth_exponents(fits: Table, lines: Table) -> np.ndarray:
 
 
 def _growth(run: RunTables, fits: Table, lines: Table | None) -> Statement:
-    place = _place(run, fits)
+    place = reading.place(MEASURE, run, fits)
     if lines is None:
         return untestable(PRIMARY, "the table line_search of this checkpoint is missing; it would do", **place)
     exponents = finite(growth_exponents(fits, lines))
@@ -166,11 +161,11 @@ def _best_positive(run: RunTables, fits: Table) -> Statement:
     ratios = finite(own["minimum"] / own["newton"])
     if len(ratios) < LEAST_LINES:
         reason = f"{len(ratios)} lines of positive curvature have a minimum inside; {LEAST_LINES} would do"
-        return untestable("best-step-positive", reason, **_place(run, fits))
+        return untestable("best-step-positive", reason, **reading.place(MEASURE, run, fits))
     estimate = median_estimate(ratios, "lines")
     text = f"For λ > 0 the best step along an eigenvector is {number(estimate.value)} times 1/λ, in the median of the "
     text += f"{len(ratios):,} of {len(own):,} lines that have a minimum inside"
-    return compared("best-step-positive", text, estimate, run.setting, **_place(run, fits))
+    return compared("best-step-positive", text, estimate, run.setting, **reading.place(MEASURE, run, fits))
 
 
 def _best_negative(run: RunTables, fits: Table) -> Statement:
@@ -181,7 +176,7 @@ def _best_negative(run: RunTables, fits: Table) -> Statement:
     count = int(np.count_nonzero(usable))
     if count < LEAST_PAIRS:
         reason = f"{count} lines of negative curvature have a minimum inside; {LEAST_PAIRS} would do"
-        return untestable("best-step-negative", reason, **_place(run, fits))
+        return untestable("best-step-negative", reason, **reading.place(MEASURE, run, fits))
     estimate = rank_correlation(step[usable], 1 / np.abs(own["eigenvalue"][usable]), "lines")
     text = f"For λ < 0 the best step has rank correlation {number(estimate.value)} with 1/|λ|"
-    return compared("best-step-negative", text, estimate, run.setting, **_place(run, fits))
+    return compared("best-step-negative", text, estimate, run.setting, **reading.place(MEASURE, run, fits))

@@ -1,7 +1,5 @@
 """Findings from the localisation of eigenvectors: in how few weights the top of the spectrum lives."""
 
-from typing import Any
-
 import numpy as np
 
 from quadscape.findings import reading
@@ -55,16 +53,14 @@ def _participation(run: RunTables, table: Table) -> list[Statement]:
             f"over {number(chance)}",
             Estimate.exact(value, "parameters"),
             section=CHAPTER,
-            measure=MEASURE,
-            run=run.run,
-            iterations=(reading.iteration_of(table),),
+            **reading.place(MEASURE, run, table),
         )
     ]
 
 
 def _largest(run: RunTables, table: Table) -> Statement:
     row, top = known_rows()[PRIMARY], _top(table)
-    place: dict[str, Any] = {"measure": MEASURE, "run": run.run, "iterations": (reading.iteration_of(table),)}
+    place = reading.place(MEASURE, run, table)
     if len(top) < TOP:
         why = f"only {len(top)} positive eigenvalues beyond the numerical zero; {TOP} would do"
         return untestable(row, why, **place)

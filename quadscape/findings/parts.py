@@ -1,7 +1,6 @@
 """Findings from the parts of the Hessian: which part makes the outliers, and which the negative eigenvalues."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -40,10 +39,6 @@ def statements(tables: Tables) -> list[Statement]:
     return found
 
 
-def _place(run: RunTables, table: Table) -> dict[str, Any]:
-    return {"measure": MEASURE, "run": run.run, "iterations": (reading.iteration_of(table),)}
-
-
 def _traces(run: RunTables, table: Table) -> list[Statement]:
     parts: Mapping[str, Mapping[str, float]] = table.attributes.get("parts", {})
     if not {"H", "G", "R"} <= set(parts) or not parts["H"]["trace"]:
@@ -51,7 +46,7 @@ def _traces(run: RunTables, table: Table) -> list[Statement]:
     share = float(parts["G"]["trace"] / parts["H"]["trace"])
     text = f"The Gauss–Newton part has {percent(share)} of the Hessian's trace; beyond numerical zero the Hessian has "
     text += f"{int(parts['H']['negative']):,} negative eigenvalues, the remainder alone {int(parts['R']['negative']):,}"
-    return [described(text, Estimate.exact(share), section=CHAPTER, **_place(run, table))]
+    return [described(text, Estimate.exact(share), section=CHAPTER, **reading.place(MEASURE, run, table))]
 
 
 def _negative(run: RunTables, table: Table) -> list[Statement]:
@@ -60,26 +55,28 @@ def _negative(run: RunTables, table: Table) -> list[Statement]:
         return []
     estimate = median_estimate(own["remainder"] / own["eigenvalue"], "eigenvectors")
     text = f"Along negative eigenvectors the remainder is {number(estimate.value)} times the eigenvalue, in the median"
-    return [described(text, estimate, section=CHAPTER, **_place(run, table))]
+    return [described(text, estimate, section=CHAPTER, **reading.place(MEASURE, run, table))]
 
 
 def _outliers(run: RunTables, table: Table) -> Statement:
     classes = reading.classes_of(run.setting)
     if not classes:
-        return untestable(PRIMARY, "the tables do not say how many classes there are", **_place(run, table))
+        return untestable(
+            PRIMARY, "the tables do not say how many classes there are", **reading.place(MEASURE, run, table)
+        )
     top = table.where((table["sign"] > 0) & ~table["is_zero"] & (table["rank"] <= classes))
     if len(top) < classes:
         reason = (
             f"{len(top)} of the first {classes} eigenvectors are in the table and above numerical zero; all would do"
         )
-        return untestable(PRIMARY, reason, **_place(run, table))
+        return untestable(PRIMARY, reason, **reading.place(MEASURE, run, table))
     shares, error = top["gauss_newton"] / top["eigenvalue"], reading.attribute(table, "error")
     # The share that is farthest from 1, whether below or above.
     far = int(np.argmax(np.abs(shares - 1)))
     half = error / float(top["eigenvalue"][far])
     estimate = Estimate(float(shares[far]), float(shares[far]) - half, float(shares[far]) + half, _ERROR)
     text = f"Of the first {classes} eigenvalues the Gauss–Newton part makes {percent(float(shares.min()))} or more each"
-    return compared(PRIMARY, text, estimate, run.setting, **_place(run, table))
+    return compared(PRIMARY, text, estimate, run.setting, **reading.place(MEASURE, run, table))
 
 
 _ERROR = "numerical error of the parts, on this training set"

@@ -58,6 +58,20 @@ def iteration_of(table: Table) -> int:
     return int(table.attributes.get("iteration", table.attributes.get("iteration_a", 0)))
 
 
+def place(measure: str, run: RunTables, table: Table) -> dict[str, Any]:
+    """Where a statement on one table comes from: arguments of `described`, `compared` and `untestable`.
+
+    Args:
+        measure: Name of the measure.
+        run: The run.
+        table: The table.
+
+    Returns:
+        measure, run and iterations.
+    """
+    return {"measure": measure, "run": run.run, "iterations": (iteration_of(table),)}
+
+
 def runs_of(tables: Tables, name: str) -> list[RunTables]:
     """The tables of one kind, run by run.
 

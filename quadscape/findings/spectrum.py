@@ -132,12 +132,7 @@ def outlier_count(eigenvalues: np.ndarray, classes: int) -> int:
 
 def _checkpoint(run: RunTables, table: Table) -> list[Statement]:
     """What every checkpoint has: λ₁, the negative part, the effective rank."""
-    at: dict[str, Any] = {
-        "section": CHAPTER,
-        "measure": MEASURE,
-        "run": run.run,
-        "iterations": (reading.iteration_of(table),),
-    }
+    at = {"section": CHAPTER, **reading.place(MEASURE, run, table)}
     zero, largest = reading.attribute(table, "zero_threshold"), reading.attribute(table, "largest")
     found = [
         described(
@@ -170,7 +165,7 @@ def _counts_at(table: Table, cut: float) -> Mapping[str, Any]:
 
 
 def _exponents(run: RunTables, table: Table) -> list[Statement]:
-    at: dict[str, Any] = {"measure": MEASURE, "run": run.run, "iterations": (reading.iteration_of(table),)}
+    at = reading.place(MEASURE, run, table)
     ranks, values = positive_spectrum(table)
     count = int(ranks[-1]) if len(ranks) else 0
     found = []
@@ -206,7 +201,7 @@ def _few(count: int, wanted: int) -> str:
 
 
 def _outliers(run: RunTables, table: Table) -> list[Statement]:
-    at: dict[str, Any] = {"measure": MEASURE, "run": run.run, "iterations": (reading.iteration_of(table),)}
+    at = reading.place(MEASURE, run, table)
     normalization = run.setting.get("normalization")
     rows = {"none": ("outliers-classes",), "batch": ("outliers-batchnorm",)}
     chosen = rows.get(str(normalization), ("outliers-classes", "outliers-batchnorm"))

@@ -20,6 +20,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+from quadscape.codehash import report_problems
 from quadscape.definitions import Closure, cached_closures
 from quadscape.figures.catalogue import FIGURES
 from quadscape.measures.catalogue import MEASURES
@@ -46,11 +47,10 @@ def entries_of(measure: Measure) -> list[str]:
 @cache
 def _closures(root: Path) -> dict[str, Closure]:
     entries = {f"measure {name}": entries_of(measure) for name, measure in MEASURES.items()}
-    for name, spec in FIGURES.items():
-        # Tables come in as arguments.
-        tables = ["quadscape.tables:Table", "quadscape.tables:TableSchema"]
-        entries[f"figure {name}"] = [f"{spec.module}:draw", "quadscape.figures.style:save", *tables]
+    # Tables come in as arguments.
     tables = ["quadscape.tables:Table", "quadscape.tables:TableSchema"]
+    for name, spec in FIGURES.items():
+        entries[f"figure {name}"] = [f"{spec.module}:draw", "quadscape.figures.style:save", *tables]
     entries["findings"] = ["quadscape.findings.job:write_findings", *tables]
     return cached_closures(entries, root)
 
@@ -143,9 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         LOCK.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return 0
-    found = problems()
-    print("\n".join(found), file=sys.stderr) if found else print("everything is as locked")
-    return 1 if found else 0
+    return report_problems(problems())
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ measure, the places of its results, its section of the experiment file, memory a
 its page in the documentation.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, Literal
 
+from quadscape.digests import json_digest
 from quadscape.tables import TableSchema
 
 Subject = Literal["run", "checkpoint", "checkpoint_pair"]
@@ -134,6 +133,11 @@ class Measure:
         return f"quadscape.measures.{self.name}.compute"
 
     @property
+    def wildcards(self) -> tuple[str, ...]:
+        """What names the iterations of its subject in rules."""
+        return {"run": (), "checkpoint": ("iteration",), "checkpoint_pair": ("first", "second")}[self.of]
+
+    @property
     def schemas(self) -> dict[str, TableSchema]:
         """Its tables by name."""
         return {schema.name: schema for schema in self.tables}
@@ -142,6 +146,19 @@ class Measure:
     def stages(self) -> tuple[str, ...]:
         """The stages that it reads, not the tables."""
         return tuple(name for name in self.reads if name in STAGES)
+
+
+WHOLE_RUN = "run"
+
+
+def subject_key(iterations: Sequence[Any]) -> str:
+    """The folder of a subject's results: its iterations, joined, or `run` for a whole run."""
+    return "-".join(map(str, iterations)) or WHOLE_RUN
+
+
+def subject_iterations(key: str) -> list[str]:
+    """The iterations of a subject from its folder."""
+    return [] if key == WHOLE_RUN else key.split("-")
 
 
 def effective_options(measure: Measure, given: Options, parameters: int) -> dict[str, Any]:
@@ -174,4 +191,4 @@ def fingerprint_digits(options: Options, label: str) -> str:
     Returns:
         The digits.
     """
-    return sha256(json.dumps([options, label], sort_keys=True).encode()).hexdigest()[:8]
+    return json_digest([options, label])[:8]

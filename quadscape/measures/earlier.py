@@ -13,7 +13,7 @@ from typing import Any
 from quadscape.errors import StoreError
 from quadscape.measures.catalogue import MEASURES
 from quadscape.measures.declaration import Measure
-from quadscape.measures.job import input_digest, write_result
+from quadscape.measures.job import Provenance, read_document, write_result
 from quadscape.tables import Table
 
 LABEL = "1"
@@ -70,8 +70,7 @@ def take_over(
         for name, path in earlier.items():
             arrays, attributes = read_store(path)
             tables[name] = _as_now(Table(measure.schemas[name], arrays, attributes["table_attributes"]))
-        digests = {name: [input_digest(path) for path in inputs[name]] for name in measure.reads}
-        write_result(manifest, measure, label, options, digests, tables)
+        write_result(manifest, Provenance.of(measure, label, options, inputs), tables)
     except (StoreError, ValueError, KeyError) as error:
         return str(error)
     except OSError as error:
@@ -119,13 +118,10 @@ def _attributes(path: Path) -> dict[str, Any]:
 
 def _zero_threshold(manifest: Path) -> Any:
     """ε_λ of an eigenbasis, from its manifest or from the record of its purge."""
-    for path, inside in ((manifest, False), (manifest.with_name("purged.json"), True)):
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            return (found["manifest"] if inside else found)["results"]["verification"]["zero_threshold"]
-        except (OSError, ValueError, KeyError):
-            continue
-    return None
+    try:
+        return read_document(manifest)["results"]["verification"]["zero_threshold"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _options_of(earlier: Mapping[str, Path], heads: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ on after the last unit of items that it finished.
 import math
 import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,15 +56,11 @@ class ItemsTask:
     def __init__(self, measure: Measure, job: Job, origin: str) -> None:
         self._measure, self._job, self._origin = measure, job, origin
         self._cost = measure.cost(job.sizes(), vars(job.options))
-        self._work: Work | None = None
 
-    @property
+    @cached_property
     def work(self) -> Work:
-        """What computes the items; made when first asked for."""
-        if self._work is None:
-            self._work = import_module(self._measure.module).Work(self._job)
-        assert self._work is not None
-        return self._work
+        """What computes the items."""
+        return import_module(self._measure.module).Work(self._job)
 
     def parameters(self) -> dict[str, Any]:
         """The digest of everything that the values follow from."""

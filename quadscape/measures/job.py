@@ -9,6 +9,7 @@ origin measures nothing and writes the manifest, which equal results make equal 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from importlib import import_module
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from quadscape.digests import json_digest
 from quadscape.errors import StoreError
 from quadscape.measures.declaration import Measure, Sizes, fingerprint_digits
 from quadscape.tables import Table, read_table, table_head
@@ -39,6 +41,7 @@ class Job:
         run: Name of the run.
         iterations: The checkpoint, both of a pair, none for a whole run.
         options: The measure's options as attributes.
+        inputs: Manifests or root metadata of all that the measure reads, by name.
         threads: CPU threads.
         log: Writes a line to the job's log.
     """
@@ -56,15 +59,11 @@ class Job:
     ) -> None:
         self.run, self.iterations, self.threads, self.log = run, tuple(iterations), threads, log
         self.options = SimpleNamespace(**options)
-        self._inputs, self._device = inputs, device
+        self.inputs, self._device = inputs, device
 
     def path(self, name: str, which: int = 0) -> str | Path:
         """Manifest, or root metadata, of a stage or measure that it reads; `which` of a pair."""
-        return self._inputs[name][which]
-
-    def paths(self, name: str) -> list[str | Path]:
-        """The same of all of a pair."""
-        return list(self._inputs[name])
+        return self.inputs[name][which]
 
     @cached_property
     def device(self) -> "torch.device":
@@ -106,7 +105,7 @@ class Job:
         """The eigenbasis of the checkpoint, or of both of a pair."""
         from quadscape.curvature.eigenbasis import Eigenbasis
 
-        return tuple(Eigenbasis(path) for path in self._inputs["eigenbasis"])
+        return tuple(Eigenbasis(path) for path in self.inputs["eigenbasis"])
 
     @property
     def basis(self) -> "Eigenbasis":
@@ -154,6 +153,21 @@ class Job:
 # What is written
 
 
+def read_document(path: str | Path) -> dict[str, Any]:
+    """A manifest or root metadata as JSON; of a purged stage, the manifest that the record of the purge holds.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its content.
+    """
+    path = Path(path)
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.with_name("purged.json").read_text(encoding="utf-8"))["manifest"]
+
+
 def input_digest(path: str | Path) -> str:
     """Digest of the content of a stage, a store, or the tables of another measure.
 
@@ -166,15 +180,10 @@ def input_digest(path: str | Path) -> str:
     Raises:
         StoreError: The file is not there or says nothing.
     """
-    path = Path(path)
     try:
-        if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            # Purged: the record of it holds the manifest.
-            found = json.loads(path.with_name("purged.json").read_text(encoding="utf-8"))["manifest"]
+        found = read_document(path)
         if "tables" in found:
-            return sha256(json.dumps(found["tables"], sort_keys=True).encode()).hexdigest()
+            return json_digest(found["tables"])
         attributes = found.get("attributes", {})
         own = attributes.get("content") or attributes.get("digest") or found.get("results", {}).get("content")
         return own or sha256(f"{found['fingerprint']} {found['digest']}".encode()).hexdigest()
@@ -182,20 +191,44 @@ def input_digest(path: str | Path) -> str:
         raise StoreError(f"{path} cannot be read ({error}); run the workflow again.") from error
 
 
-def origin_of(measure: Measure, label: str, options: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> str:
-    """Digest of everything that a result follows from.
+@dataclass(frozen=True)
+class Provenance:
+    """Everything that a result follows from.
 
-    Args:
+    Attributes:
         measure: The measure.
         label: Label of its code.
         options: Its options.
         inputs: Digests of what it reads, by name.
-
-    Returns:
-        Hexadecimal digest.
     """
-    parts = [measure.name, label, dict(options), {name: list(found) for name, found in inputs.items()}]
-    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    measure: Measure
+    label: str
+    options: Mapping[str, Any]
+    inputs: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def of(
+        cls, measure: Measure, label: str, options: Mapping[str, Any], paths: Mapping[str, Sequence[str | Path]]
+    ) -> "Provenance":
+        """That of a result whose inputs lie in some places, by name."""
+        return cls(
+            measure, label, options, {name: [input_digest(path) for path in paths[name]] for name in measure.reads}
+        )
+
+    def document(self) -> dict[str, Any]:
+        """As JSON values, for the manifest."""
+        return {
+            "measure": self.measure.name,
+            "label": self.label,
+            "options": dict(self.options),
+            "inputs": {name: list(found) for name, found in self.inputs.items()},
+        }
+
+    @property
+    def origin(self) -> str:
+        """Digest of all of it."""
+        return json_digest(list(self.document().values()))
 
 
 def manifest_name(digits: str) -> str:
@@ -229,63 +262,40 @@ def read_result(manifest: str | Path) -> dict[str, Any]:
     return found
 
 
-def write_result(
-    manifest: str | Path,
-    measure: Measure,
-    label: str,
-    options: Mapping[str, Any],
-    inputs: Mapping[str, Sequence[str]],
-    tables: Mapping[str, Table],
-) -> None:
+def write_result(manifest: str | Path, provenance: Provenance, tables: Mapping[str, Table]) -> None:
     """Writes the tables of a result, then its manifest.
 
     Args:
         manifest: The declared file.
-        measure: The measure.
-        label: Label of its code.
-        options: Its options.
-        inputs: Digests of what it read, by name.
+        provenance: What the result follows from.
         tables: By name; all that the measure declares and no others.
 
     Raises:
         ValueError: The tables are not those that the measure declares.
     """
+    measure, origin = provenance.measure, provenance.origin
     if tables.keys() != measure.schemas.keys():
         raise ValueError(f"{measure.name} declares {sorted(measure.schemas)}, but the tables are {sorted(tables)}")
-    origin = origin_of(measure, label, options, inputs)
     for name, table in tables.items():
         table.write(table_path(manifest, name), origin)
-    write_manifest(manifest, measure, label, options, inputs)
+    write_manifest(manifest, provenance)
 
 
-def write_manifest(
-    manifest: str | Path,
-    measure: Measure,
-    label: str,
-    options: Mapping[str, Any],
-    inputs: Mapping[str, Sequence[str]],
-) -> None:
+def write_manifest(manifest: str | Path, provenance: Provenance) -> None:
     """Writes the manifest of tables that are there.
 
     Args:
         manifest: The declared file.
-        measure: The measure.
-        label: Label of its code.
-        options: Its options.
-        inputs: Digests of what it read, by name.
+        provenance: What the result follows from.
     """
-    files = {name: table_path(manifest, name) for name in measure.schemas}
-    heads = {name: table_head(path) for name, path in files.items()}
-    document = {
-        "measure": measure.name,
-        "label": label,
-        "options": dict(options),
-        "inputs": {name: list(found) for name, found in inputs.items()},
-        "origin": origin_of(measure, label, options, inputs),
-        "tables": {name: head["digest"] for name, head in heads.items()},
-        "files": {path.name: sha256(path.read_bytes()).hexdigest() for path in files.values()},
-    }
     path = Path(manifest)
+    files = {name: table_path(path, name) for name in provenance.measure.schemas}
+    document = {
+        **provenance.document(),
+        "origin": provenance.origin,
+        "tables": {name: table_head(file)["digest"] for name, file in files.items()},
+        "files": {file.name: sha256(file.read_bytes()).hexdigest() for file in files.values()},
+    }
     temporary = path.with_name(f".{path.name}.partial")
     temporary.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(path)
@@ -324,21 +334,18 @@ def run_measure(measure: Measure, label: str, job: Job, options: Mapping[str, An
             f"{manifest} belongs to other options or other code of the measure {measure.name}, whose files now carry "
             f"{digits} in their names; ask for that one."
         )
-    inputs = {name: [input_digest(path) for path in job.paths(name)] for name in measure.reads}
-    origin = origin_of(measure, label, options, inputs)
-    if _is_there(manifest, measure, origin):
+    provenance = Provenance.of(measure, label, options, job.inputs)
+    if _is_there(manifest, measure, provenance.origin):
         job.log("The tables are there already, from the same options, code and inputs; nothing is measured.")
-        write_manifest(manifest, measure, label, options, inputs)
+        write_manifest(manifest, provenance)
     elif measure.items:
         from quadscape.measures.items import measure_items, remove_items
 
-        tables = measure_items(measure, job, origin, manifest)
-        write_result(manifest, measure, label, options, inputs, tables)
+        write_result(manifest, provenance, measure_items(measure, job, provenance.origin, manifest))
         remove_items(manifest)
     else:
         if measure.stages:
             from quadscape.numerics import apply_numerics
 
             apply_numerics(job.threads)
-        tables = import_module(measure.module).compute(job)
-        write_result(manifest, measure, label, options, inputs, tables)
+        write_result(manifest, provenance, import_module(measure.module).compute(job))
