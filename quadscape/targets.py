@@ -159,8 +159,8 @@ class Targets:
         """
         found = {}
         for name in dict.fromkeys(OWNERS[table].name for table in FIGURES[figure].tables):
-            having = [run for run in self._shown if self.results(name, [run])]
-            found[name] = self.results(name, having[:MOST_RUNS])
+            having = {run for run, key in self._subjects(name) if self._is_wanted(name, run, key)}
+            found[name] = self.results(name, [run for run in self._shown if run in having][:MOST_RUNS])
         return found
 
     def figures(self) -> list[str]:
