@@ -5,7 +5,7 @@ CORES ?= 2
 BIN = $(VENV)/bin
 SOURCES = quadscape tests workflow_scripts benchmarks
 
-.PHONY: demo test test-long test-slurm lint format docs bench clean install install-dev help
+.PHONY: demo gallery tiny test test-long test-slurm lint format docs bench clean install install-dev help
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,16 @@ demo: install  ## the whole workflow on a small network, to the report
 	@echo
 	@echo "The report:  results/demo/report.html  (open it in a browser)"
 	@echo "The figures: results/demo/figures/"
+
+gallery: install  ## everything that can be measured, with two seeds, and what each section of the report took
+tiny: install  ## the same on a network of a few hundred parameters, as a test
+gallery tiny:
+	$(BIN)/snakemake --profile profiles/local --configfile experiments/$@.yaml --cores $(CORES)
+	$(BIN)/snakemake --profile profiles/local --configfile experiments/$@.yaml --cores $(CORES) --report results/$@/report.html
+	@echo
+	@$(BIN)/quadscape costs logs/$@
+	@echo
+	@echo "The report: results/$@/report.html"
 
 # Two files of tests at a time, in the order of tests/conftest.py; threads that wait must not spin on the other's core.
 test: install-dev  ## every test

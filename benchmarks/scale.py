@@ -25,8 +25,9 @@ import torch
 
 from benchmarks.count import Layer, layers_of, stages
 from benchmarks.setting import CLASSES, SHAPE
-from quadscape.config import Density, ResNet9
+from quadscape.config import ResNet9
 from quadscape.curvature.solver_plan import PANEL
+from quadscape.measures import MEASURES
 from quadscape.models import ResNet9Network
 
 IMAGES = 50_000
@@ -182,13 +183,13 @@ def _dense() -> list[list[str]]:
 
 def _matrix_free() -> list[list[str]]:
     rows = []
-    options = Density()
+    options = {option.name: int(option.default) for option in MEASURES["density"].options}
     for width in WIDTHS:
         of = layers(width)
         size, operations = parameters(of), product_operations(of)
-        products = options.vectors * options.steps
+        products = options["vectors"] * options["steps"]
         # ARPACK keeps 2k + 1 Lanczos vectors (20 at least) and makes k eigenvectors; quadrature keeps all its steps.
-        top, lanczos = 8 * size * (max(20, 2 * TOP + 1) + TOP), 8 * size * options.steps
+        top, lanczos = 8 * size * (max(20, 2 * TOP + 1) + TOP), 8 * size * options["steps"]
         seconds = operations / H100.float32
         rows.append(
             [

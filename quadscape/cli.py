@@ -87,6 +87,13 @@ def _findings(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _costs(arguments: argparse.Namespace) -> int:
+    from quadscape.costs import costs, format_costs
+
+    print(format_costs(costs(Path(arguments.path))))
+    return 0
+
+
 def _purge(arguments: argparse.Namespace) -> int:
     from quadscape.measures.earlier import replaced_tables
     from quadscape.purge import find_removable, purge
@@ -203,6 +210,9 @@ def _parser() -> argparse.ArgumentParser:
     logs = commands.add_parser("logs", help="newest lines of the logs of a rule's jobs")
     logs.add_argument("rule", help="for example compute_eigenbasis, or controller")
     logs.set_defaults(run=_logs)
+    spent = commands.add_parser("costs", help="jobs and CPU time that an experiment took, by section of the report")
+    spent.add_argument("path", help="folder of the experiment's logs: logs/<name>")
+    spent.set_defaults(run=_costs)
     submit = commands.add_parser(
         "submit",
         help="keep snakemake at work for days: a controller that goes on after kills, time limits and preemption",

@@ -6,6 +6,7 @@ are taken for, is found here on a few examples, before a Hessian is begun (`quad
 
 import json
 import uuid
+from collections.abc import Mapping
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
@@ -42,7 +43,7 @@ RECORD = "self_check.json"
 _CHECKS = 1
 
 
-def _check_same(trajectory: Trajectory, directory: str | Path, expected: dict[str, Any]) -> None:
+def _check_same(trajectory: Trajectory, directory: str | Path, expected: Mapping[str, Any]) -> None:
     """Checks that a trajectory belongs to the experiment.
 
     Args:
@@ -88,32 +89,19 @@ def extract_checkpoint(
 
     Raises:
         ModelError: θ is not finite, the loss is not a plain sum over examples, or its derivatives are not to be had.
-        ConfigError: The run was neither trained nor has a path.
     """
     out = store_directory(out)
     section = experiment.run(run)
     info = data_info(data)
     model = cast(build_model(experiment.model, info.shape, len(info.classes)), torch.float64)
     layout = ParameterLayout.of(model)
-    code = factory_code(experiment.model)
-    training: dict[str, Any] | None = None
-    rate: float | None = None
-    if section.path is not None:
-        load_foreign(model, user_path(section.path.replace(PLACEHOLDER, str(iteration))))
-    elif trajectory is not None:
-        opened = Trajectory.open(trajectory)
-        expected = {
-            "model": resolved(experiment.model),
-            "model_code": code,
-            "loss": experiment.loss,
-            "data": info.digest,
-        }
-        _check_same(opened, trajectory, expected)
-        assign_vector(model, torch.from_numpy(opened.theta(iteration)))
-        training = opened.stage.manifest["parameters"]["training"]
-        rate = learning_rate(section.learning_rate, min(iteration, section.iterations - 1), section.iterations)
-    else:
-        raise ConfigError(f"Run '{run}' has no path and no trajectory; run the workflow, which trains it.")
+    identity = {
+        "model": resolved(experiment.model),
+        "model_code": factory_code(experiment.model),
+        "loss": experiment.loss,
+        "data": info.digest,
+    }
+    training, rate = _load_parameters(model, section, iteration, trajectory, identity)
     theta = current_vector(model).clone()
     bad = int((~torch.isfinite(theta)).sum())
     if bad:
@@ -133,22 +121,45 @@ def extract_checkpoint(
     attributes = {
         "run": run,
         "iteration": iteration,
-        "model": resolved(experiment.model),
-        "model_code": code,
+        "model": identity["model"],
+        "model_code": identity["model_code"],
         "shape": list(info.shape),
         "classes": list(info.classes),
-        "loss": experiment.loss,
+        "loss": identity["loss"],
         "layout": layout.to_json(),
         "training": training,
         **_rule(section, training is not None),
         "learning_rate": rate,
-        "data": info.digest,
+        "data": identity["data"],
         "hessian_kind": found.kind,
     }
     arrays = _arrays(theta, model)
     _record(out, network, found)
     write_store(out, arrays, attributes)
     return found
+
+
+def _load_parameters(
+    model: torch.nn.Module, run: Run, iteration: int, trajectory: str | Path | None, identity: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, float | None]:
+    """Gives the network its parameters.
+
+    Returns:
+        How they were trained and the learning rate, where that is known.
+
+    Raises:
+        ConfigError: The run was neither trained nor has a path.
+    """
+    if run.path is not None:
+        load_foreign(model, user_path(run.path.replace(PLACEHOLDER, str(iteration))))
+        return None, None
+    if trajectory is None:
+        raise ConfigError(f"Run '{run.name}' has no path and no trajectory; run the workflow, which trains it.")
+    opened = Trajectory.open(trajectory)
+    _check_same(opened, trajectory, identity)
+    assign_vector(model, torch.from_numpy(opened.theta(iteration)))
+    rate = learning_rate(run.learning_rate, min(iteration, run.iterations - 1), run.iterations)
+    return opened.stage.manifest["parameters"]["training"], rate
 
 
 def check_factory(experiment: Experiment, data: DataDescription) -> SelfCheck:

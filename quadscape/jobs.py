@@ -1,5 +1,7 @@
 """What workflow scripts share: a log that a person can read, errors as one sentence, and the jobs of measures."""
 
+import atexit
+import resource
 import sys
 import time
 import traceback
@@ -8,6 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
+from quadscape.amounts import format_bytes, format_seconds
 from quadscape.errors import QuadscapeError
 
 if TYPE_CHECKING:
@@ -23,7 +28,8 @@ def open_log(snakemake: Any) -> Log:
         snakemake: The object that Snakemake gives to a script.
 
     Returns:
-        A function that writes a line with the time to the job's log and to standard error.
+        A function that writes a line with the time to the job's log and to standard error. The last line, written when
+        the process ends by itself, says what the job took (`quadscape costs` adds these up).
     """
     path = Path(str(snakemake.log[0]))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +49,17 @@ def open_log(snakemake: Any) -> Log:
             log("".join(traceback.format_exception(kind, error, trace)).rstrip())
 
     sys.excepthook = excepthook
+    atexit.register(lambda: log(_taken()))
     return log
+
+
+def _taken() -> str:
+    """What this process and its children have taken so far."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    memory = 1024 * max(usage.ru_maxrss for usage in usages)
+    elapsed = time.time() - psutil.Process().create_time()
+    return f"took {format_seconds(elapsed)}, {cpu:.1f} CPU-s and at most {format_bytes(memory)} of memory"
 
 
 def start_job(snakemake: Any) -> tuple["Experiment", Log]:

@@ -366,7 +366,7 @@ def test_gpu_eigenbasis(capsys: pytest.CaptureFixture[str], arguments: list[str]
 def test_dag_counts_every_job(capsys: pytest.CaptureFixture[str]) -> None:
     benchmarks.dag.main(["--checkpoints", "3"])
     result = last_json(capsys)
-    per_checkpoint, pairs, once, figures = 8, 3, 4, 7  # once: data, training, its curves, and the target of all
+    per_checkpoint, pairs, once, figures = 9, 3, 6, 8  # once: data, training, its curves, its test, findings, all
     assert result["jobs"] == 3 * per_checkpoint + pairs + once + figures
     assert result["seconds"] > 0
     assert result["head_mb"] > 10

@@ -51,6 +51,7 @@ from quadscape.findings.statement import (
 from quadscape.findings.statements import MEASURES, PRIMARY, all_statements
 from quadscape.measures import MEASURES as DECLARED
 from quadscape.measures import SCHEMAS
+from quadscape.measures.declaration import CHAPTERS
 from quadscape.tables import Table
 
 RELAXED = settings(deadline=None)
@@ -121,7 +122,7 @@ def test_rows_are_complete() -> None:
         for text in (row.claim, row.source, row.section, row.setting, row.quantity, row.would_do):
             assert text
             assert text == " ".join(text.split())
-        assert row.chapter in report.SECTIONS
+        assert row.chapter in CHAPTERS
         assert not row.claim.endswith(".")
         assert row.margin.direction in {"inside", "above", "below"}
     assert {row.id for row in rows.values() if not row.found} == {
@@ -517,7 +518,7 @@ def test_the_page_of_an_experiment(usual) -> None:
     titles = [node.astext() for node in tree.findall(docutils.nodes.title)]
     assert titles == [
         "What was found",
-        *(f"{number} {name}" for number, name in report.SECTIONS.items()),
+        *(f"{number} {name}" for number, name in CHAPTERS.items()),
         "What could not be tested here, and what would do",
         "Published results",
     ]

@@ -22,7 +22,17 @@ from quadscape.targets import Targets, measure_rules
 from quadscape.workflow import Problem
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = ["Snakefile", "config.yaml", "rules", "workflow_scripts", "quadscape", "profiles", "envs", "docs"]
+PROJECT = [
+    "Snakefile",
+    "config.yaml",
+    "rules",
+    "workflow_scripts",
+    "quadscape",
+    "profiles",
+    "experiments",
+    "envs",
+    "docs",
+]
 TINY: dict[str, Any] = {
     "name": "tiny",
     "data": {"source": "digits", "held_out": 0.8},

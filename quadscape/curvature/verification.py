@@ -147,6 +147,44 @@ def _eps(dtype: str) -> float:
 # Hessian
 
 
+@dataclass(frozen=True)
+class _Streamed:
+    """What one pass over the strips of a stored symmetric matrix H gives; both triangles of its corners averaged.
+
+    Attributes:
+        product: H·probes, shape (P, m), float64.
+        trace: tr H.
+        square: ‖H‖²_F.
+        diagonal_square: Σ hᵢᵢ².
+        asymmetry_square: Squared Frobenius norm of the corners less their transposes.
+    """
+
+    product: np.ndarray
+    trace: float
+    square: float
+    diagonal_square: float
+    asymmetry_square: float
+
+
+def _stream(strips: Iterable[tuple[int, np.ndarray]], probes: np.ndarray) -> _Streamed:
+    z = torch.tensor(probes, dtype=torch.float64)
+    product = torch.zeros_like(z)
+    trace, square, diagonal_square, asymmetry = 0.0, 0.0, 0.0, 0.0
+    for start, block in strips:
+        strip = torch.tensor(block, dtype=torch.float64)
+        width = strip.shape[1]
+        corner, below = strip[:width], strip[width:]
+        asymmetry += float((corner - corner.T).square().sum())
+        corner = (corner + corner.T) / 2
+        trace += float(corner.diagonal().sum())
+        diagonal_square += float(corner.diagonal().square().sum())
+        square += float(corner.square().sum()) + 2.0 * float(below.square().sum())
+        stop = start + width
+        product[start:stop] += corner @ z[start:stop] + below.T @ z[stop:]
+        product[stop:] += below @ z[start:stop]
+    return _Streamed(product.numpy(), trace, square, diagonal_square, asymmetry)
+
+
 def verify_hessian(
     strips: Iterable[tuple[int, np.ndarray]],
     layout: ParameterLayout,
@@ -177,23 +215,8 @@ def verify_hessian(
     """
     size, count = probes.shape
     checks = Checks(subject)
-    z = torch.tensor(probes, dtype=torch.float64)
-    stored = torch.zeros_like(z)
-    trace, square, diagonal_square, asymmetry = 0.0, 0.0, 0.0, 0.0
-    for start, block in strips:
-        strip = torch.tensor(block, dtype=torch.float64)
-        width = strip.shape[1]
-        corner, below = strip[:width], strip[width:]
-        asymmetry += float((corner - corner.T).square().sum())
-        corner = (corner + corner.T) / 2
-        trace += float(corner.diagonal().sum())
-        diagonal_square += float(corner.diagonal().square().sum())
-        square += float(corner.square().sum()) + 2.0 * float(below.square().sum())
-        stop = start + width
-        stored[start:stop] += corner @ z[start:stop] + below.T @ z[stop:]
-        stored[stop:] += below @ z[start:stop]
-
-    error = stored.numpy() - products
+    streamed = _stream(strips, probes)
+    error = streamed.product - products
     noise = float32_products - products
     eps = _eps(dtype)
 
@@ -214,20 +237,21 @@ def verify_hessian(
             "relative error in float32 (if it alone fails, set curvature.dtype to float64)", relative, FLOAT32_LIMIT
         )
     # Each triangle may be off by the allowed error, so their difference by twice that.
-    checks.require("asymmetry of independently computed entries (Frobenius norm)", math.sqrt(asymmetry), 2 * limit)
+    asymmetry = math.sqrt(streamed.asymmetry_square)
+    checks.require("asymmetry of independently computed entries (Frobenius norm)", asymmetry, 2 * limit)
     estimate = float(np.einsum("pm,pm->", probes, products)) / count
     # Var zᵀHz = 2 Σ_{i≠j} hᵢⱼ² for signs; rounding moves a trace by at most √P ‖ΔH‖_F.
-    standard_error = math.sqrt(max(0.0, 2.0 * (square - diagonal_square) / count))
+    standard_error = math.sqrt(max(0.0, 2.0 * (streamed.square - streamed.diagonal_square) / count))
     checks.require(
         "difference of the trace from its Hutchinson estimate",
-        abs(trace - estimate),
+        abs(streamed.trace - estimate),
         STANDARD_ERRORS * standard_error + math.sqrt(size) * limit,
     )
     amplification = _root_mean_square(noise) / (_eps("float32") * norm) if norm > 0 else 0.0
     numbers = {
-        "trace": trace,
-        "frobenius": math.sqrt(square),
-        "asymmetry": math.sqrt(asymmetry),
+        "trace": streamed.trace,
+        "frobenius": math.sqrt(streamed.square),
+        "asymmetry": asymmetry,
         "error_frobenius": error_frobenius,
         "error_norm": min(error_frobenius, _fourth_norm(error)),
         "relative_error": relative,
@@ -386,13 +410,7 @@ def verify_eigenbasis(
     kinds = {kind: Evidence(invariance.vectors, invariance.products) for kind, invariance in forced.items()}
     every, along = _all_residuals(basis, probes, kinds, tile)
     orthogonality = _orthogonality(basis, device, memory)
-    for kind, invariance in forced.items():
-        checks.require(f"largest error |QΛQᵀu − Hu| along {kind} generators u", along[kind], bound)
-        # Where the invariance holds to δ, so does what follows from it, on the scale of H.
-        off = np.linalg.norm(invariance.products - invariance.expected, axis=0).max()
-        scale = hessian["frobenius"] + float(np.linalg.norm(invariance.expected, axis=0).max())
-        allowed = (INVARIANCE_ROUNDING + INVARIANCE_AMPLIFICATION * invariance.deviation) * scale
-        checks.require(f"largest deviation of Hu from what {kind} generators u force", float(off), allowed)
+    _check_invariances(checks, forced, along, hessian["frobenius"], bound)
     # The mean of m squared projections of a residual is at most χ²_m/m times its square; the largest of P exceeds this
     # bound (Laurent and Massart 2000, lemma 1) with probability UNLUCKY.
     count = probes.vectors.shape[1]
@@ -400,63 +418,90 @@ def verify_eigenbasis(
     inflation = math.sqrt(1.0 + 2.0 * math.sqrt(tail / count) + 2.0 * tail / count)
     checks.require("largest estimated residual of all eigenpairs", float(every.max()), inflation * bound)
     checks.require("largest entry of |QᵀQ − I|", orthogonality, growth * eps)
-
-    # |Σλ − tr H| = |tr E| ≤ √P ‖E‖_F and |‖Λ‖_F − ‖H‖_F| ≤ ‖E‖_F for a backward error ‖E‖_F ≤ growth·eps·‖H‖_F; the
-    # reported norms of H carry six digits.
-    frobenius = math.sqrt(float(np.square(values).sum()))
     backward = growth * eps * hessian["frobenius"]
-    digits = 1e-5 * hessian["frobenius"]
+    _check_sums(checks, values, hessian, backward)
+    numbers = {
+        "zero_threshold": worst + max(hessian["error_norm"], column_error),
+        "largest_residual": worst,
+        "column_error": column_error,
+        "orthogonality": orthogonality,
+        **_check_tail(checks, basis, deflated, hessian["error_frobenius"] + backward),
+    }
+    checked = checks.finish()
+    return {
+        **{name: rounded(value) for name, value in numbers.items()},
+        "deflated": len(deflated_indices(values)),
+        "residuals": {str(rank): rounded(value) for rank, value in zip(ranks, residuals, strict=True)},
+        "checks": checked,
+    }
+
+
+def _check_invariances(
+    checks: Checks, forced: Mapping[str, Forced], along: Mapping[str, float], frobenius: float, bound: float
+) -> None:
+    """Whether QΛQᵀ, and the products themselves, do along the generators what the invariances force."""
+    for kind, invariance in forced.items():
+        checks.require(f"largest error |QΛQᵀu − Hu| along {kind} generators u", along[kind], bound)
+        # Where the invariance holds to δ, so does what follows from it, on the scale of H.
+        off = np.linalg.norm(invariance.products - invariance.expected, axis=0).max()
+        scale = frobenius + float(np.linalg.norm(invariance.expected, axis=0).max())
+        allowed = (INVARIANCE_ROUNDING + INVARIANCE_AMPLIFICATION * invariance.deviation) * scale
+        checks.require(f"largest deviation of Hu from what {kind} generators u force", float(off), allowed)
+
+
+def _check_sums(checks: Checks, values: np.ndarray, hessian: Mapping[str, Any], backward: float) -> None:
+    """Trace and norm of the spectrum, for a backward error ‖E‖_F ≤ `backward`.
+
+    |Σλ − tr H| = |tr E| ≤ √P ‖E‖_F and |‖Λ‖_F − ‖H‖_F| ≤ ‖E‖_F; the reported norms of H carry six digits.
+    """
+    frobenius = math.sqrt(float(np.square(values).sum()))
     checks.require(
         "difference of the eigenvalues' sum from the trace",
         abs(float(values.sum()) - hessian["trace"]),
-        math.sqrt(size) * backward + 1e-5 * abs(hessian["trace"]),
+        math.sqrt(len(values)) * backward + 1e-5 * abs(hessian["trace"]),
     )
     checks.require(
         "difference of the eigenvalues' norm from that of the Hessian",
         abs(frobenius - hessian["frobenius"]),
-        backward + digits,
+        backward + 1e-5 * hessian["frobenius"],
     )
 
-    # The tail on its own scale: the top k are projected out before and after, so tr and ‖·‖²_F of what is left compare
-    # with sums over the tail. Var zᵀAz ≤ 2‖A‖²_F and Var |Az|² ≤ 2‖A²‖²_F.
-    top = deflated_indices(values)
-    rest = np.delete(values, top)
+
+def _check_tail(checks: Checks, basis: Basis, deflated: Evidence, perturbation: float) -> dict[str, float]:
+    """The spectrum's tail on its own scale, for a matrix that is off by ‖E‖_F ≤ `perturbation`.
+
+    The top k are projected out before and after, so tr and ‖·‖²_F of what is left compare with sums over the tail.
+    Var zᵀAz ≤ 2‖A‖²_F and Var |Az|² ≤ 2‖A²‖²_F.
+
+    Returns:
+        Trace and squared Frobenius norm of the tail, with their estimates and standard errors.
+    """
+    top = deflated_indices(basis.eigenvalues)
+    rest = np.delete(basis.eigenvalues, top)
     left = project_out(basis.select(top), deflated.products)
     count = left.shape[1]
     trace_estimate = float(np.einsum("pm,pm->", deflated.vectors, left)) / count
     square_estimate = float(np.square(left).sum()) / count
     trace_error = math.sqrt(2.0 * float(np.square(rest).sum()) / count)
     square_error = math.sqrt(2.0 * float((rest**4).sum()) / count)
-    perturbation = hessian["error_frobenius"] + backward
     rest_norm = math.sqrt(float(np.square(rest).sum()))
     checks.require(
         "difference of the deflated trace from its Hutchinson estimate",
         abs(float(rest.sum()) - trace_estimate),
-        STANDARD_ERRORS * trace_error + math.sqrt(size) * perturbation,
+        STANDARD_ERRORS * trace_error + math.sqrt(basis.size) * perturbation,
     )
     checks.require(
         "difference of the deflated squared Frobenius norm from its Hutchinson estimate",
         abs(rest_norm**2 - square_estimate),
         STANDARD_ERRORS * square_error + (2.0 * rest_norm + perturbation) * perturbation,
     )
-    numbers = {
-        "zero_threshold": worst + max(hessian["error_norm"], column_error),
-        "largest_residual": worst,
-        "column_error": column_error,
-        "orthogonality": orthogonality,
+    return {
         "deflated_trace": float(rest.sum()),
         "deflated_trace_estimate": trace_estimate,
         "deflated_trace_standard_error": trace_error,
         "deflated_square": rest_norm**2,
         "deflated_square_estimate": square_estimate,
         "deflated_square_standard_error": square_error,
-    }
-    checked = checks.finish()
-    return {
-        **{name: rounded(value) for name, value in numbers.items()},
-        "deflated": len(top),
-        "residuals": {str(rank): rounded(value) for rank, value in zip(ranks, residuals, strict=True)},
-        "checks": checked,
     }
 
 

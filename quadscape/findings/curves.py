@@ -18,7 +18,6 @@ from quadscape.findings.statement import Estimate, Statement, compared, describe
 from quadscape.tables import Table
 
 MEASURE = "curves"
-CHAPTER = 1
 
 PRIMARY = "original-loss-path"
 """The finding declared beforehand; all others are exploratory."""
@@ -62,7 +61,7 @@ def _ends(run: RunTables, seen: dict[str, Table]) -> list[Statement]:
         if not len(table):
             continue
         first, last = int(table["iteration"][0]), int(table["iteration"][-1])
-        at: dict[str, Any] = {"section": CHAPTER, "measure": MEASURE, "run": run.run, "iterations": (last,)}
+        at: dict[str, Any] = {"measure": MEASURE, "run": run.run, "iterations": (last,)}
         loss, accuracy = float(table["loss"][-1]), float(table["accuracy"][-1])
         start = number(float(table["loss"][0]))
         text = f"The {words[split]} loss goes from {start} at iteration {first:,} to {number(loss)}"
@@ -91,7 +90,7 @@ def _gap(run: RunTables, seen: dict[str, Table]) -> list[Statement]:
     losses = [float(part["loss"][part["iteration"] == last][0]) for part in (training, validation)]
     gap, least = losses[1] - losses[0], int(validation["iteration"][best])
     text = f"The validation loss lies {number(gap)} above the training loss and was least at iteration {least:,}"
-    at: dict[str, Any] = {"section": CHAPTER, "measure": MEASURE, "run": run.run, "iterations": (last,)}
+    at: dict[str, Any] = {"measure": MEASURE, "run": run.run, "iterations": (last,)}
     return [described(text, Estimate.alone(gap, _NO_INTERVAL, "loss"), **at)]
 
 
@@ -126,7 +125,7 @@ def _drops(run: RunTables) -> list[Statement]:
         ratio = float(losses[after[0]] / losses[before[-1]])
         text = f"Within {window:,} iterations of the drop of the learning rate at iteration {drop:,} the batch loss "
         text += f"goes to {percent(ratio)} of what it was"
-        at: dict[str, Any] = {"section": CHAPTER, "measure": MEASURE, "run": run.run, "iterations": (drop,)}
+        at: dict[str, Any] = {"measure": MEASURE, "run": run.run, "iterations": (drop,)}
         found.append(described(text, Estimate.alone(ratio, "one window on each side, no interval"), **at))
     return found
 
@@ -164,5 +163,5 @@ def _layers(run: RunTables) -> list[Statement]:
     high, low = int(np.argmax(own["norm"])), int(np.argmin(own["norm"]))
     ratio = float(own["norm"][high] / own["norm"][low])
     text = f"The batch gradient is {number(ratio)} times as long in {own['layer'][high]} as in {own['layer'][low]}"
-    at: dict[str, Any] = {"section": CHAPTER, "measure": MEASURE, "run": run.run, "iterations": (last,)}
+    at: dict[str, Any] = {"measure": MEASURE, "run": run.run, "iterations": (last,)}
     return [described(text, Estimate.alone(ratio, "one window, no interval"), **at)]

@@ -9,7 +9,6 @@ from quadscape.findings.statement import Estimate, Statement, described
 from quadscape.tables import Table
 
 MEASURE = "density"
-CHAPTER = 2
 
 PRIMARY = ""
 """No published result is tested: what the density says is compared with the exact spectrum."""
@@ -41,7 +40,7 @@ def statements(tables: Tables) -> list[Statement]:
 
 
 def _checkpoint(run: RunTables, table: Table, spectrum: Table | None) -> list[Statement]:
-    at = {"section": CHAPTER, **reading.place(MEASURE, run, table)}
+    at = reading.place(MEASURE, run, table)
     trace, low, high = (reading.attribute(table, name) for name in ("trace", "trace_low", "trace_high"))
     estimate = Estimate(trace, low, high, INTERVAL, _UNIT)
     if spectrum is None:

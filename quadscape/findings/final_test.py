@@ -6,7 +6,6 @@ from quadscape.findings.reading import Tables
 from quadscape.findings.statement import Estimate, Statement, described
 
 MEASURE = "final_test"
-CHAPTER = 1
 PRIMARY = ""
 
 
@@ -28,7 +27,6 @@ def statements(tables: Tables) -> list[Statement]:
                 f"At the end {percent(accuracy)} of the test examples, which nothing was chosen by, are classified "
                 "correctly",
                 Estimate(accuracy, low, high, "95 %, Wilson, over examples of the population", "1"),
-                section=CHAPTER,
                 measure=MEASURE,
                 run=run.run,
                 iterations=(int(table["iteration"][0]),),

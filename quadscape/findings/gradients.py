@@ -14,7 +14,6 @@ from quadscape.findings.statement import Estimate, Statement, compared, describe
 from quadscape.tables import Table
 
 MEASURE = "gradients"
-CHAPTER = 4
 
 PRIMARY = "noise-power-law"
 """The finding declared beforehand; all others are exploratory."""
@@ -57,7 +56,7 @@ def _checkpoint(run: RunTables, table: Table) -> list[Statement]:
     estimate = Estimate(value, float(first["mean_low"][0]), float(first["mean_high"][0]), _BOOTSTRAP)
     text = f"Single examples' gradients have a mean |cos| of {number(value)} with the first eigenvector, where chance "
     text += f"has {number(chance)}; one example has {percent(float(first['top_share'][0]))} of their square there"
-    return [described(text, estimate, section=CHAPTER, **reading.place(MEASURE, run, table))]
+    return [described(text, estimate, **reading.place(MEASURE, run, table))]
 
 
 _BOOTSTRAP = "95 %, bootstrap over examples of the population"

@@ -15,7 +15,6 @@ from quadscape.findings.statement import Estimate, Statement, compared, describe
 from quadscape.tables import Table
 
 MEASURE = "line_search"
-CHAPTER = 3
 
 PRIMARY = "growth-sub-quadratic"
 """The finding declared beforehand; all others are exploratory."""
@@ -66,7 +65,7 @@ def _forms(run: RunTables, fits: Table) -> list[Statement]:
     text = f"The simplest form within 1 % along {len(resolved):,} eigenvectors: {words}"
     share = float(np.mean(resolved["form"] == "quadratic"))
     estimate = Estimate(share, share, share, "share of quadratic lines, of those searched")
-    return [described(text, estimate, section=CHAPTER, **reading.place(MEASURE, run, fits))]
+    return [described(text, estimate, **reading.place(MEASURE, run, fits))]
 
 
 def _radius(run: RunTables, fits: Table) -> list[Statement]:
@@ -86,7 +85,7 @@ def _radius(run: RunTables, fits: Table) -> list[Statement]:
         estimate = median_estimate(rise, "eigenvectors", "loss")
         text = f"Along eigenvectors of {word} eigenvalue the quadratic holds up to ½|λ|t² of {number(estimate.value)}, "
         text += f"in the median of {int(either.sum()):,} of {len(own):,} lines (the others do not show its end)"
-        found.append(described(text, estimate, section=CHAPTER, **reading.place(MEASURE, run, fits)))
+        found.append(described(text, estimate, **reading.place(MEASURE, run, fits)))
     return found
 
 
@@ -98,14 +97,14 @@ def _checks(run: RunTables, fits: Table) -> list[Statement]:
     if len(ratios):
         estimate = median_estimate(ratios, "eigenvectors")
         text = f"Curvatures read from losses alone are {number(estimate.value)} times the eigenvalues, in the median"
-        found.append(described(text, estimate, section=CHAPTER, **reading.place(MEASURE, run, fits)))
+        found.append(described(text, estimate, **reading.place(MEASURE, run, fits)))
     above = _of_sign(fits, 1)
     ratios = finite(above["validation_curvature"] / above["eigenvalue"])
     if len(ratios):
         estimate = median_estimate(ratios, "eigenvectors")
         text = "Along eigenvectors of positive eigenvalue the validation loss is "
         text += f"{number(estimate.value)} times as curved as the training loss, in the median"
-        found.append(described(text, estimate, section=CHAPTER, **reading.place(MEASURE, run, fits)))
+        found.append(described(text, estimate, **reading.place(MEASURE, run, fits)))
     return found
 
 

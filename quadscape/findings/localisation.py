@@ -11,7 +11,6 @@ from quadscape.findings.statement import Estimate, Statement, compared, describe
 from quadscape.tables import Table
 
 MEASURE = "localisation"
-CHAPTER = 2
 
 PRIMARY = "original-localised"
 """The finding declared beforehand; all others are exploratory."""
@@ -52,7 +51,6 @@ def _participation(run: RunTables, table: Table) -> list[Statement]:
             f"The top {len(top)} eigenvectors are spread over {number(value)} parameters, in the median; a random one "
             f"over {number(chance)}",
             Estimate.exact(value, "parameters"),
-            section=CHAPTER,
             **reading.place(MEASURE, run, table),
         )
     ]

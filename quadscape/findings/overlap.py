@@ -13,7 +13,6 @@ from quadscape.findings.statement import Estimate, Statement, compared, describe
 from quadscape.tables import Table
 
 MEASURE = "overlap"
-CHAPTER = 2
 
 PRIMARY = "top-subspace-preserved"
 """The finding declared beforehand; all others are exploratory."""
@@ -70,7 +69,7 @@ def _maxima(run: RunTables, table: Table) -> list[Statement]:
     text = f"The first {len(top)} eigenvectors keep a partner with a median |cos| of {number(estimate.value)}"
     text += f"; by chance the best of all would have {number(chance)}"
     at: dict[str, Any] = {"measure": MEASURE, "run": run.run, "iterations": pair_of(table)}
-    return [described(text, estimate, section=CHAPTER, **at)]
+    return [described(text, estimate, **at)]
 
 
 def top_overlap(table: Table, k: int) -> tuple[float, float, float]:

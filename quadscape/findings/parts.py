@@ -12,7 +12,6 @@ from quadscape.findings.statement import Estimate, Statement, compared, describe
 from quadscape.tables import Table
 
 MEASURE = "parts"
-CHAPTER = 2
 
 PRIMARY = "outliers-gauss-newton"
 """The finding declared beforehand; all others are exploratory."""
@@ -46,7 +45,7 @@ def _traces(run: RunTables, table: Table) -> list[Statement]:
     share = float(parts["G"]["trace"] / parts["H"]["trace"])
     text = f"The Gauss–Newton part has {percent(share)} of the Hessian's trace; beyond numerical zero the Hessian has "
     text += f"{int(parts['H']['negative']):,} negative eigenvalues, the remainder alone {int(parts['R']['negative']):,}"
-    return [described(text, Estimate.exact(share), section=CHAPTER, **reading.place(MEASURE, run, table))]
+    return [described(text, Estimate.exact(share), **reading.place(MEASURE, run, table))]
 
 
 def _negative(run: RunTables, table: Table) -> list[Statement]:
@@ -55,7 +54,7 @@ def _negative(run: RunTables, table: Table) -> list[Statement]:
         return []
     estimate = median_estimate(own["remainder"] / own["eigenvalue"], "eigenvectors")
     text = f"Along negative eigenvectors the remainder is {number(estimate.value)} times the eigenvalue, in the median"
-    return [described(text, estimate, section=CHAPTER, **reading.place(MEASURE, run, table))]
+    return [described(text, estimate, **reading.place(MEASURE, run, table))]
 
 
 def _outliers(run: RunTables, table: Table) -> Statement:

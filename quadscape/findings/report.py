@@ -10,19 +10,7 @@ from quadscape.findings.known import KnownRow, known_rows
 from quadscape.findings.numbers import estimate_text, number
 from quadscape.findings.statement import NOT_TESTABLE, VERDICTS, Statement
 from quadscape.findings.statements import in_order
-
-SECTIONS = {
-    1: "Training",
-    2: "Curvature",
-    3: "How quadratic",
-    4: "Noise",
-    5: "Dynamics",
-    6: "Overfitting",
-    7: "Theory",
-    8: "Comparisons",
-    9: "Views",
-}
-"""Titles of the report's sections, in the order of the story."""
+from quadscape.measures.declaration import CHAPTERS
 
 NOTHING = "Nothing measured."
 
@@ -75,7 +63,7 @@ def to_rst(statements: Iterable[Statement], title: str = "Findings") -> str:
     """
     ordered = in_order(list(statements))
     lines = [*_heading(title, "="), escape(HOW_TO_READ), "", f"{escape(summary(ordered))}", ""]
-    for section, name in SECTIONS.items():
+    for section, name in CHAPTERS.items():
         lines += _heading(f"{section} {name}", "-")
         shown = [s for s in ordered if s.section == section and s.verdict != NOT_TESTABLE]
         # What speaks of published results comes first.
@@ -199,7 +187,7 @@ def format_findings(statements: Iterable[Statement], width: int = 100) -> str:
     """
     ordered = in_order(list(statements))
     lines = [summary(ordered), ""]
-    for section, name in SECTIONS.items():
+    for section, name in CHAPTERS.items():
         own = [statement for statement in ordered if statement.section == section]
         if not own:
             continue

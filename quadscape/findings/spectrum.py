@@ -16,7 +16,6 @@ from quadscape.findings.statement import Estimate, Statement, compared, describe
 from quadscape.tables import Table
 
 MEASURE = "spectrum"
-CHAPTER = 2
 
 PRIMARY = "rank-exponent-trained"
 """The finding declared beforehand; all others are exploratory."""
@@ -132,7 +131,7 @@ def outlier_count(eigenvalues: np.ndarray, classes: int) -> int:
 
 def _checkpoint(run: RunTables, table: Table) -> list[Statement]:
     """What every checkpoint has: λ₁, the negative part, the effective rank."""
-    at = {"section": CHAPTER, **reading.place(MEASURE, run, table)}
+    at = reading.place(MEASURE, run, table)
     zero, largest = reading.attribute(table, "zero_threshold"), reading.attribute(table, "largest")
     found = [
         described(

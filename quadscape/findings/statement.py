@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from quadscape.findings.known import KnownRow, Margin, known_rows
+from quadscape.measures import MEASURES
 
 AGREES = "agrees"
 DISAGREES = "disagrees"
@@ -158,22 +159,21 @@ def judge(value: float, low: float, high: float, margin: Margin, differs: str = 
 
 
 def described(
-    claim: str, estimate: Estimate, *, section: int, measure: str, run: str = "", iterations: Sequence[int] = ()
+    claim: str, estimate: Estimate, *, measure: str, run: str = "", iterations: Sequence[int] = ()
 ) -> Statement:
     """A statement without a published counterpart.
 
     Args:
         claim: One plain sentence.
         estimate: Its number.
-        section: Number of the report's section.
-        measure: The measure.
+        measure: The measure, to whose chapter of the report it belongs.
         run: Run.
         iterations: Checkpoints.
 
     Returns:
         The statement.
     """
-    place = (section, measure, run, tuple(iterations))
+    place = (MEASURES[measure].chapter, measure, run, tuple(iterations))
     return Statement(claim, *place, estimate.value, estimate.low, estimate.high, estimate.interval, estimate.unit)
 
 
@@ -208,8 +208,8 @@ def compared(
     verdict, reason = judge(estimate.value, estimate.low, estimate.high, known.margin, known.differences(setting))
     if verdict == NOT_TESTABLE:
         reason = f"{reason}; {known.would_do} would do"
-    found = described(claim, estimate, section=known.chapter, measure=measure, run=run, iterations=iterations)
-    return replace(found, known=known.id, verdict=verdict, reason=reason)
+    found = described(claim, estimate, measure=measure, run=run, iterations=iterations)
+    return replace(found, section=known.chapter, known=known.id, verdict=verdict, reason=reason)
 
 
 def untestable(

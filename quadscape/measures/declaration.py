@@ -17,6 +17,19 @@ Options = Mapping[str, Any]
 STAGES = ("data", "trajectory", "checkpoint", "hessian", "gauss_newton", "eigenbasis")
 """What a measure can read, besides tables of other measures."""
 
+CHAPTERS = {
+    1: "Training",
+    2: "Curvature",
+    3: "How quadratic",
+    4: "Noise",
+    5: "Dynamics",
+    6: "Overfitting",
+    7: "Theory",
+    8: "Comparisons",
+    9: "Views",
+}
+"""Titles of the report's sections, in the order of the story."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -100,6 +113,7 @@ class Measure:
     Attributes:
         name: One word for rule, log, section of the experiment file and folder of the tables.
         title: What it measures, as one sentence.
+        chapter: Number of the report's section that it belongs to: see `CHAPTERS`.
         of: What there is one result of.
         reads: Stages, and tables of other measures, that it opens.
         tables: What it returns.
@@ -116,6 +130,7 @@ class Measure:
 
     name: str
     title: str
+    chapter: int
     of: Subject
     reads: tuple[str, ...]
     tables: tuple[TableSchema, ...]

@@ -46,6 +46,7 @@ def _cost(sizes: Sizes, options: Options) -> Cost:
 MEASURE = Measure(
     name="curves",
     title="How the training went: batch loss, learning rate, evaluations and gradient norms.",
+    chapter=1,
     of="run",
     reads=("trajectory",),
     tables=(CURVES, EVALUATIONS, NORMS),

@@ -25,6 +25,7 @@ def _cost(sizes: Sizes, options: Options) -> Cost:
 MEASURE = Measure(
     name="density",
     title="Spectral density of the Hessian by stochastic Lanczos quadrature, without its eigenbasis.",
+    chapter=2,
     of="checkpoint",
     reads=("data", "checkpoint"),
     tables=(SCHEMA,),

@@ -21,6 +21,7 @@ def _cost(sizes: Sizes, options: Options) -> Cost:
 MEASURE = Measure(
     name="final_test",
     title="Loss and accuracy on test data at the end of a run: the one measure that reads them.",
+    chapter=1,
     of="run",
     reads=("trajectory",),
     tables=(FINAL_TEST,),

@@ -56,6 +56,7 @@ def _cost(sizes: Sizes, options: Options) -> Cost:
 MEASURE = Measure(
     name="gradients",
     title="All single-example gradients in the eigenbasis: whose curvature is it?",
+    chapter=4,
     of="checkpoint",
     reads=("data", "checkpoint", "eigenbasis"),
     tables=(DIRECTIONS, BANDS),

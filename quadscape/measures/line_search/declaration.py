@@ -120,6 +120,7 @@ def _cost(sizes: Sizes, options: Options) -> Cost:
 MEASURE = Measure(
     name="line_search",
     title="Loss along eigenvectors, L(θ + t qᵢ): its form, its minima and its quadratic radius.",
+    chapter=3,
     of="checkpoint",
     reads=("data", "checkpoint", "eigenbasis"),
     tables=(LINES, FITS),

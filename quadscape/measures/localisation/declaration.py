@@ -51,6 +51,7 @@ def _cost(sizes: Sizes, options: Options) -> Cost:
 MEASURE = Measure(
     name="localisation",
     title="How few parameters, and of which layers, an eigenvector lives in.",
+    chapter=2,
     of="checkpoint",
     reads=("data", "checkpoint", "eigenbasis"),
     tables=(DIRECTIONS, PARAMETERS, BANDS),

@@ -64,6 +64,7 @@ def _cost(sizes: Sizes, options: Options) -> Cost:
 MEASURE = Measure(
     name="overlap",
     title="|QₐᵀQ_b| between the eigenbases of two checkpoints of a run: are the eigenvectors constant?",
+    chapter=2,
     of="checkpoint_pair",
     reads=("eigenbasis",),
     tables=(ROWS, MAXIMA, BANDS, SUBSPACE),

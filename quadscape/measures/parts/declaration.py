@@ -39,6 +39,7 @@ def _cost(sizes: Sizes, options: Options) -> Cost:
 MEASURE = Measure(
     name="parts",
     title="Which part of the Hessian makes its eigenvalues: spectra of H, of its Gauss–Newton part G and of R = H − G.",
+    chapter=2,
     of="checkpoint",
     reads=("data", "checkpoint", "hessian", "gauss_newton", "eigenbasis"),
     tables=(SPECTRA, RITZ),

@@ -23,6 +23,7 @@ def _cost(sizes: Sizes, options: Options) -> Cost:
 MEASURE = Measure(
     name="spectrum",
     title="All eigenvalues of the Hessian by rank, with counts and masses at several cuts.",
+    chapter=2,
     of="checkpoint",
     reads=("data", "checkpoint", "eigenbasis"),
     tables=(SCHEMA,),
