@@ -14,6 +14,7 @@ from pathlib import Path
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import STAGES
+from quadscape.sizes import Kept, asked_measures
 from quadscape.stage import Log, array_bytes, changed_parameters, finished_manifest, purge_stage
 from quadscape.status import directory_size, find_stages, owner_lives
 from quadscape.superseded import is_superseded, remove, stage_directory
@@ -118,10 +119,12 @@ def _unfinished(checkpoint: Path, stage: str) -> list[str]:
     iterations = sorted((path.name for path in checkpoint.parent.iterdir() if path.name.isdecimal()), key=int)
     pairs = [f"{a}-{b}" for a, b in combinations(iterations, 2) if checkpoint.name in {a, b}]
     there = {name for name in STAGES if (checkpoint / name).exists()} | {"data", "checkpoint", "trajectory"}
+    asked = asked_measures(Kept(run.parents[1] / "sizes.json"), run.name)
     missing = []
     for measure in MEASURES.values():
+        is_on = measure.by_default if asked is None else measure.name in asked
         # What reads a stage that was never asked for is not asked for either.
-        if stage not in measure.reads or not measure.by_default or not there.issuperset(measure.stages):
+        if stage not in measure.reads or not is_on or not there.issuperset(measure.stages):
             continue
         for key in pairs if measure.of == "checkpoint_pair" else [checkpoint.name]:
             if not any((tables / measure.name / run.name / key).glob("manifest-*.json")):

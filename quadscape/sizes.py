@@ -5,6 +5,7 @@ anything twice: `results/<name>/sizes.json` holds what was found, under digests 
 
 - A head looks at the data source anew each time, since the digest of its listing decides whether anything is to be
   done; only the shape of the images is taken over where no file was written since. Jobs take what their head has kept.
+- Which measures of which runs are on, for `quadscape purge`, which knows no experiment file.
 - Built-in networks are counted by arithmetic. A network of the user's own is made once, in a process of its own
   (`python -m quadscape.sizes`), and again when any source file that it came from has changed.
 
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import sysconfig
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import file_digest
 from importlib.metadata import PackageNotFoundError, version
@@ -90,6 +92,25 @@ class Kept:
         except OSError:
             with contextlib.suppress(OSError):
                 draft.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measures
+
+
+def keep_asked(kept: Kept, asked: Mapping[str, Sequence[str]]) -> None:
+    """Keeps which measures the experiment asks for.
+
+    Args:
+        kept: What is kept.
+        asked: Measures by run.
+    """
+    kept.put("measures", "", {run: list(measures) for run, measures in asked.items()})
+
+
+def asked_measures(kept: Kept, run: str) -> list[str] | None:
+    """Measures that the head which started last asked for; None where its experiment had no such run, or none did."""
+    return (kept.get("measures", "") or {}).get(run)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

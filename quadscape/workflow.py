@@ -15,11 +15,12 @@ from quadscape.config import Experiment, Run, check_problem
 from quadscape.curvature.solver_plan import advisable_bytes
 from quadscape.data_sources import DataDescription
 from quadscape.errors import ConfigError
+from quadscape.measures import MEASURES
 from quadscape.measures.declaration import Sizes
 from quadscape.measures.job import manifest_name
 from quadscape.memory_limits import memory_total
 from quadscape.paths import user_path
-from quadscape.sizes import Kept, look_at_data, look_at_network
+from quadscape.sizes import Kept, keep_asked, look_at_data, look_at_network
 from quadscape.snakemake_shell import check_working_directory
 from quadscape.stored import stored_attributes, stored_manifest
 from quadscape.versions import STAGE_VERSIONS
@@ -218,6 +219,13 @@ class Problem:
         _check_sources(experiment)
         network = look_at_network(experiment.model, experiment.loss, data, kept, MOST_PARAMETERS)
         check_problem(experiment, network.parameters, data.training)
+        keep_asked(
+            kept,
+            {
+                run.name: [name for name in MEASURES if experiment.is_measured(name, run.name)]
+                for run in experiment.runs
+            },
+        )
         kept.save()
         return cls(experiment, data, network.parameters, problem, network.code)
 

@@ -15,6 +15,7 @@ from quadscape.sizes import Kept
 from quadscape.snakemake_shell import (
     check_working_directory,
     force_outputs,
+    let_waiting_threads_sleep,
     quote_interpreter,
 )
 from quadscape.targets import Targets, measure_rules
@@ -27,6 +28,7 @@ from quadscape.workflow import Places, Problem, check_places
 from quadscape.yaml_files import check_given_config, check_given_files, profile_files
 
 quote_interpreter()
+let_waiting_threads_sleep()
 
 try:
     # Snakemake has read them, but of a key that is given twice its reader keeps the last.
