@@ -128,6 +128,7 @@ def _purge(arguments: argparse.Namespace) -> int:
 
 def _validate(arguments: argparse.Namespace) -> int:
     from quadscape.data_sources import census
+    from quadscape.targets import Targets
     from quadscape.workflow import Problem, check_places
 
     experiment: Experiment = load_experiment(arguments.config)
@@ -140,6 +141,8 @@ def _validate(arguments: argparse.Namespace) -> int:
         f"{data.validation:,} validation and {data.test:,} test images of {'×'.join(map(str, data.shape))}; "
         f"{len(experiment.runs)} runs, {sum(len(run.checkpoints) for run in experiment.runs)} checkpoints."
     )
+    for sentence in Targets(problem).clipped():
+        print(sentence)
     if problem.source_problem:
         print(f"The data store made before is used, since its source cannot be: {problem.source_problem}")
         print(f"{len(data.classes)} classes: {', '.join(_some(data.classes))}")

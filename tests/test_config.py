@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quadscape.cli import main
 from quadscape.config import (
     Experiment,
     MeasureSection,
@@ -24,6 +25,7 @@ from quadscape.errors import ConfigError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import effective_options
 from quadscape.reference import configuration_reference
+from quadscape.workflow import Problem
 from quadscape.yaml_files import check_given_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -385,3 +387,40 @@ def test_defaults_beyond_the_network_are_clipped_and_given_ones_are_not() -> Non
     assert effective_options(measure, {"dtype": "float64"}, 5)["directions"] == 5
     assert effective_options(measure, {"dtype": "float64", "directions": 7}, 5)["directions"] == 7
     assert effective_options(measure, {"dtype": "float64"}, 500)["directions"] == 48
+
+
+def test_validation_says_what_was_clipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "three_parameters.py"
+    source.write_text(
+        "import torch\n"
+        "class Three(torch.nn.Module):\n"
+        "    def __init__(self, shape, classes):\n"
+        "        super().__init__()\n"
+        "        self.scales = torch.nn.Parameter(torch.ones(3))\n"
+        "        self.classes = classes\n"
+        "    def forward(self, images):\n"
+        "        return torch.outer(images.mean(dim=(1, 2, 3)) * self.scales.prod(), torch.arange(self.classes))\n"
+        "def make(shape, classes):\n"
+        "    return Three(shape, classes)\n"
+    )
+    path = tmp_path / "small.yaml"
+    model = {"factory": "three_parameters:make"}
+    monkeypatch.chdir(tmp_path)
+    runs = [{"name": "a", "checkpoints": [0]}]
+    path.write_text(yaml.safe_dump({"data": {"source": "digits"}, "model": model, "runs": runs}))
+    assert main(["validate", str(path)]) == 0
+    assert "measures.line_search.directions is 3 instead of its default 48" in capsys.readouterr().out
+
+
+def test_gallery_and_tiny_declare_the_same_and_the_study_has_five_seeds() -> None:
+    gallery, tiny, study = (load_experiment(ROOT / f"experiments/{name}.yaml") for name in ("gallery", "tiny", "study"))
+    for experiment in (gallery, tiny):
+        assert all(experiment.is_measured(name, experiment.runs[0].name) for name in MEASURES)
+    assert [run.name for run in gallery.runs] == [run.name for run in tiny.runs]
+    assert [len(run.checkpoints) for run in gallery.runs] == [len(run.checkpoints) for run in tiny.runs]
+    assert tiny.model.factory == gallery.model.factory
+    assert Problem.of(tiny).parameters <= 600
+    seeds = [study.run_seed(run) for run in study.runs if run.learning_rate == study.runs[0].learning_rate]
+    assert len(set(seeds)) == len(seeds) >= 5
