@@ -65,7 +65,8 @@ def apply_numerics(threads: int, tf32: bool = False) -> None:
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     _keep_freed_memory()
-    torch.use_deterministic_algorithms(True)
+    # As use_deterministic_algorithms(True), which also imports torch's compiler, for a second of every job.
+    torch.set_deterministic_debug_mode("error")
     # Every buffer is written before it is read; filling each with NaN first would cost a pass over memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

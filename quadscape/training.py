@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 
 from quadscape.config import Constant, Model, Run, Steps, Training, finite, resolved
 from quadscape.config import LearningRate as Schedule
@@ -292,6 +291,9 @@ class TrainingTask:
 
     def _operations(self) -> int:
         """Floating-point operations of the forward pass of one image (convolutions and matrix products)."""
+        # Here, since whoever only reads a trajectory need not load it.
+        from torch.utils.flop_counter import FlopCounterMode
+
         model = build_model(self.model, self._info.shape, len(self._info.classes)).eval()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, *self._info.shape))
