@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import copy
 import torch
 from torch.func import grad, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
@@ -126,6 +127,21 @@ class HessianEngine:
             total = torch.cuda.get_device_properties(device).total_memory
             return {"chunk": min(objective.chunk, _CUDA_CHUNK), "tile": int(total * _CUDA_FRACTION)}
         return {"chunk": min(objective.chunk, _CPU_CHUNK), "tile": _CPU_TILE_BYTES}
+
+    def of_part(self, examples: slice) -> "HessianEngine":
+        """The engine of the loss of some of the examples, which takes over what is known of the network.
+
+        Its columns and those of this engine must not be computed at the same time.
+
+        Args:
+            examples: Which.
+
+        Returns:
+            Another engine, with the same plan.
+        """
+        part = copy.copy(self)
+        part.objective = self.objective.part(examples)
+        return part
 
     def flops(self, start: int, stop: int) -> float:
         """Floating-point operations of matrix products and convolutions that a block of columns takes, over all data.

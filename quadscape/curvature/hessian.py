@@ -131,7 +131,7 @@ class HessianShardTask:
         strips = share_of_strips(bounds, engine.flops, self._number, self._config.shards)
         costs = [engine.flops(start, stop) for start, stop in pairwise(strips)]
         self._engine = engine
-        self._seconds = self._expected_seconds(strips, costs, tiles)
+        self._seconds = self._expected_seconds(strips, costs)
         return {
             "threads": threads,
             "device": device.type,
@@ -143,12 +143,11 @@ class HessianShardTask:
             "memory_bytes": engine.memory_bytes(int(np.diff(strips).max())),
         }
 
-    def _expected_seconds(self, strips: list[int], costs: list[float], tiles: dict[str, int]) -> float | None:
+    def _expected_seconds(self, strips: list[int], costs: list[float]) -> float | None:
         """Time of all strips at the speed of a usual one over one data chunk; shown, and no part of the plan."""
         assert self._engine is not None
         whole = self._engine.objective
-        few = whole.part(slice(0, whole.chunk))
-        engine = HessianEngine(few, self._objectives.theta, tiles)
+        engine = self._engine.of_part(slice(0, whole.chunk))
         half = int(np.searchsorted(np.cumsum(costs), sum(costs) / 2))  # half of the work is before this strip
         try:
             with device_memory_explained("a strip of the Hessian"):
@@ -159,7 +158,7 @@ class HessianShardTask:
         except DeviceMemoryError:  # `smaller` will be asked for another plan
             return None
         counted = engine.flops(strips[half], strips[half + 1])
-        return seconds * (sum(costs) / counted if counted else whole.count / few.count * len(costs))
+        return seconds * (sum(costs) / counted if counted else whole.count / engine.objective.count * len(costs))
 
     def arrays(self, plan: dict[str, Any]) -> list[ArraySpec]:
         """The matrix, of which a shard fills its own files."""
