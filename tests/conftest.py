@@ -1,12 +1,18 @@
 """Fixtures of several test files."""
 
+import fcntl
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fake_slurm import FakeSlurm
+
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,3 +43,47 @@ def place(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir=memory, prefix="quadscape-test-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Makes a folder of a name, which all processes of pytest-xdist share: the first makes it, and others wait for it.
+
+    What is in it is only to be read, for others read it at the same time.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, partial = base / name, base / f"{name}.partial"
+        with (base / f"{name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                shutil.rmtree(partial, ignore_errors=True)
+                make(partial)
+                partial.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def make_apart() -> Callable[..., None]:
+    """`make_results` in a process of its own, in which no test before has a say; keywords are environment variables."""
+    tests = Path(__file__).parent
+
+    def make(root: Path, **environment: str) -> None:
+        code = "import pathlib, sys, results; results.make_results(pathlib.Path(sys.argv[1]))"
+        path = os.pathsep.join([str(tests.parent), str(tests)])
+        subprocess.run(
+            [sys.executable, "-c", code, str(root)], env={**os.environ, "PYTHONPATH": path, **environment}, check=True
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def made_results(made_once: MadeOnce, make_apart: Callable[..., None]) -> Path:
+    """Where `make_results` has put its results; only to be read."""
+    return made_once("results", make_apart)

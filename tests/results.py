@@ -19,25 +19,25 @@ from quadscape.workflow import Places, Problem
 ITERATIONS = (0, 40)
 
 
+SMALL = {
+    "name": "small",
+    "data": {"source": "digits", "held_out": 0.8},
+    "model": {"factory": "mlp", "hidden": [3]},
+    "training": {
+        "iterations": 40,
+        "batch_size": 32,
+        "learning_rate": {"schedule": "constant", "value": 0.1},
+        "trajectory": {"stride": 5, "dense": 2},
+        "evaluate_every": 10,
+    },
+    "runs": [{"name": "a", "checkpoints": list(ITERATIONS)}],
+    "curvature": {"dtype": "float64"},
+}
+
+
 def small_experiment(**changes: object) -> Experiment:
     """An MLP of 235 parameters on digits, two checkpoints."""
-    return parse_experiment(
-        {
-            "name": "small",
-            "data": {"source": "digits", "held_out": 0.8},
-            "model": {"factory": "mlp", "hidden": [3]},
-            "training": {
-                "iterations": 40,
-                "batch_size": 32,
-                "learning_rate": {"schedule": "constant", "value": 0.1},
-                "trajectory": {"stride": 5, "dense": 2},
-                "evaluate_every": 10,
-            },
-            "runs": [{"name": "a", "checkpoints": list(ITERATIONS)}],
-            "curvature": {"dtype": "float64"},
-            **changes,
-        }
-    )
+    return parse_experiment({**SMALL, **changes})
 
 
 def silent(_: str) -> None:

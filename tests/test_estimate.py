@@ -10,7 +10,7 @@ from quadscape.estimate import Estimates, Need, estimate_experiment, format_esti
 from quadscape.measures import MEASURES
 from quadscape.stage import read_events
 from quadscape.workflow import Problem
-from results import make_results, small_experiment
+from results import small_experiment
 
 SMALL = """
 name: small
@@ -42,8 +42,7 @@ def estimated() -> dict[str, Need]:
     return by_stage(estimate_experiment(Problem.of(experiment), ["cpu"])[0])
 
 
-def test_disk_and_time_of_real_stages(estimated: dict[str, Need], tmp_path: Path) -> None:
-    results = make_results(tmp_path)
+def test_disk_and_time_of_real_stages(estimated: dict[str, Need], made_results: Path) -> None:
     places = {
         "training": "trajectory",
         "hessian_shard": "checkpoints/40/hessian_shards/1-of-1",
@@ -52,7 +51,7 @@ def test_disk_and_time_of_real_stages(estimated: dict[str, Need], tmp_path: Path
         "eigenbasis": "checkpoints/40/eigenbasis",
     }
     for stage, place in places.items():
-        directory = results / "runs/a" / place
+        directory = made_results / "results/small/runs/a" / place
         assert estimated[stage].disk_bytes == pytest.approx(store_bytes(directory), rel=0.1), stage
         events = read_events(directory)
         seconds = sum(event["seconds"] for event in events if event["event"] == "unit")

@@ -16,23 +16,16 @@ from quadscape.tables import read_table
 from quadscape.targets import Targets
 from quadscape.verify import verify_results
 from quadscape.workflow import Problem
-from results import make_results, small_experiment
+from results import small_experiment
 
 EXPERIMENT = small_experiment(
     measures={"line_search": {"directions": 5, "points": 9}, "density": {"vectors": 4, "steps": 6}}
 )
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("measures")
-    make_results(root)
-    return root
-
-
 @pytest.fixture
-def root(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "root"))
+def root(made_results: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made_results, tmp_path / "root"))
 
 
 def measured(root: Path, name: str, key: str, experiment=EXPERIMENT) -> tuple[Path, list[str]]:

@@ -3,8 +3,11 @@
 import errno
 import hashlib
 import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from quadscape.errors import ConfigError, StageError
 from quadscape.numerics import apply_numerics
 from quadscape.snakemake_shell import check_working_directory
 from quadscape.workflow import MOST_PARAMETERS, Problem, check_places
+from results import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,22 +51,10 @@ HOSTILE = {
     "PYTHONHASHSEED": "7",
     "LC_ALL": "C",
 }
-_MAKE = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from results import make_results
-make_results(Path(sys.argv[1]))
-"""
 
 
-def _made(root: Path, **environment: str) -> dict[str, str]:
-    """Digests of everything but times and locks, of results made in a process of their own."""
-    subprocess.run(
-        [sys.executable, "-c", _MAKE, str(root), str(ROOT / "tests")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        check=True,
-    )
+def _digests(root: Path) -> dict[str, str]:
+    """Digests of everything but times and locks."""
     files = [path for path in root.rglob("*") if path.is_file() and "lock" not in path.parts]
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -72,12 +64,15 @@ def _made(root: Path, **environment: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_settings_of_the_user_change_no_byte(tmp_path: Path) -> None:
+def test_settings_of_the_user_change_no_byte(
+    made_results: Path, make_apart: Callable[..., None], tmp_path: Path
+) -> None:
     (tmp_path / "home/.config/zarr").mkdir(parents=True)
     (tmp_path / "home/.config/zarr/zarr.yaml").write_text("array: {order: F}\njson_indent: 7\n")
-    clean = _made(tmp_path / "clean")
+    make_apart(tmp_path / "hostile", HOME=str(tmp_path / "home"), **HOSTILE)
+    clean = _digests(made_results)
     assert len(clean) > 100
-    assert _made(tmp_path / "hostile", HOME=str(tmp_path / "home"), **HOSTILE) == clean
+    assert _digests(tmp_path / "hostile") == clean
 
 
 def test_defaults_that_a_factory_sets_are_put_back() -> None:
@@ -141,9 +136,10 @@ def test_a_user_without_a_name_and_a_home(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["a b", "it's", '"$HOME`x`&;(', "ünï%cent"])
-def test_the_repository_may_lie_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
+def test_the_repository_may_lie_in_a_folder_of_any_name(name: str, made_results: Path, tmp_path: Path) -> None:
     checkout = Checkout(tmp_path / name / "checkout")
-    checkout.configure()
+    checkout.configure(**SMALL)
+    shutil.copytree(made_results / "results", checkout.path / "results")
     # An interpreter in it, as `make install` puts it.
     real, packages = Path(sys.executable).resolve(), Path(yaml.__file__).parents[1]
     (checkout.path / ".venv/bin").mkdir(parents=True)
@@ -154,7 +150,7 @@ def test_the_repository_may_lie_in_a_folder_of_any_name(name: str, tmp_path: Pat
     (library / "site-packages").symlink_to(packages)
     done = subprocess.run(
         [
-            *(str(checkout.path / ".venv/bin/python"), "-m", "snakemake", "results/tiny/data.zarr/zarr.json"),
+            *(str(checkout.path / ".venv/bin/python"), "-m", "snakemake", "results/small/figures/spectrum.svg"),
             *("--profile", "profiles/local", "--cores", "1", "--configfile", "tiny.yaml"),
         ],
         cwd=checkout.path,
@@ -163,7 +159,9 @@ def test_the_repository_may_lie_in_a_folder_of_any_name(name: str, tmp_path: Pat
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (checkout.path / "results/tiny/data.zarr/zarr.json").exists()
+    assert (checkout.path / "results/small/figures/spectrum.svg").exists()
+    jobs = set(re.findall(r"rule (\w+):", done.stdout + done.stderr))
+    assert jobs == {"draw_figure"}, "the cheapest job is enough"
 
 
 @pytest.mark.parametrize(

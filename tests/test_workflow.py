@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -100,22 +102,30 @@ class Checkout:
         return set(re.findall(r"wildcards: figure=(\w+)", self.listing))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    checkout = Checkout(tmp_path_factory.mktemp("workflow") / "checkout")
+def _finish(path: Path) -> None:
+    checkout = Checkout(path)
     checkout.configure()
     code, output = checkout.snakemake()
     assert code == 0, output
+
+
+def _at(path: Path) -> Checkout:
+    """The checkout that lies there."""
+    checkout = object.__new__(Checkout)
+    checkout.path = path
     return checkout
+
+
+@pytest.fixture(scope="session")
+def finished(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Checkout:
+    """The whole workflow, run once for all tests; only to be read, for others copy it at the same time."""
+    return _at(made_once("workflow", _finish))
 
 
 @pytest.fixture
 def checkout(finished: Checkout, tmp_path: Path) -> Checkout:
     """A copy of the finished one, with all times as they are, for one test to change."""
-    shutil.copytree(finished.path, tmp_path / "copy", symlinks=True)
-    copy = object.__new__(Checkout)
-    copy.path = tmp_path / "copy"
-    return copy
+    return _at(Path(shutil.copytree(finished.path, tmp_path / "copy", symlinks=True)))
 
 
 def _content(checkout: Checkout) -> dict[str, bytes]:
@@ -131,8 +141,8 @@ PER_CHECKPOINT -= {"measure_parts"}  # of a Gauss–Newton matrix, which is not 
 
 
 @pytest.mark.slow
-def test_everything_is_made_and_then_nothing(finished: Checkout) -> None:
-    results = finished.path / "results/tiny"
+def test_everything_is_made_and_then_nothing(checkout: Checkout) -> None:
+    results = checkout.path / "results/tiny"
     assert {path.name for path in (results / "figures").iterdir()} == {
         f"{name}.{kind}"
         for kind in ("svg", "png")
@@ -148,28 +158,57 @@ def test_everything_is_made_and_then_nothing(finished: Checkout) -> None:
         )
     }
     assert (results / "findings.rst").read_text().startswith("What was found")
-    assert not finished.plan()
+    assert not checkout.plan()
+
+
+def _kill(child: subprocess.Popen[str], jobs: int, wait: float) -> bool:
+    """Kills a head with all its jobs some time after so many of them have begun; whether one was running then.
+
+    The time is a share of what the head has taken to its first job. A job takes about as long, on a slow machine too.
+    """
+    began, first = time.monotonic(), 0.0
+    assert child.stdout is not None
+    for line in child.stdout:
+        if re.match(r"(local)?rule \w+:", line):
+            first, jobs = first or time.monotonic() - began, jobs - 1
+            if jobs == 0:
+                time.sleep(wait * first)
+                break
+    running = bool(psutil.Process(child.pid).children())
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+    return running
+
+
+EIGENBASIS = "results/tiny/runs/a/checkpoints/40/eigenbasis/manifest.json"
+CURVES = "results/tiny/figures/learning_curves.svg"
 
 
 @pytest.mark.slow
-def test_killed_with_all_its_jobs_the_same_command_goes_on(finished: Checkout, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("targets", "most", "jobs"),
+    [
+        pytest.param((EIGENBASIS, CURVES), 3, 2, id="one-basis-one-figure"),
+        pytest.param((), 6, 4, id="everything", marks=pytest.mark.long),
+    ],
+)
+def test_killed_with_all_its_jobs_the_same_command_goes_on(
+    finished: Checkout, tmp_path: Path, targets: tuple[str, ...], most: int, jobs: int
+) -> None:
     checkout = Checkout(tmp_path / "checkout")
     checkout.configure()
     chance, kills = random.Random(1), 0
-    while kills < 6:
-        child = checkout.start()
-        try:
-            child.communicate(timeout=chance.uniform(4, 24))
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
-            kills += 1
-        else:
+    while kills < most:
+        child = checkout.start(*targets)
+        kills += _kill(child, chance.randint(1, jobs), chance.uniform(0, 1))
+        if child.returncode != -signal.SIGKILL:  # it ended before
             break
     assert kills >= 3
-    code, output = checkout.snakemake()
+    code, output = checkout.snakemake(*targets)
     assert code == 0, output
-    assert _content(checkout) == _content(finished)
+    found, expected = _content(checkout), _content(finished)
+    assert found == {path: expected[path] for path in found or expected}
+    assert targets or found.keys() == expected.keys()
 
 
 @pytest.mark.slow
@@ -267,16 +306,20 @@ def test_a_new_hessian_version_recomputes_what_follows(checkout: Checkout) -> No
 def test_another_number_of_shards_computes_the_same(checkout: Checkout) -> None:
     results = checkout.path / "results/tiny/runs/a/checkpoints/40"
     bases = {path: path.read_bytes() for path in results.glob("eigenbasis/manifest.json")}
-    checkout.configure(curvature={"shards": 3})
+    # What is yet to be gathered is spread over as many as are asked for.
+    checkout.configure(curvature={"shards": 2}, runs=[{"name": "a", "checkpoints": [0, 20, 40]}])
+    planned = checkout.plan()
+    assert (planned["compute_hessian_shard"], planned["compute_hessian"]) == (2, 1)
+    checkout.configure(curvature={"shards": 2})
     assert not checkout.plan(), "a finished Hessian keeps the shards that it has"
     shutil.rmtree(results / "hessian")
     planned = checkout.plan("--forcerun", "compute_eigenbasis")
-    assert (planned["compute_hessian_shard"], planned["compute_hessian"], planned["compute_eigenbasis"]) == (3, 1, 2)
+    assert (planned["compute_hessian_shard"], planned["compute_hessian"], planned["compute_eigenbasis"]) == (2, 1, 2)
     assert not {"train", "extract_checkpoint"} & set(planned)
     hessian = str((results / "hessian/manifest.json").relative_to(checkout.path))
     code, output = checkout.snakemake(hessian, *(str(path.relative_to(checkout.path)) for path in bases))
     assert code == 0, output
-    assert {path.name for path in (results / "hessian_shards").iterdir()} == {"1-of-1", "1-of-3", "2-of-3", "3-of-3"}
+    assert {path.name for path in (results / "hessian_shards").iterdir()} == {"1-of-1", "1-of-2", "2-of-2"}
     assert {path: path.read_bytes() for path in bases} == bases
     assert '"event": "unit"' not in (results / "eigenbasis/events.jsonl").read_text().rpartition('"event": "start"')[2]
     status = subprocess.run(
@@ -287,7 +330,14 @@ def test_another_number_of_shards_computes_the_same(checkout: Checkout) -> None:
         text=True,
         check=True,
     )
-    assert len(re.findall(r"checkpoints/40/hessian_shards/\d-of-3 +complete", status.stdout)) == 3
+    assert len(re.findall(r"checkpoints/40/hessian_shards/\d-of-2 +complete", status.stdout)) == 2
+    # It keeps these when others are asked for, and is made of as many when it must be made again.
+    checkout.configure(curvature={"shards": 1})
+    assert not {"compute_hessian_shard", "compute_hessian", "compute_eigenbasis"} & set(checkout.plan())
+    shutil.rmtree(results / "hessian_shards/2-of-2")
+    code, output = checkout.snakemake(hessian, "--forcerun", "compute_hessian")
+    assert code == 0, output
+    assert (results / "hessian_shards/2-of-2/manifest.json").exists()
 
 
 @pytest.mark.slow
@@ -307,13 +357,19 @@ def test_shards_are_jobs_of_their_own_when_there_are_several(tmp_path: Path, sha
 
 @pytest.mark.slow
 def test_the_parts_of_the_hessian_are_made_when_asked_for(checkout: Checkout) -> None:
-    checkout.configure(curvature={"gauss_newton": True})
+    both = {"curvature": {"gauss_newton": True}}
+    checkout.configure(**both)
     assert checkout.plan() == Counter(compute_gauss_newton=2, measure_parts=2, draw_figure=1, write_findings=1)
     assert checkout.figures() == {"curvature_parts"}
-    code, output = checkout.snakemake()
+    # They are made for one checkpoint, and then not again when they are asked for the other, too.
+    checkout.configure(**both, runs=[{"name": "a", "checkpoints": [40]}])
+    targets = ["results/tiny/figures/curvature_parts.png", "results/tiny/findings.rst"]
+    code, output = checkout.snakemake(*targets)
     assert code == 0, output
-    assert (checkout.path / "results/tiny/figures/curvature_parts.png").stat().st_size > 10_000
-    assert not checkout.plan()
+    assert (checkout.path / targets[0]).stat().st_size > 10_000
+    assert not checkout.plan(*targets)
+    checkout.configure(**both)
+    assert checkout.plan() == Counter(compute_gauss_newton=1, measure_parts=1, draw_figure=1, write_findings=1)
 
 
 @pytest.mark.slow
