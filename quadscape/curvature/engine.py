@@ -9,11 +9,11 @@ example, where they meet the gradients of later weights.
 Every operation is differentiated by its own rule (`quadscape.curvature.rules`).
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import copy
 import torch
 from torch.func import grad, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
