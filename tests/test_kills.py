@@ -1,11 +1,12 @@
 """The long stages under SIGKILL at random moments: the same call ends with the arrays of an undisturbed run."""
 
-import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from fork_server import CONTEXT, TORCH, call, start_server
 
 from quadscape.config import Experiment, parse_experiment
 from quadscape.curvature import divide_and_conquer, eigensolver, gauss_newton
@@ -26,18 +28,18 @@ from quadscape.stage import Task, open_stage, read_events, run_stage
 from quadscape.training import TrainingTask
 
 # Of each stage; the more, the longer.
-KILLS = [8, pytest.param(24, marks=pytest.mark.long)]
+KILLS = [6, pytest.param(30, marks=pytest.mark.long)]
 EXPERIMENT = {
-    "data": {"source": "digits", "held_out": 0.8},
-    "model": {"factory": "cnn", "channels": [4, 8]},
+    "data": {"source": "digits", "held_out": 0.9},
+    "model": {"factory": "cnn", "channels": [4, 4]},
     "training": {
-        "iterations": 1500,
+        "iterations": 900,
         "batch_size": 50,
-        "learning_rate": {"schedule": "steps", "value": 0.05, "milestones": [700]},
+        "learning_rate": {"schedule": "steps", "value": 0.05, "milestones": [500]},
         "trajectory": {"stride": 3, "dense": 9},
         "evaluate_every": 100,
     },
-    "runs": [{"name": "a", "checkpoints": [300, 1500]}],
+    "runs": [{"name": "a", "checkpoints": [300, 900]}],
     "curvature": {"dtype": "float32"},
 }
 
@@ -53,7 +55,7 @@ def _task(stage: str, root: str) -> Task:
     if stage == "hessian":
         return HessianTask(home / "hessian", checkpoint, data, experiment.curvature, "cpu")
     if stage == "gauss_newton":
-        gauss_newton._ACCUMULATED_BYTES["cpu"] = 1 << 19  # several runs of columns
+        gauss_newton._ACCUMULATED_BYTES["cpu"] = 1 << 18  # several runs of columns
         return GaussNewtonTask(checkpoint, data, experiment.curvature, "cpu")
     if stage == "streamed":
         eigensolver.USABLE = 0.0  # as if nothing fitted
@@ -66,8 +68,9 @@ def _work(stage: str, root: str, directory: str) -> None:
     run_stage(_task(stage, root), directory, log=lambda _: None)
 
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.test_kills", "test_kills", "torch", "scipy.linalg"])
+@pytest.fixture(scope="module", autouse=True)
+def server() -> None:
+    start_server("test_kills", "scipy.linalg", *TORCH)
 
 
 def _start(stage: str, root: Path, directory: Path) -> BaseProcess:
@@ -76,22 +79,68 @@ def _start(stage: str, root: Path, directory: Path) -> BaseProcess:
     return child
 
 
-def _finish(stage: str, root: Path, directory: Path) -> float:
-    began = time.monotonic()
+def _finish(stage: str, root: Path, directory: Path) -> None:
     child = _start(stage, root, directory)
     child.join(300)
     assert child.exitcode == 0
-    return time.monotonic() - began
+
+
+def _done(directory: Path) -> int:
+    """Units that are finished there."""
+    return max((event["done"] for event in read_events(directory) if event["event"] == "unit"), default=0)
+
+
+def _kill(child: BaseProcess, directory: Path, gaps: list[float], chance: random.Random, between: bool) -> bool:
+    """Kills a stage at a random moment, and tells whether it had not ended before.
+
+    Units are waited for, and not only seconds: a machine that has become slower or faster changes where between two
+    units the kill falls, and neither how many units are done nor whether there is a kill at all.
+
+    Args:
+        child: Its process.
+        directory: Of the stage.
+        gaps: What `gaps` tells of the stage.
+        chance: Draws the moment.
+        between: Between two of the units that are left, or else while it starts or, once half is done, after the last.
+    """
+    done, units = _done(directory), len(gaps) - 1
+    if between and done + 1 < units:
+        target = chance.randrange(done + 1, units)
+    else:
+        target = chance.choice([done, units]) if done > units / 2 else done
+    while child.is_alive() and _done(directory) < target:
+        time.sleep(0.002)
+    child.join(chance.uniform(0.0, gaps[0 if target == done else target]))
+    if child.exitcode is not None:
+        return False
+    os.kill(child.pid or 0, signal.SIGKILL)
+    child.join()
+    return True
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gaps() -> dict[str, list[float]]:
+    """Of each stage, undisturbed: seconds to its first unit's end, from each to the next, and from the last on."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def home(server: None, tmp_path_factory: pytest.TempPathFactory, gaps: dict[str, list[float]]) -> Path:
     """Data, and each stage once, undisturbed."""
     root = tmp_path_factory.mktemp("kills")
+
+    def finish(stage: str, directory: str = "") -> None:
+        times = [time.time()]
+        _finish(stage, root, root / (directory or stage))
+        events = read_events(root / (directory or stage))
+        times += [event["time"] for event in events if event["event"] == "unit"] + [time.time()]
+        gaps[stage] = [max(0.0, after - before) for before, after in pairwise(times)]
+
     experiment = parse_experiment(EXPERIMENT)
     prepare(experiment.data, experiment.seed, root / "data.zarr")
-    _finish("training", root, root / "training")
-    extract_checkpoint(
+    finish("training")
+    call(
+        extract_checkpoint,
         experiment,
         experiment.runs[0].name,
         300,
@@ -99,12 +148,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         root / "data.zarr",
         root / "checkpoint.zarr",
     )
-    _finish("hessian_shard", root, root / "hessian_shards/1-of-1")
+    finish("hessian_shard", "hessian_shards/1-of-1")
     (root / "hessian_shard").symlink_to(root / "hessian_shards/1-of-1")
-    _finish("hessian", root, root / "hessian")
-    _finish("gauss_newton", root, root / "gauss_newton")
-    _finish("eigenbasis", root, root / "eigenbasis")
-    _finish("streamed", root, root / "streamed")
+    finish("hessian")
+    finish("gauss_newton")
+    finish("eigenbasis")
+    finish("streamed")
     return root
 
 
@@ -118,22 +167,17 @@ def _decoded(directory: Path) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.parametrize("most", KILLS)
 @pytest.mark.parametrize("stage", ["training", "hessian_shard", "gauss_newton", "eigenbasis", "streamed"])
-def test_killed_at_random_moments(home: Path, tmp_path: Path, stage: str, most: int) -> None:
-    units = open_stage(home / stage).manifest["units"]
-    assert units >= 4, "too few units for kills between them"
+def test_killed_at_random_moments(home: Path, gaps: dict[str, list[float]], place: Path, stage: str, most: int) -> None:
+    assert len(gaps[stage]) > 4, "too few units for kills between them"
     expected = _decoded(home / stage)
-    usual = _finish(stage, home, tmp_path / "timing")
     chance = random.Random(f"{stage} {most}")
     kills, rounds, resumed = 0, 0, 0
     while kills < most:
-        directory = tmp_path / f"round-{rounds}"
+        directory = place / f"round-{rounds}"
         rounds += 1
         while True:
             child = _start(stage, home, directory)
-            child.join(chance.uniform(0.0, usual * 1.1))
-            if child.exitcode is None and kills < most:
-                os.kill(child.pid or 0, signal.SIGKILL)
-                child.join()
+            if kills < most and _kill(child, directory, gaps[stage], chance, between=kills % 2 == 1):
                 kills += 1
                 continue
             child.join(300)
@@ -151,7 +195,7 @@ def test_killed_at_random_moments(home: Path, tmp_path: Path, stage: str, most: 
 
 
 @pytest.mark.slow
-def test_streamed_basis_is_killed_in_every_part(home: Path, tmp_path: Path) -> None:
+def test_streamed_basis_is_killed_in_every_part(home: Path, place: Path) -> None:
     """Inside the reduction, divide and conquer, the back-transformation, and among the products."""
     stage = open_stage(home / "streamed", "eigenbasis")
     assert stage.manifest["plan"]["solver"] == "streamed"
@@ -162,7 +206,7 @@ def test_streamed_basis_is_killed_in_every_part(home: Path, tmp_path: Path) -> N
     assert levels >= 2
     targets = {"reduction": 1, "levels": reduction + 1, "ranges": reduction + levels + 2, "products": units - 2}
     assert sorted(targets.values()) == list(targets.values())
-    directory = tmp_path / "streamed"
+    directory = place / "streamed"
     events = directory / "events.jsonl"
     for part, done in targets.items():
         child = _start("streamed", home, directory)
@@ -183,10 +227,9 @@ def test_streamed_basis_is_killed_in_every_part(home: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["training", "hessian_shard", "gauss_newton", "eigenbasis", "streamed"])
-def test_damaged_chunks_are_found_and_computed_again(home: Path, tmp_path: Path, stage: str) -> None:
+def test_damaged_chunks_are_found_and_computed_again(home: Path, place: Path, stage: str) -> None:
     expected = _decoded(home / stage)
-    directory = tmp_path / stage
-    _finish(stage, home, directory)
+    directory = shutil.copytree(home / stage, place / stage)
     files = sorted(p for p in (directory / "store.zarr").rglob("*") if p.is_file() and p.name != "zarr.json")
     chance = random.Random(stage)
     harms: list[Callable[[Path], Any]] = [

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import toy_stage
+from fork_server import start_server
 from toy_stage import FLAWS, Toy, Worker, compete, finished, run
 
 import quadscape
@@ -32,23 +31,9 @@ QUICK = {"heartbeat": 0.05, "stale_after": 0.5}
 PATIENT = {"heartbeat": 0.05, "stale_after": 60.0}
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def server() -> None:
-    """A server from which the workers are forked, with everything imported."""
-    folders = [str(Path(toy_stage.__file__).parent), str(Path(quadscape.__file__).parents[1])]
-    before = dict(os.environ)
-    os.environ["PYTHONPATH"] = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
-    os.environ["PYTHONWARNINGS"] = "ignore"  # of semaphores that killed workers leave behind
-    try:
-        multiprocessing.set_forkserver_preload(["toy_stage"])
-        toy_stage.Worker(print_nothing).process.join()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def print_nothing(sender: Any) -> None:
-    sender.send(None)
+    start_server("toy_stage")
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import multiprocessing
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from fork_server import CONTEXT
 
 from quadscape import stage
 from quadscape.errors import DeviceMemoryError, VerificationError
@@ -244,9 +244,8 @@ class Worker:
     alive: ClassVar[list["Worker"]] = []
 
     def __init__(self, function: Any, *arguments: Any) -> None:
-        context = multiprocessing.get_context("forkserver")
-        self.receiver, sender = context.Pipe(duplex=False)
-        self.process = context.Process(target=function, args=(*arguments, sender), daemon=True)
+        self.receiver, sender = CONTEXT.Pipe(duplex=False)
+        self.process = CONTEXT.Process(target=function, args=(*arguments, sender), daemon=True)
         self.process.start()
         self.alive.append(self)
         sender.close()
