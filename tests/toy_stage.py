@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,10 @@ from quadscape.stage import Estimate, Lock, open_stage, run_stage, verify_stage
 from quadscape.store import ArraySpec, fill_value
 
 STEP = 4
+
+# Reading them takes longer than a unit; what a server of workers has read once, each of them has.
+stage.installed_version = cache(stage.installed_version)
+stage._versions()
 
 
 class Toy:
