@@ -24,7 +24,7 @@ from quadscape.curvature.hessian import HessianShardTask, HessianTask
 from quadscape.data import prepare
 from quadscape.extraction import extract_checkpoint
 from quadscape.numerics import apply_numerics
-from quadscape.stage import Task, open_stage, read_events, run_stage
+from quadscape.stage import StageStore, Task, open_stage, read_events, run_stage
 from quadscape.training import TrainingTask
 
 # Of each stage; the more, the longer.
@@ -62,10 +62,21 @@ def _task(stage: str, root: str) -> Task:
     return EigenbasisTask(home / "hessian/manifest.json", checkpoint, data, experiment.curvature, "cpu")
 
 
-def _work(stage: str, root: str, directory: str) -> None:
+def _work(stage: str, root: str, directory: str, killed_in: int | None) -> None:
+    """Runs a stage; in one of its units it kills itself when that is computed, and not yet written."""
     apply_numerics(1)
     os.environ["PYTHONUNBUFFERED"] = "1"
-    run_stage(_task(stage, root), directory, log=lambda _: None)
+    task = _task(stage, root)
+    compute = task.compute
+
+    def compute_or_die(unit: int, plan: dict[str, Any], store: StageStore) -> Any:
+        values = compute(unit, plan, store)
+        if unit == killed_in:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return values
+
+    task.compute = compute_or_die  # type: ignore[method-assign]
+    run_stage(task, directory, log=lambda _: None)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,10 +84,16 @@ def server() -> None:
     start_server("test_kills", "scipy.linalg", *TORCH)
 
 
-def _start(stage: str, root: Path, directory: Path) -> BaseProcess:
-    child = CONTEXT.Process(target=_work, args=(stage, str(root), str(directory)))
+def _start(stage: str, root: Path, directory: Path, killed_in: int | None = None) -> BaseProcess:
+    child = CONTEXT.Process(target=_work, args=(stage, str(root), str(directory), killed_in))
     child.start()
     return child
+
+
+def _extract(root: str) -> None:
+    experiment, home = parse_experiment(EXPERIMENT), Path(root)
+    name, trajectory = experiment.runs[0].name, home / "training/manifest.json"
+    extract_checkpoint(experiment, name, 300, trajectory, home / "data.zarr", home / "checkpoint.zarr")
 
 
 def _finish(stage: str, root: Path, directory: Path) -> None:
@@ -139,15 +156,7 @@ def home(server: None, tmp_path_factory: pytest.TempPathFactory, gaps: dict[str,
     experiment = parse_experiment(EXPERIMENT)
     prepare(experiment.data, experiment.seed, root / "data.zarr")
     finish("training")
-    call(
-        extract_checkpoint,
-        experiment,
-        experiment.runs[0].name,
-        300,
-        root / "training/manifest.json",
-        root / "data.zarr",
-        root / "checkpoint.zarr",
-    )
+    call(_extract, str(root))
     finish("hessian_shard", "hessian_shards/1-of-1")
     (root / "hessian_shard").symlink_to(root / "hessian_shards/1-of-1")
     finish("hessian")
@@ -207,18 +216,13 @@ def test_streamed_basis_is_killed_in_every_part(home: Path, place: Path) -> None
     targets = {"reduction": 1, "levels": reduction + 1, "ranges": reduction + levels + 2, "products": units - 2}
     assert sorted(targets.values()) == list(targets.values())
     directory = place / "streamed"
-    events = directory / "events.jsonl"
     for part, done in targets.items():
-        child = _start("streamed", home, directory)
-        while child.is_alive() and not (events.exists() and f'"done":{done},' in events.read_text().replace(" ", "")):
-            time.sleep(0.001)
-        assert child.exitcode is None, part
-        os.kill(child.pid or 0, signal.SIGKILL)
-        child.join()
+        child = _start("streamed", home, directory, killed_in=done)
+        child.join(300)
+        assert child.exitcode == -signal.SIGKILL, part
     _finish("streamed", home, directory)
     starts = [event["done"] for event in read_events(directory) if event["event"] == "start"]
-    assert starts[0] == 0
-    assert all(done <= start <= done + 3 for done, start in zip(targets.values(), starts[1:], strict=True))
+    assert starts == [0, *targets.values()]
     found = _decoded(directory)
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values, err_msg=name)
