@@ -55,6 +55,11 @@ def extract(experiment, iteration, trajectory, data, out):
     extract_checkpoint(experiment, "a", iteration, trajectory, data, out)
 
 
+def place(root, name):
+    """Where the workflow would put a checkpoint: what is found of the network of one serves the others of that root."""
+    return root / f"runs/a/checkpoints/{name}/checkpoint.zarr"
+
+
 def assert_sentence(message, words):
     assert "\n" not in message
     assert message.endswith(".")
@@ -68,7 +73,7 @@ def test_checkpoint_of_a_run(normalization, data, tmp_path):
     manifest = train(experiment, data, tmp_path / "run")
     trajectory = Trajectory.open(manifest)
     for iteration, rate in ((0, 0.05), (20, 0.005), (30, 0.005)):
-        out = tmp_path / f"{iteration}" / "checkpoint.zarr"
+        out = place(tmp_path, iteration)
         extract(experiment, iteration, manifest, data, out)
         checkpoint = Checkpoint.load(out)
         np.testing.assert_array_equal(checkpoint.theta, trajectory.theta(iteration))
@@ -89,7 +94,7 @@ def test_checkpoint_of_a_run(normalization, data, tmp_path):
         assert {p.dtype for p in single.parameters()} == {torch.float32}
         images = DataSet.load(data).first("test", 3)
         np.testing.assert_allclose(single(images).detach(), model(images.double()).detach(), rtol=0, atol=1e-5)
-    digests = {Checkpoint.load(tmp_path / str(i) / "checkpoint.zarr").digest for i in (0, 20, 30)}
+    digests = {Checkpoint.load(place(tmp_path, i)).digest for i in (0, 20, 30)}
     assert len(digests) == 3
 
 
@@ -114,8 +119,8 @@ def test_frozen_batch_norm_equals_full_batch_training_mode(config, data, tmp_pat
     manifest = train(experiment, data, tmp_path / "run")
     images, labels = DataSet.load(data, dtype=torch.float64).split("train")
     for iteration in (0, 30):
-        extract(experiment, iteration, manifest, data, tmp_path / "c")
-        model = Checkpoint.load(tmp_path / "c").model()
+        extract(experiment, iteration, manifest, data, place(tmp_path, iteration))
+        model = Checkpoint.load(place(tmp_path, iteration)).model()
         frozen = model(images).detach()
         loss = example_losses(frozen, labels, "cross_entropy").mean()
         model.train()
@@ -268,13 +273,23 @@ def test_foreign_batch_norm_statistics_are_not_needed(data, tmp_path):
         lambda state: {name: v for name, v in state.items() if "running" not in name and "num_batches" not in name},
     ):
         save_foreign(experiment, tmp_path / "theta.pt", change)
-        extract(experiment, 5, None, data, tmp_path / "c")
-        found.append(Checkpoint.load(tmp_path / "c").digest)
+        extract(experiment, 5, None, data, place(tmp_path, 5))
+        found.append(Checkpoint.load(place(tmp_path, 5)).digest)
     assert found[0] == found[1]
 
 
 def _set(name, value):
     return lambda state: {**state, name: value}
+
+
+@pytest.fixture(scope="module")
+def plain(data, tmp_path_factory):
+    """A root with the checkpoint of a model that was not wrapped."""
+    root = tmp_path_factory.mktemp("plain")
+    experiment = make_experiment(path=str(root / "theta.pt"), checkpoints=[5])
+    save_foreign(experiment, root / "theta.pt")
+    extract(experiment, 5, None, data, place(root, "plain"))
+    return root
 
 
 @pytest.mark.parametrize(
@@ -288,14 +303,11 @@ def _set(name, value):
         lambda name: f"module.{name.replace('.', '._fsdp_wrapped_module.')}",
     ],
 )
-def test_names_of_wrapped_models_are_unwrapped_and_said(rename, data, tmp_path, capsys):
+def test_names_of_wrapped_models_are_unwrapped_and_said(rename, plain, data, tmp_path, capsys):
     experiment = make_experiment(path=str(tmp_path / "theta.pt"), checkpoints=[5])
-    digests = []
-    for change in (lambda state: state, lambda state: {rename(name): value for name, value in state.items()}):
-        save_foreign(experiment, tmp_path / "theta.pt", change)
-        extract(experiment, 5, None, data, tmp_path / "c")
-        digests.append(Checkpoint.load(tmp_path / "c").digest)
-    assert digests[0] == digests[1]
+    save_foreign(experiment, tmp_path / "theta.pt", lambda state: {rename(name): state[name] for name in state})
+    extract(experiment, 5, None, data, place(plain, "wrapped"))
+    assert Checkpoint.load(place(plain, "wrapped")).digest == Checkpoint.load(place(plain, "plain")).digest
     taken = rename("x.y").split(".")[0] if rename("x.y")[0] != "x" else "_orig_mod"
     assert taken in capsys.readouterr().err
 

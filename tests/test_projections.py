@@ -1,20 +1,24 @@
 """Tiled products with eigenbases against dense ones and closed forms, their reads, and their memory."""
 
-import json
-import subprocess
-import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from fork_server import TORCH, call, peak_memory, start_server
 from hypothesis import given
 from hypothesis import strategies as st
 from measure_cases import PlainBasis, random_orthogonal
 
+from quadscape.curvature.eigenbasis import _StoredBasis
 from quadscape.curvature.eigensolver import basis_specs
 from quadscape.curvature.projections import _PIECE_BYTES, ALIGNMENT, displacements, overlap_tiles, project
 from quadscape.errors import StoreError
+from quadscape.numerics import apply_numerics
+from quadscape.stage import StageStore
+from quadscape.store import write_store
 
 # From the smallest tiles that there are, through ragged ones, to everything at once.
 MEMORIES = st.sampled_from([0, 20_000, 50_000, 120_000, 300_000, None])
@@ -188,38 +192,30 @@ def test_damage_found_while_reading_ahead_is_told():
         next(tiles)
 
 
-_MEASURED = """
-import json, sys
-from pathlib import Path
-import numpy as np, psutil, torch
-from quadscape.curvature.eigenbasis import _StoredBasis
-from quadscape.curvature.projections import overlap_tiles, project
-from quadscape.numerics import apply_numerics
-from quadscape.stage import StageStore
+def measure(folder: Path, kind: str, memory: int) -> tuple[int, float]:
+    """Bytes that the products of stored bases take, and the sum of squares of what they are."""
+    apply_numerics(1)
+    first, second = (_StoredBasis(StageStore(folder / name)) for name in ("first", "second"))
+    size = len(first.eigenvalues)
+    _ = torch.ones(64, 64) @ torch.from_numpy(first.vectors(0, 16)[:64])  # warms up
+    before = psutil.Process().memory_info().rss
+    if kind == "overlap":
+        tiles = overlap_tiles(first, second, memory=memory)
+    else:
+        tiles = project(lambda part: np.ones((part.stop - part.start, size)), 1000, first, memory=memory)
+    total = 0.0
+    for tile in tiles:
+        total += float(tile.values.double().square().sum())
+    return peak_memory() - before, total
 
-folder, kind, memory = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-apply_numerics(1)
-first, second = (_StoredBasis(StageStore(folder / name)) for name in ("first", "second"))
-size = len(first.eigenvalues)
-torch.ones(64, 64) @ torch.from_numpy(first.vectors(0, 16)[:64])  # warms up
-before = psutil.Process().memory_info().rss
-tiles = {
-    "overlap": lambda: overlap_tiles(first, second, memory=memory),
-    "project": lambda: project(lambda part: np.ones((part.stop - part.start, size)), 1000, first, memory=memory),
-}[kind]()
-total = 0.0
-for tile in tiles:
-    total += float(tile.values.double().square().sum())
-# Not getrusage: its peak begins at that of the process that started this one.
-peak = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps({"used": peak - before, "total": total}))
-"""
+
+@pytest.fixture(scope="module")
+def server() -> None:
+    start_server("test_projections", TORCH[1])
 
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory):
-    from quadscape.store import write_store
-
     size, folder = 3501, tmp_path_factory.mktemp("stores")
     for seed, name in enumerate(("first", "second")):
         values, vectors = basis_specs(size, "float32", 512)
@@ -231,19 +227,12 @@ def stores(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["overlap", "project"])
-def test_memory_is_that_of_tiles(stores, kind):
+def test_memory_is_that_of_tiles(server, stores, kind):
     folder, size = stores
     memory = 12 << 20  # a matrix has 49 MB, 1000 rows in float64 28
-    finished = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _MEASURED, str(folder), kind, str(memory)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    measured = json.loads(finished.stdout.splitlines()[-1])
+    used, total = call(measure, folder, kind, memory)
     # The rest is what Zarr copies, and its threads keep, of pieces on their way.
-    assert 0.5 * memory < measured["used"] < 1.1 * memory + 12 * _PIECE_BYTES
+    assert 0.5 * memory < used < 1.1 * memory + 12 * _PIECE_BYTES
     # |QₐᵀQ_b|² = P; a vector of ones has |1ᵀQ|² = P, and there are 1000 of them.
     expected = 1000 * size if kind == "project" else size
-    assert measured["total"] == pytest.approx(expected, rel=1e-4)
+    assert total == pytest.approx(expected, rel=1e-4)

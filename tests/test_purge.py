@@ -139,14 +139,14 @@ def _purge_and_die(directory: str, arrays: list[str], at: int) -> None:
     stage.purge_stage(Path(directory), arrays, lambda _: None)
 
 
-def test_killed_before_each_change(root: Path) -> None:
+def test_killed_before_each_change(root: Path, place: Path) -> None:
     original = root / CHECKPOINTS / "40/hessian_shards/1-of-1"
     name, arrays = "results/small/runs/a/checkpoints/40/hessian_shards/1-of-1", LARGE_ARRAYS["hessian_shard"]
     context = multiprocessing.get_context("fork")
     at, partly, whole = 0, 0, open_stage(original).manifest
     while True:
         at += 1
-        copy = root.parent / f"killed-{at}"
+        copy = place / f"killed-{at}"
         for part in ("runs/a/checkpoints/40", "tables"):
             shutil.copytree(root / "results/small" / part, copy / "results/small" / part)
         child = context.Process(target=_purge_and_die, args=(str(copy / name), arrays, at))

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import toy_stage
+from fork_server import start_server
 from toy_stage import FLAWS, Toy, Worker, compete, finished, run
 
 import quadscape
@@ -32,23 +31,9 @@ QUICK = {"heartbeat": 0.05, "stale_after": 0.5}
 PATIENT = {"heartbeat": 0.05, "stale_after": 60.0}
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def server() -> None:
-    """A server from which the workers are forked, with everything imported."""
-    folders = [str(Path(toy_stage.__file__).parent), str(Path(quadscape.__file__).parents[1])]
-    before = dict(os.environ)
-    os.environ["PYTHONPATH"] = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
-    os.environ["PYTHONWARNINGS"] = "ignore"  # of semaphores that killed workers leave behind
-    try:
-        multiprocessing.set_forkserver_preload(["toy_stage"])
-        toy_stage.Worker(print_nothing).process.join()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def print_nothing(sender: Any) -> None:
-    sender.send(None)
+    start_server("toy_stage")
 
 
 @pytest.fixture(autouse=True)
@@ -130,8 +115,9 @@ def wait_for(condition: Callable[[], Any], limit: float = 60.0) -> Any:
 # Kills
 
 
-def test_random_kills(place: Path, undisturbed: Any) -> None:
-    """At least 200 SIGKILLs at random moments, from the start of the process to the end of the run."""
+@pytest.mark.parametrize("most", [120, pytest.param(400, marks=pytest.mark.long)])
+def test_random_kills(place: Path, undisturbed: Any, most: int) -> None:
+    """SIGKILLs at random moments, from the start of the process to the end of the run."""
     started = time.monotonic()
     worker = run(place / "measured", {"pause": 0.002}, PATIENT)
     worker.receive()
@@ -143,7 +129,7 @@ def test_random_kills(place: Path, undisturbed: Any) -> None:
     def lane(seed: int) -> int:
         random = np.random.default_rng(seed)
         kills = repetition = 0
-        while kills < 110:
+        while kills < most // 2:
             directory = place / f"{seed}.{repetition}"
             repetition += 1
             for attempt in range(1000):
@@ -167,8 +153,8 @@ def test_random_kills(place: Path, undisturbed: Any) -> None:
         return kills
 
     with ThreadPoolExecutor(2) as lanes:
-        kills = sum(lanes.map(lane, [1, 2]))
-    assert kills >= 200
+        kills = sum(lanes.map(lane, [most, most + 1]))
+    assert kills >= most
     # Before the store, before the journal, with none to all of the units, with the results.
     assert len(phases) >= 7
 
@@ -690,7 +676,7 @@ def test_owner_stopped_between_check_and_rename_changes_nothing(place: Path) -> 
             directory = place / str(check)
             first = run(directory, {}, QUICK, stop_after_check=check)
             while first.process.is_alive() and state_of(first) != "T":
-                time.sleep(0.002)
+                time.sleep(0.005)
             if not first.process.is_alive():
                 return check
             second = run(directory, {"seed": 4}, {"heartbeat": 0.02, "stale_after": 0.1})
@@ -750,11 +736,12 @@ def test_owner_elsewhere_is_judged_by_its_heartbeat_only(place: Path, monkeypatc
     assert outcome[0] == "FencedError"
 
 
-def test_contenders_one_owner(place: Path) -> None:
+@pytest.mark.parametrize("repetitions", [2, pytest.param(8, marks=pytest.mark.long)])
+def test_contenders_one_owner(place: Path, repetitions: int) -> None:
     """Four processes want the lock at once, many times, and some are killed; a lock of the kernel is the witness."""
-    random = np.random.default_rng(5)
+    random = np.random.default_rng(repetitions)
     protocol = {"heartbeat": 0.001, "stale_after": 60.0}
-    for repetition in range(4):
+    for repetition in range(repetitions):
         directory = place / str(repetition)
         directory.mkdir()
         workers = [Worker(compete, str(directory), seed, 25, protocol) for seed in range(4)]
@@ -766,8 +753,9 @@ def test_contenders_one_owner(place: Path) -> None:
             worker.process.join()
 
 
-def test_contenders_for_a_stopped_owner(place: Path, undisturbed: Any) -> None:
-    for repetition in range(5):
+@pytest.mark.parametrize("repetitions", [3, pytest.param(10, marks=pytest.mark.long)])
+def test_contenders_for_a_stopped_owner(place: Path, undisturbed: Any, repetitions: int) -> None:
+    for repetition in range(repetitions):
         directory = place / str(repetition)
         mark = place / f"mark.{repetition}"
         stopped = run(directory, {"stop_in": 2, "mark": str(mark)}, QUICK)

@@ -333,7 +333,7 @@ def test_who_was_stopped_in_between_changes_nothing(
             shutil.copytree(template, toy.parent)
             first = run(toy, {"seed": wanted}, quick, stop_after_check=check)
             while first.process.is_alive() and state_of(first) != "T":
-                time.sleep(0.002)
+                time.sleep(0.005)
             if not first.process.is_alive():
                 return check
             assert run(toy, {"seed": 3}, quick).outcome() == ("done", "")
@@ -435,10 +435,11 @@ def test_others_who_take_the_lock_keep_what_is_being_moved(place: Path, manifest
 def test_no_space_for_a_rename_undoes_it(
     place: Path, manifests: dict[int, bytes], monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
-    original, failures = os.replace, 0
+    original, failures, template = os.replace, 0, place / "template"
+    prepared(template / "toy", case)
     for call in range(1, 40):
         toy = place / str(call) / "toy"
-        prepared(toy, case)
+        shutil.copytree(template, toy.parent)
         calls = 0
 
         def replace(self: Path, target: Any, call: int = call) -> Path:

@@ -116,8 +116,10 @@ def test_trainer_equals_an_independent_sgd(keys, warmup, data, tmp_path):
     np.testing.assert_allclose(curves.learning_rate, rates, rtol=1e-14)
     np.testing.assert_allclose(curves.loss, [loss for loss, _, _ in found], rtol=1e-12)
     np.testing.assert_allclose(curves.gradient_norm[:, 0], [norm for _, norm, _ in found], rtol=1e-12)
+    stored = trajectory.stage.read("theta")  # at once, which is much faster than one by one
+    np.testing.assert_array_equal(stored[77], trajectory.theta(77))
     for t, (_, _, theta) in enumerate(found, start=1):
-        mine = trajectory.theta(t)
+        mine = stored[t]
         assert np.linalg.norm(mine - theta) <= 1e-12 * np.linalg.norm(theta)
     assert np.linalg.norm(trajectory.theta(110) - start) > 0.1 * np.linalg.norm(start)
 

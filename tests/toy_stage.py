@@ -2,16 +2,17 @@
 
 import contextlib
 import fcntl
-import multiprocessing
 import os
 import signal
 import sys
 import time
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from fork_server import CONTEXT
 
 from quadscape import stage
 from quadscape.errors import DeviceMemoryError, VerificationError
@@ -19,6 +20,10 @@ from quadscape.stage import Estimate, Lock, open_stage, run_stage, verify_stage
 from quadscape.store import ArraySpec, fill_value
 
 STEP = 4
+
+# Reading them takes longer than a unit; what a server of workers has read once, each of them has.
+stage.installed_version = cache(stage.installed_version)
+stage._versions()
 
 
 class Toy:
@@ -244,9 +249,8 @@ class Worker:
     alive: ClassVar[list["Worker"]] = []
 
     def __init__(self, function: Any, *arguments: Any) -> None:
-        context = multiprocessing.get_context("forkserver")
-        self.receiver, sender = context.Pipe(duplex=False)
-        self.process = context.Process(target=function, args=(*arguments, sender), daemon=True)
+        self.receiver, sender = CONTEXT.Pipe(duplex=False)
+        self.process = CONTEXT.Process(target=function, args=(*arguments, sender), daemon=True)
         self.process.start()
         self.alive.append(self)
         sender.close()
