@@ -495,3 +495,14 @@ def test_tf32_is_refused_where_there_is_none(tmp_path):
         StageError, match=r"^curvature\.tf32 is true, but this job runs on a CPU.*valid here is false\.$"
     ):
         task.plan()
+
+
+def test_the_engine_of_a_part_is_that_of_its_examples():
+    objective, theta = problem(*SMALL["cnn-group"])
+    engine = HessianEngine(objective, theta)
+    before = engine.columns(5, 9)
+    part = engine.of_part(slice(3, 10))
+    expected = HessianEngine(objective.part(slice(3, 10)), theta)
+    assert torch.equal(part.columns(5, 9), expected.columns(5, 9))
+    assert part.flops(5, 9) == expected.flops(5, 9)
+    assert torch.equal(engine.columns(5, 9), before)

@@ -15,6 +15,7 @@ from quadscape.curvature.eigenbasis import Eigenbasis
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.purge import LARGE_ARRAYS, find_removable, purge
+from quadscape.sizes import Kept, keep_asked
 from quadscape.stage import array_bytes, finished_manifest, open_stage
 from quadscape.status import stage_status
 from quadscape.verify import verify_results
@@ -198,3 +199,16 @@ def test_a_stage_at_work_is_kept(root: Path) -> None:
     finally:
         lock.release()
     assert not removable(root)[LARGE[3]]
+
+
+def test_what_no_measure_asks_for_is_not_kept(root: Path) -> None:
+    tables = root / "results/small/tables"
+    shutil.rmtree(tables / "gradients/a/40")
+    kept = Kept(root / "results/small/sizes.json")
+    keep_asked(kept, {"a": ["spectrum", "overlap"]})
+    kept.save()
+    assert removable(root) == dict.fromkeys(LARGE, "")
+    # Of a run that the experiment no longer has, it is not known what is wanted.
+    keep_asked(kept, {"b": ["spectrum"]})
+    kept.save()
+    assert removable(root)[LARGE[2]] == "needed by 1 unfinished measure: gradients"
