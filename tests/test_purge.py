@@ -19,7 +19,7 @@ from quadscape.sizes import Kept, keep_asked
 from quadscape.stage import array_bytes, finished_manifest, open_stage
 from quadscape.status import stage_status
 from quadscape.verify import verify_results
-from results import curvature, make_results, small_experiment
+from results import curvature, small_experiment
 
 CHECKPOINTS = "results/small/runs/a/checkpoints"
 LARGE = [
@@ -32,9 +32,9 @@ LARGE = [
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("purge")
-    results = make_results(root)
+def finished(made_results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("purge") / "root"
+    results = shutil.copytree(made_results, root) / "results/small"
     # What measures would write, as far as purging looks at it.
     for key in ("0", "40", "0-40"):
         for measure in MEASURES.values():

@@ -19,7 +19,7 @@ from quadscape.measures.job import table_path
 from quadscape.stage import open_stage, read_events
 from quadscape.tables import read_table
 from quadscape.verify import Misplaced, verify_results
-from results import curvature, make_results, measure_spectrum, small_experiment
+from results import curvature, measure_spectrum, small_experiment
 
 CHECKPOINT = "runs/a/checkpoints/40"
 SHARD = f"{CHECKPOINT}/hessian_shards/1-of-1"
@@ -29,8 +29,8 @@ STORES = [SHARD, BASIS, f"{CHECKPOINT}/hessian", f"{CHECKPOINT}/gauss_newton", "
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_results(tmp_path_factory.mktemp("verify"))
+def finished(made_results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(made_results, tmp_path_factory.mktemp("verify") / "root") / "results/small"
 
 
 @pytest.fixture
