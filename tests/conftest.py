@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from exports import KeptExports
 from fake_slurm import FakeSlurm
 
 
@@ -37,3 +38,13 @@ def place(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir=memory, prefix="quadscape-test-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def kept_exports() -> Iterator[None]:
+    """In the tests of a module, the same network is exported once for all losses, cuts, shards and restarts."""
+    from quadscape.curvature import graph
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "_export", KeptExports(graph._export))
+        yield
