@@ -7,7 +7,7 @@ are sampled as in `benchmarks.hessian`.
 import argparse
 import json
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     arguments = parser.parse_args(argv)
     prepare(arguments.threads)
 
+    @cache  # the three series meet in one setting
     def one(width: int, images: int, block: int) -> dict[str, float]:
         data = random_data(images, (3, arguments.pixels, arguments.pixels))
         return measure(*problem(width, arguments.norm, torch.float32, data), block)

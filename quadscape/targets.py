@@ -269,7 +269,6 @@ class MeasureRule:
         name: Name of the rule.
         measure: Name of the measure.
         label: Label of its code.
-        threads: CPU threads.
         output: The manifest that it declares.
         log: Its log.
     """
@@ -282,7 +281,7 @@ class MeasureRule:
             targets: Results of the experiment.
         """
         key = subject_key([f"{{{name}}}" for name in measure.wildcards])
-        self.name, self.measure, self.threads = f"measure_{measure.name}", measure.name, measure.threads
+        self.name, self.measure = f"measure_{measure.name}", measure.name
         self.label = measure_label(measure.name)
         self.output = targets.places.result(measure.name, "{run}", key, "{digits}")
         self.log = f"logs/{targets.experiment.name}/{self.name}/{{run}}/{key}-{{digits}}.log"

@@ -1,4 +1,5 @@
-# One rule for each measure, from its declaration (quadscape/measures/<name>/declaration.py).
+# One rule for each measure, from its declaration (quadscape/measures/<name>/declaration.py). Each takes one thread: with
+# two, a measure of the demo takes up to half as much CPU time again, and there are others to run beside it.
 for measure in measure_rules(targets):
 
     rule:
@@ -12,7 +13,6 @@ for measure in measure_rules(targets):
             measure.log,
         conda:
             "../envs/quadscape.yaml"
-        threads: measure.threads
         resources:
             mem_mb=measure.memory,
             runtime=measure.runtime,

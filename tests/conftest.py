@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from exports import KeptExports
 from fake_slurm import FakeSlurm
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
@@ -87,3 +88,13 @@ def make_apart() -> Callable[..., None]:
 def made_results(made_once: MadeOnce, make_apart: Callable[..., None]) -> Path:
     """Where `make_results` has put its results; only to be read."""
     return made_once("results", make_apart)
+
+
+@pytest.fixture(scope="module")
+def kept_exports() -> Iterator[None]:
+    """In the tests of a module, the same network is exported once for all losses, cuts, shards and restarts."""
+    from quadscape.curvature import graph
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "_export", KeptExports(graph._export))
+        yield

@@ -29,8 +29,18 @@ from quadscape.models import build_model, initial_vector
 from quadscape.objective import Objective
 from quadscape.parameters import ParameterLayout, assign_vector
 
+pytestmark = pytest.mark.usefixtures("kept_exports")
+
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--pixels", "8"]
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What serves a good measurement alone, large products and many passes, is left out."""
+    monkeypatch.setattr(setting.gemm_rate, "__defaults__", ("cpu", 256, torch.float32))
+    monkeypatch.setattr(benchmarks.hessian, "_OURS_SECONDS", 0.0)
+    monkeypatch.setattr(benchmarks.hessian, "_PEER_SECONDS", 0.1)
 
 
 def small(dtype: torch.dtype, count: int = 6) -> tuple[Objective, torch.Tensor]:
@@ -96,7 +106,7 @@ def test_a_compiled_peer_computes_the_same() -> None:
 
 
 def test_hessian(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--images", "3", "--norm", "batch", "--block", "16", "--reference", "50", "--no-compile", *TINY]
+    arguments = ["--images", "3", "--norm", "batch", "--block", "64", "--reference", "50", "--no-compile", *TINY]
     summary = benchmarks.hessian.main(arguments)
     assert last_json(capsys) == summary
     required = {"width", "images", "norm", "ms_per_column", "peers", "best_peer", "ratio", "rel_error", "gemm_share"}
@@ -128,12 +138,12 @@ def test_wrong_columns_of_a_peer_are_noticed(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_scaling(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--widths", "1", "--images", "2", "3", "--blocks", "8", "16", *TINY]
+    arguments = ["--widths", "1", "--images", "2", "3", "--blocks", "32", "64", "--norm", "none", *TINY]
     summary = benchmarks.scaling.main(arguments)
     assert last_json(capsys) == summary
     series = summary["series"]
     assert [row["images"] for row in series["images"]] == [2, 3]
-    assert [row["block"] for row in series["block"]] == [8, 16]
+    assert [row["block"] for row in series["block"]] == [32, 64]
     assert all(row["ms_per_column"] > 0 and row["gflops"] > 0 for rows in series.values() for row in rows)
 
 
@@ -171,7 +181,8 @@ import sys
 for name in ("zarr", "snakemake", "submitit", "sklearn", "torchvision"):
     sys.modules[name] = None
 from benchmarks.gpu_hessian import main
-main(["--width", "1", "--images", "3", "--pixels", "8", "--block", "16", "--device", "cpu", "--data", "absent"])
+main(["--width", "1", "--images", "2", "--pixels", "8", "--block", "64", "--norm", "none", "--device", "cpu",
+      "--data", "absent"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -304,7 +315,12 @@ def test_pins_of_the_benchmarks_are_those_of_the_software() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_eigenbasis(capsys: pytest.CaptureFixture[str], dtype: str) -> None:
+def test_eigenbasis(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    def in_this_process(way: str, path: Path, size: int, dtype: str, threads: int, folder: Path) -> dict:
+        folder.mkdir()
+        return benchmarks.eigenbasis.WAYS[way](path, size, dtype, threads, folder)
+
+    monkeypatch.setattr(benchmarks.eigenbasis, "_in_process", in_this_process)
     summary = benchmarks.eigenbasis.main(["--n", "300", "--dtype", dtype])
     assert last_json(capsys) == summary
     assert (summary["n"], summary["dtype"], summary["driver"]) == (300, dtype, "evd")
@@ -318,6 +334,14 @@ def test_eigenbasis(capsys: pytest.CaptureFixture[str], dtype: str) -> None:
     assert summary["seconds"] >= max(row["seconds"] for row in summary["spectra"].values())
 
 
+def test_both_ways_run_in_processes_of_their_own() -> None:
+    found = benchmarks.eigenbasis.compare(benchmarks.eigenbasis.power_law(100), 1)
+    for name in ("residual", "orthogonality", "lapack_residual", "lapack_orthogonality"):
+        assert 0 < found[name] < 100 * np.finfo("float64").eps
+    assert found["parts"].keys() == set(benchmarks.eigenbasis.PARTS)
+    assert min(found["seconds"], found["lapack_seconds"]) > 0
+
+
 def test_matrices_of_the_eigenbasis_benchmark_have_their_spectra() -> None:
     for make in (benchmarks.eigenbasis.clustered, benchmarks.eigenbasis.power_law):
         matrix = make(200)
@@ -325,7 +349,7 @@ def test_matrices_of_the_eigenbasis_benchmark_have_their_spectra() -> None:
     values = np.linalg.eigvalsh(benchmarks.eigenbasis.power_law(200))
     expected = np.arange(1.0, 201) ** -1.5 * np.where(np.arange(1, 201) % 5 == 0, -1, 1)
     np.testing.assert_allclose(values, np.sort(expected), atol=1e-14)
-    hessian = benchmarks.eigenbasis.real_hessian(700)
+    hessian = benchmarks.eigenbasis.real_hessian(300)
     assert np.isfinite(hessian).all()
     assert np.array_equal(hessian, hessian.T)
     assert np.linalg.eigvalsh(hessian).max() > 0.01

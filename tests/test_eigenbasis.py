@@ -13,6 +13,8 @@ from quadscape.curvature.hessian import HessianMatrix
 from quadscape.errors import VerificationError
 from quadscape.stage import run_stage
 
+pytestmark = pytest.mark.usefixtures("kept_exports")
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
@@ -161,32 +163,34 @@ def test_a_wrong_hessian_is_found_although_it_is_decomposed_correctly(network, t
         run_stage(make(), tmp_path / "eigenbasis", log=quiet)
 
 
-def make_scale(shape, classes):
+class Scale(torch.nn.Module):
     """One parameter: scores are θ times the mean pixel and its negative."""
 
-    class Scale(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = torch.nn.Parameter(torch.ones(()))
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
 
-        def forward(self, x):
-            x = self.scale * x.flatten(1).mean(1, keepdim=True)
-            return torch.cat([x, -x, 0 * x], dim=1)
+    def forward(self, x):
+        x = self.scale * x.flatten(1).mean(1, keepdim=True)
+        return torch.cat([x, -x, 0 * x], dim=1)
 
+
+def make_scale(shape, classes):
     return Scale()
 
 
-def make_constant(shape, classes):
+class Constant(torch.nn.Module):
     """Scores that do not depend on the parameters: the Hessian is zero."""
 
-    class Constant(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.idle = torch.nn.Parameter(torch.ones(7))
+    def __init__(self):
+        super().__init__()
+        self.idle = torch.nn.Parameter(torch.ones(7))
 
-        def forward(self, x):
-            return x.flatten(1)[:, :3] + 0 * self.idle.sum()
+    def forward(self, x):
+        return x.flatten(1)[:, :3] + 0 * self.idle.sum()
 
+
+def make_constant(shape, classes):
     return Constant()
 
 

@@ -127,10 +127,9 @@ def test_the_code_of_a_figure_draws_it_again(package: Path) -> None:
     assert len([name for name, value in hashes(package).items() if value != whole[name]]) > 3
 
 
-def test_threads_and_gpus_are_as_declared() -> None:
+def test_gpus_are_as_declared() -> None:
     import yaml
 
     profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["set-resources"]
     on_gpu = {rule.removeprefix("measure_") for rule in profile if rule.startswith("measure_")}
     assert on_gpu == {name for name, measure in MEASURES.items() if measure.gpu}
-    assert all(measure.threads == 1 or measure.gpu for measure in MEASURES.values())

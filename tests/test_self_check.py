@@ -26,6 +26,8 @@ from quadscape.parameters import ParameterLayout, assign_vector
 from quadscape.verify import verify_results
 from quadscape.workflow import Places
 
+pytestmark = pytest.mark.usefixtures("kept_exports")
+
 CASES = [(kind, name) for kind, members in MEMBERS.items() for name in members]
 
 
@@ -80,8 +82,20 @@ def double_backward(build: Any, theta: torch.Tensor, images: torch.Tensor, label
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize(("kind", "name"), CASES)
-def test_right_or_refused(kind: str, name: str) -> None:
+# The engine's chunks are as large as in the self-check, which has exported the network for three and for two images;
+# with four images the last is alone.
+@pytest.mark.parametrize(
+    ("kind", "name", "count"),
+    [
+        *((kind, name, 5) for kind, name in CASES),
+        *(
+            pytest.param(kind, name, 4, marks=pytest.mark.long)
+            for kind, name in CASES
+            if MEMBERS[kind][name][1] in {RIGHT, ALMOST}
+        ),
+    ],
+)
+def test_right_or_refused(kind: str, name: str, count: int) -> None:
     expected = MEMBERS[kind][name][1]
     if expected not in {RIGHT, ALMOST}:
         with pytest.raises(ModelError) as refusal:
@@ -95,9 +109,9 @@ def test_right_or_refused(kind: str, name: str) -> None:
     stranger = Stranger(kind, name)
     found = stranger.check()
     assert found.kind == expected, found.kinks
-    images, labels = images_and_labels(5)
+    images, labels = images_and_labels(count)
     model = stranger.build(torch.float64)
-    objective = Objective(model, ParameterLayout.of(model), images, labels, "cross_entropy", 2)
+    objective = Objective(model, ParameterLayout.of(model), images, labels, "cross_entropy", 3)
     size = objective.size
     exact = double_backward(stranger.build, stranger.theta, images, labels)
     columns = whole(HessianEngine(objective, stranger.theta), size, 16)

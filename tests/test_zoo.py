@@ -17,6 +17,8 @@ from quadscape.models import cast
 from quadscape.objective import Objective
 from quadscape.parameters import ParameterLayout, assign_vector, current_vector
 
+pytestmark = pytest.mark.usefixtures("kept_exports")
+
 LIMIT = 1e-10
 NAMES = [pytest.param(name, id=name, marks=[pytest.mark.long] if animal.long else []) for name, animal in ZOO.items()]
 ACCEPTED = [name for name in NAMES if name.values[0] not in REFUSED]

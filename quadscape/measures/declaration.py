@@ -120,7 +120,6 @@ class Measure:
         cost: The law of its cost.
         options: Its section of the experiment file.
         evaluates: Whether it evaluates the network, in the precision `measures.dtype`.
-        threads: CPU threads; one, unless two are faster.
         gpu: Whether it gains from a GPU; `profiles/slurm` then gives its rule one.
         items: Whether it takes more than a few minutes at full size: its module then also has a class `Work`, which
             cuts the work into items, and the protocol of long stages keeps what is done
@@ -137,7 +136,6 @@ class Measure:
     cost: Callable[[Sizes, Options], Cost]
     options: tuple[Option, ...] = ()
     evaluates: bool = False
-    threads: int = 1
     gpu: bool = False
     items: bool = False
     by_default: bool = True

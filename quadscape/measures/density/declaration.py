@@ -35,7 +35,6 @@ MEASURE = Measure(
         Option("steps", 64, "Lanczos steps, and so Hessian products, per start vector: the resolution.", at_least=2),
     ),
     evaluates=True,
-    threads=2,
     gpu=True,
     items=True,
 )

@@ -62,6 +62,5 @@ MEASURE = Measure(
     tables=(DIRECTIONS, BANDS),
     cost=_cost,
     evaluates=True,
-    threads=2,
     gpu=True,
 )

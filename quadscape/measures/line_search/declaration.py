@@ -146,7 +146,6 @@ MEASURE = Measure(
         Option("reach", 0.5, "… or this fraction of |θ|, whichever is smaller.", above=0),
     ),
     evaluates=True,
-    threads=2,
     gpu=True,
     items=True,
 )

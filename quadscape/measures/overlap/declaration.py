@@ -78,6 +78,5 @@ MEASURE = Measure(
             parameters_at_most=True,
         ),
     ),
-    threads=2,
     gpu=True,
 )

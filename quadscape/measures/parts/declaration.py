@@ -44,7 +44,6 @@ MEASURE = Measure(
     reads=("data", "checkpoint", "hessian", "gauss_newton", "eigenbasis"),
     tables=(SPECTRA, RITZ),
     cost=_cost,
-    threads=2,
     gpu=True,
     items=True,
 )
