@@ -48,8 +48,8 @@ gallery tiny:
 test: install-dev  ## every test
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
-# What `make test` leaves out for its length; some ten minutes on two cores.
-test-long: install-dev  ## every network of the zoo, and many more random cases of damaged files and folders
+# What `make test` leaves out for its length; some twenty minutes on two cores.
+test-long: install-dev  ## every network of the zoo, and many more random cases: kills, damaged files and folders
 	QUADSCAPE_LONG=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(CORES) -m long
 
 # As root; installs Debian's packages of SLURM where they are missing, and is skipped, with the reason, where it cannot.

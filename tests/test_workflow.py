@@ -231,6 +231,14 @@ def test_one_figure_lists_only_what_it_needs(tmp_path: Path) -> None:
     )
 
 
+def test_the_tiny_gallery_has_every_measure_and_few_jobs(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "checkout")
+    shutil.copy2(ROOT / "experiments/tiny.yaml", checkout.path / "tiny.yaml")
+    planned = checkout.plan()
+    assert {f"measure_{name}" for name in MEASURES} <= planned.keys()
+    assert planned.total() <= 250
+
+
 @pytest.mark.slow
 def test_another_checkpoint_trains_nothing(checkout: Checkout) -> None:
     checkout.configure(runs=[{"name": "a", "checkpoints": [0, 20, 40]}])
