@@ -57,9 +57,17 @@ def _taken() -> str:
     """What this process and its children have taken so far."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(usage.ru_utime + usage.ru_stime for usage in usages)
-    memory = 1024 * max(usage.ru_maxrss for usage in usages)
     elapsed = time.time() - psutil.Process().create_time()
-    return f"took {format_seconds(elapsed)}, {cpu:.1f} CPU-s and at most {format_bytes(memory)} of memory"
+    return f"took {format_seconds(elapsed)}, {cpu:.1f} CPU-s and at most {format_bytes(_peak_memory())} of memory"
+
+
+def _peak_memory() -> int:
+    """Largest resident size of this process in bytes; getrusage's is that of the process that started it, if larger."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def start_job(snakemake: Any) -> tuple["Experiment", Log]:
