@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import scipy.fft
 import scipy.linalg
 import torch
@@ -30,6 +31,7 @@ import torch
 from benchmarks.setting import gemm_rate, machine, timed
 from quadscape.curvature.eigensolver import basis_specs, blas_threads, make_solver
 from quadscape.curvature.solver_plan import streamed_plan
+from quadscape.memory_limits import peak_memory
 from quadscape.numerics import apply_numerics, current_threads
 from quadscape.stage import Arrays, Estimate, StageStore, open_stage, read_events, run_stage
 from quadscape.store import ArraySpec
@@ -120,11 +122,6 @@ SPECTRA: dict[str, Callable[[int], np.ndarray]] = {
 # Both ways, each in a process of its own
 
 
-def _peak_bytes(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
-
-
 class MatrixTask:
     """The streamed way as a long stage, for a matrix in a file.
 
@@ -194,10 +191,10 @@ def _streamed(path: Path, size: int, dtype: str, threads: int, folder: Path) -> 
     _ones(path.with_name("warm"), dtype)
     run_stage(MatrixTask(path.with_name("warm"), 256, dtype, threads), warm, log=lambda _: None)
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins again
-    before = _peak_bytes("VmRSS")
+    before = psutil.Process().memory_info().rss
     task = MatrixTask(path, size, dtype, threads)
     seconds, manifest = timed(lambda: run_stage(task, folder / "stage", log=lambda _: None))
-    peak = _peak_bytes("VmHWM") - before
+    peak = peak_memory() - before
     parts = manifest["results"]["parts"]
     spent = [event["seconds"] for event in read_events(folder / "stage") if event["event"] == "unit"]
     ends = np.cumsum([0, *parts])
@@ -217,13 +214,13 @@ def _lapack(path: Path, size: int, dtype: str, threads: int, folder: Path) -> di
     """Calls LAPACK; seconds and memory over that of now. The pairs are left in files."""
     apply_numerics(threads)
     Path("/proc/self/clear_refs").write_text("5")
-    before = _peak_bytes("VmRSS")
+    before = psutil.Process().memory_info().rss
     matrix = np.fromfile(path, dtype=dtype).reshape(size, size)
     with blas_threads(threads):
         seconds, (values, vectors) = timed(
             lambda: scipy.linalg.eigh(matrix.T, driver=DRIVER, overwrite_a=True, check_finite=False)
         )
-    peak = _peak_bytes("VmHWM") - before
+    peak = peak_memory() - before
     np.save(folder / "values.npy", values)
     np.save(folder / "vectors.npy", vectors.T)  # rows in memory
     return {"seconds": seconds, "peak_bytes": peak}

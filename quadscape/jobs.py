@@ -14,6 +14,7 @@ import psutil
 
 from quadscape.amounts import format_bytes, format_seconds
 from quadscape.errors import QuadscapeError
+from quadscape.memory_limits import peak_memory
 
 if TYPE_CHECKING:
     from quadscape.config import Experiment
@@ -58,16 +59,7 @@ def _taken() -> str:
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(usage.ru_utime + usage.ru_stime for usage in usages)
     elapsed = time.time() - psutil.Process().create_time()
-    return f"took {format_seconds(elapsed)}, {cpu:.1f} CPU-s and at most {format_bytes(_peak_memory())} of memory"
-
-
-def _peak_memory() -> int:
-    """Largest resident size of this process in bytes; getrusage's is that of the process that started it, if larger."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"took {format_seconds(elapsed)}, {cpu:.1f} CPU-s and at most {format_bytes(peak_memory())} of memory"
 
 
 def start_job(snakemake: Any) -> tuple["Experiment", Log]:

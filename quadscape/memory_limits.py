@@ -166,3 +166,17 @@ def memory_available() -> int:
 def memory_total() -> int:
     """Bytes of memory of the machine, or of the smallest limit of this process, whoever uses them at present."""
     return limited(psutil.virtual_memory().total, left=False)
+
+
+def peak_memory() -> int:
+    """Largest resident size that this process has had.
+
+    Returns:
+        Bytes; where the kernel does not tell, those of getrusage, which begin at what the process that started this one
+        had.
+    """
+    with contextlib.suppress(OSError):
+        found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.M)
+        if found:
+            return 1024 * int(found[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

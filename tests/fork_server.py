@@ -12,8 +12,8 @@ from typing import Any
 import quadscape
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# With what torch imports only when determinism and export are first asked for.
-TORCH = ("torch", "torch._inductor.config", "torch.export._trace")
+# With what torch imports only when export is first asked for.
+TORCH = ("torch", "torch.export._trace")
 
 
 def start_server(*modules: str) -> None:
@@ -41,12 +41,6 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
         return receiver.recv()
     finally:
         child.join()
-
-
-def peak_memory() -> int:
-    """Largest memory of this process; not getrusage's, which begins at that of the process that started this one."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
 def _send(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -3,11 +3,12 @@
 import psutil
 import pytest
 import torch
-from fork_server import TORCH, call, peak_memory, start_server
+from fork_server import TORCH, call, start_server
 from test_architectures import objective_of
 from torch import nn
 
 from quadscape.curvature.engine import HessianEngine
+from quadscape.memory_limits import peak_memory
 from quadscape.numerics import apply_numerics, keep_large_freed_memory
 
 NETWORKS = {

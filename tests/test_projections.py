@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from fork_server import TORCH, call, peak_memory, start_server
+from fork_server import call, start_server
 from hypothesis import given
 from hypothesis import strategies as st
 from measure_cases import PlainBasis, random_orthogonal
@@ -16,6 +16,7 @@ from quadscape.curvature.eigenbasis import _StoredBasis
 from quadscape.curvature.eigensolver import basis_specs
 from quadscape.curvature.projections import _PIECE_BYTES, ALIGNMENT, displacements, overlap_tiles, project
 from quadscape.errors import StoreError
+from quadscape.memory_limits import peak_memory
 from quadscape.numerics import apply_numerics
 from quadscape.stage import StageStore
 from quadscape.store import write_store
@@ -211,7 +212,7 @@ def measure(folder: Path, kind: str, memory: int) -> tuple[int, float]:
 
 @pytest.fixture(scope="module")
 def server() -> None:
-    start_server("test_projections", TORCH[1])
+    start_server("test_projections")
 
 
 @pytest.fixture(scope="module")
