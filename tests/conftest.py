@@ -12,8 +12,14 @@ from pathlib import Path
 import pytest
 from exports import KeptExports
 from fake_slurm import FakeSlurm
+from hypothesis import settings
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+# No test is timed: hypothesis' own limit of 0.2 s a case fails wherever something else is at work.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
