@@ -29,8 +29,8 @@ import torch
 from torch import nn
 
 from benchmarks.setting import CLASSES, SHAPE, random_data
-from quadscape.config import ResNet9
-from quadscape.models import build_model
+from quadscape.config.sections import ResNet9
+from quadscape.network.models import build_model
 
 _FLOAT = 4  # bytes
 

@@ -33,7 +33,10 @@ from quadscape.curvature.eigensolver import basis_specs, blas_threads, make_solv
 from quadscape.curvature.solver_plan import streamed_plan
 from quadscape.memory_limits import peak_memory
 from quadscape.numerics import apply_numerics, current_threads
-from quadscape.stage import Arrays, Estimate, StageStore, open_stage, read_events, run_stage
+from quadscape.stage.events import read_events
+from quadscape.stage.finished import open_stage
+from quadscape.stage.protocol import Arrays, Estimate, StageStore
+from quadscape.stage.run import run_stage
 from quadscape.store import ArraySpec
 
 DRIVER = "evd"
@@ -78,8 +81,8 @@ def real_hessian(size: int) -> np.ndarray:
     from sklearn.datasets import load_digits
 
     from quadscape.curvature.engine import HessianEngine
-    from quadscape.objective import Objective
-    from quadscape.parameters import ParameterLayout
+    from quadscape.network.objective import Objective
+    from quadscape.network.parameters import ParameterLayout
 
     digits = load_digits()
     images = torch.tensor(digits.images / 16.0, dtype=torch.float64)[:, None]

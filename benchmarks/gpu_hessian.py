@@ -36,8 +36,8 @@ from benchmarks.setting import (
     timed,
 )
 from quadscape.curvature.engine import HessianEngine
+from quadscape.network.objective import Objective, data_chunk
 from quadscape.numerics import resolve_device
-from quadscape.objective import Objective, data_chunk
 
 _GPU_GEMM, _CPU_GEMM = 8192, 1024
 _CHECKED_IMAGES = 64

@@ -44,7 +44,7 @@ from benchmarks.setting import (
     timed,
 )
 from quadscape.curvature.engine import HessianEngine
-from quadscape.objective import Objective
+from quadscape.network.objective import Objective
 
 _PASSES = 3
 _OURS_SECONDS = 150.0

@@ -19,8 +19,8 @@ import torch
 from torch.func import grad, jvp
 
 from benchmarks.setting import timed
-from quadscape.objective import Objective
-from quadscape.parameters import ParameterBlock
+from quadscape.network.objective import Objective
+from quadscape.network.parameters import ParameterBlock
 
 _MEMORY_SHARE = 0.4
 _WORSE = 1.05

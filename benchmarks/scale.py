@@ -25,10 +25,10 @@ import torch
 
 from benchmarks.count import Layer, layers_of, stages
 from benchmarks.setting import CLASSES, SHAPE
-from quadscape.config import ResNet9
+from quadscape.config.sections import ResNet9
 from quadscape.curvature.solver_plan import PANEL
 from quadscape.measures import MEASURES
-from quadscape.models import ResNet9Network
+from quadscape.network.models import ResNet9Network
 
 IMAGES = 50_000
 WIDTHS = (1, 2, 6, 20, 197)

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.setting import machine, prepare, problem, random_data, sampled_strips, timed
 from quadscape.curvature.engine import HessianEngine
-from quadscape.objective import Objective
+from quadscape.network.objective import Objective
 
 
 def measure(objective: Objective, theta: torch.Tensor, block: int) -> dict[str, float]:

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from quadscape.config import ResNet9
-from quadscape.models import build_model, initial_vector
+from quadscape.config.sections import ResNet9
+from quadscape.network.models import build_model, initial_vector
+from quadscape.network.objective import Objective
+from quadscape.network.parameters import ParameterBlock, ParameterLayout, assign_vector
 from quadscape.numerics import apply_numerics, current_threads, keep_large_freed_memory
-from quadscape.objective import Objective
-from quadscape.parameters import ParameterBlock, ParameterLayout, assign_vector
 
 SHAPE, CLASSES = (3, 32, 32), 10
 _FREEZING_IMAGES = 512
@@ -66,7 +66,7 @@ def problem(
     assign_vector(model, theta)
     model.eval()
     if norm == "batch":
-        from quadscape.checkpoint import freeze_batch_norms  # needs zarr, which a bare GPU machine may lack
+        from quadscape.network.checkpoint import freeze_batch_norms  # needs zarr, which a bare GPU machine may lack
 
         freeze_batch_norms(model, pixels[:_FREEZING_IMAGES].to(torch.float64), 64)
     model = model.to(device, dtype)

@@ -23,7 +23,7 @@ from benchmarks.setting import gemm_rate, machine, prepare, timed
 from quadscape.curvature.eigenbasis import _StoredBasis
 from quadscape.curvature.eigensolver import basis_specs
 from quadscape.curvature.projections import Tile, displacements, overlap_tiles, project
-from quadscape.stage import StageStore
+from quadscape.stage.protocol import StageStore
 from quadscape.store import ArraySpec, write_store
 
 _FILE_COLUMNS = 1024

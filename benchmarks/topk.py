@@ -17,7 +17,7 @@ import torch
 from benchmarks.peers import package_missing
 from benchmarks.setting import machine, parser, prepare, problem, random_data, timed
 from quadscape.curvature.matrix_free import CurvatureOperator, extreme_eigenpairs
-from quadscape.objective import Objective
+from quadscape.network.objective import Objective
 
 Residual = Callable[[np.ndarray, np.ndarray], float]
 

@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quadscape.config import Experiment, load_experiment
 from quadscape.errors import QuadscapeError, StoreError
+from quadscape.planning.experiment import Experiment
+from quadscape.planning.experiment_file import load_experiment
 
 if TYPE_CHECKING:
-    from quadscape.data_sources import Census
+    from quadscape.data.sources import Census
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from quadscape.activity import format_activity, look
-    from quadscape.status import find_stages, format_status, stage_status
+    from quadscape.cluster.activity import format_activity, look
+    from quadscape.results.status import find_stages, format_status, stage_status
 
     activity = look(Path.cwd())
     path = Path(arguments.path or "results")
@@ -31,14 +32,14 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _logs(arguments: argparse.Namespace) -> int:
-    from quadscape.joblogs import format_logs
+    from quadscape.cluster.job_logs import format_logs
 
     print(format_logs(Path.cwd(), arguments.rule))
     return 0
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from quadscape.submission import submit
+    from quadscape.cluster.submission import submit
 
     print(
         submit(
@@ -54,8 +55,9 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from quadscape.stage import PURGED, load_purged
-    from quadscape.verify import Misplaced, verify_results
+    from quadscape.results.verify import Misplaced, verify_results
+    from quadscape.stage.files import PURGED
+    from quadscape.stage.finished import load_purged
 
     problems = misplaced = 0
     for path, problem in verify_results(Path(arguments.path)):
@@ -88,16 +90,16 @@ def _findings(arguments: argparse.Namespace) -> int:
 
 
 def _costs(arguments: argparse.Namespace) -> int:
-    from quadscape.costs import costs, format_costs
+    from quadscape.results.costs import costs, format_costs
 
     print(format_costs(costs(Path(arguments.path))))
     return 0
 
 
 def _purge(arguments: argparse.Namespace) -> int:
+    from quadscape.amounts import format_bytes
     from quadscape.measures.earlier import replaced_tables
-    from quadscape.purge import find_removable, purge
-    from quadscape.stage import format_bytes
+    from quadscape.results.purge import find_removable, purge
 
     freed = 0
     for found in find_removable(Path(arguments.path)):
@@ -127,9 +129,9 @@ def _purge(arguments: argparse.Namespace) -> int:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from quadscape.data_sources import census
-    from quadscape.targets import Targets
-    from quadscape.workflow import Problem, check_places
+    from quadscape.data.sources import census
+    from quadscape.planning.problem import Problem, check_places
+    from quadscape.planning.targets import Targets
 
     experiment: Experiment = load_experiment(arguments.config)
     check_places(experiment)
@@ -149,7 +151,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     else:
         _print_census(census(experiment.data))
     if arguments.thorough:
-        from quadscape.extraction import check_factory
+        from quadscape.training.extraction import check_factory
 
         print(f"The network was {check_factory(experiment, data).sentence()}")
     return 0
@@ -178,8 +180,8 @@ def _some(values: Sequence[str]) -> list[str]:
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
-    from quadscape.estimate import estimate_experiment, format_estimates
-    from quadscape.workflow import Problem
+    from quadscape.planning.estimate import estimate_experiment, format_estimates
+    from quadscape.planning.problem import Problem
 
     problem = Problem.of(load_experiment(arguments.config))
     problem.check_dense()
@@ -190,7 +192,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
 
 
 def _reference(_: argparse.Namespace) -> int:
-    from quadscape.reference import configuration_reference
+    from quadscape.planning.reference import configuration_reference
 
     # It becomes a file of the documentation, which is UTF-8 whatever the locale is.
     if isinstance(sys.stdout, io.TextIOWrapper):

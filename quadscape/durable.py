@@ -50,3 +50,8 @@ def sync_open(descriptor: int, path: Path) -> None:
             f"The file system of {path} cannot make sure that it is stored (fsync: {error.strerror}); have the results "
             "on another file system."
         ) from error
+
+
+def _write_whole(descriptor: int, text: bytes) -> None:
+    while text:
+        text = text[os.write(descriptor, text) :]

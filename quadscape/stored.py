@@ -1,7 +1,7 @@
 """What finished results say about themselves, read as plain JSON: without Zarr, and never an error.
 
 Here the workflow's head asks what there is. Whether it is whole is for the stages to find out, and for
-`quadscape.verify`.
+`quadscape.results.verify`.
 """
 
 import json

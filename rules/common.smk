@@ -5,27 +5,20 @@ from pathlib import Path
 import snakemake.exceptions as snakemake_exceptions
 from snakemake.exceptions import LockException, WorkflowError
 
-from quadscape.config import earlier_names, parse_experiment, resolved
-from quadscape.consistency import report_differences
+from quadscape.config.values import resolved
+from quadscape.planning.experiment_file import earlier_names, parse_experiment
+from quadscape.planning.consistency import report_differences
 from quadscape.errors import QuadscapeError
 from quadscape.figures import FIGURES
-from quadscape.heads import record_head
-from quadscape.measures.code import figure_hash, findings_hash
-from quadscape.sizes import Kept
-from quadscape.snakemake_shell import (
-    check_working_directory,
-    force_outputs,
-    let_waiting_threads_sleep,
-    quote_interpreter,
-)
-from quadscape.targets import Targets, measure_rules
-from quadscape.versions import (
-    CHECKPOINT_VERSION,
-    DATA_VERSION,
-    STAGE_VERSIONS,
-)
-from quadscape.workflow import Places, Problem, check_places
-from quadscape.yaml_files import check_given_config, check_given_files, profile_files
+from quadscape.cluster.heads import record_head
+from quadscape.planning.labels import figure_hash, findings_hash
+from quadscape.results.sizes import Kept
+from quadscape.cluster.snakemake_shell import check_working_directory, force_outputs, let_waiting_threads_sleep, quote_interpreter
+from quadscape.planning.targets import Targets, measure_rules
+from quadscape.provenance.versions import CHECKPOINT_VERSION, DATA_VERSION, STAGE_VERSIONS
+from quadscape.planning.problem import Problem, check_places
+from quadscape.results.places import Places
+from quadscape.config.yaml_files import check_given_config, check_given_files, profile_files
 
 quote_interpreter()
 let_waiting_threads_sleep()
@@ -60,7 +53,7 @@ class DirectoryIsLocked(LockException):
     """What Snakemake raises where it finds the directory locked, saying by whom and what to do."""
 
     def __init__(self):
-        from quadscape.activity import explain_lock
+        from quadscape.cluster.activity import explain_lock
 
         WorkflowError.__init__(self, explain_lock())
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quadscape.data import write_data
+from quadscape.data.sets import write_data
 
 
 def write_random_data(

@@ -6,14 +6,16 @@ from typing import Any
 import torch
 from cases import write_random_data
 
-from quadscape.checkpoint import freeze_batch_norms
-from quadscape.config import CNN, MLP, Curvature, Linear, Model, ResNet9, parse_experiment, resolved
+from quadscape.config.sections import CNN, MLP, Curvature, Linear, Model, ResNet9
+from quadscape.config.values import resolved
 from quadscape.curvature.hessian import HessianShardTask, HessianTask, shard_directory
-from quadscape.extraction import extract_checkpoint
-from quadscape.models import build_model, initial_vector
-from quadscape.objective import Objective
-from quadscape.parameters import ParameterLayout, assign_vector
-from quadscape.stage import run_stage
+from quadscape.network.checkpoint import freeze_batch_norms
+from quadscape.network.models import build_model, initial_vector
+from quadscape.network.objective import Objective
+from quadscape.network.parameters import ParameterLayout, assign_vector
+from quadscape.planning.experiment_file import parse_experiment
+from quadscape.stage.run import run_stage
+from quadscape.training.extraction import extract_checkpoint
 
 SMALL = {
     "linear": (Linear(factory="linear"), (1, 4, 4)),

@@ -2,19 +2,22 @@
 
 from pathlib import Path
 
-from quadscape.config import Experiment, parse_experiment
 from quadscape.curvature.eigenbasis import EigenbasisTask
 from quadscape.curvature.gauss_newton import GaussNewtonTask
 from quadscape.curvature.hessian import HessianShardTask, HessianTask
-from quadscape.data import prepare
-from quadscape.extraction import extract_checkpoint
+from quadscape.data.sets import prepare
 from quadscape.measures import MEASURES
-from quadscape.measures.code import measure_label
 from quadscape.measures.job import Job, run_measure
-from quadscape.stage import Task, run_stage
-from quadscape.targets import Targets
-from quadscape.training import TrainingTask
-from quadscape.workflow import Places, Problem
+from quadscape.planning.experiment import Experiment
+from quadscape.planning.experiment_file import parse_experiment
+from quadscape.planning.labels import measure_label
+from quadscape.planning.problem import Problem
+from quadscape.planning.targets import Targets
+from quadscape.results.places import Places
+from quadscape.stage.protocol import Task
+from quadscape.stage.run import run_stage
+from quadscape.training.extraction import extract_checkpoint
+from quadscape.training.task import TrainingTask
 
 ITERATIONS = (0, 40)
 

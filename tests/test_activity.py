@@ -14,12 +14,13 @@ import pytest
 from fake_slurm import FakeSlurm
 from toy_stage import Toy
 
-from quadscape import slurm
-from quadscape.activity import explain_lock, format_activity, look
 from quadscape.cli import main
-from quadscape.controller import State, directory_of
-from quadscape.heads import PLACE, find_heads, last_head, process_record, record_head, write_json
-from quadscape.stage import Lock, run_stage
+from quadscape.cluster import slurm
+from quadscape.cluster.activity import explain_lock, format_activity, look
+from quadscape.cluster.controller import State, directory_of
+from quadscape.cluster.heads import PLACE, find_heads, last_head, process_record, record_head, write_json
+from quadscape.stage.lock import Lock
+from quadscape.stage.run import run_stage
 
 STATE = State(
     "SLURM job 5", "logs/controller/5.log", "n1", 1000.0, 3, "at work", "head running (process 9)", 2000.0, ("-n",)

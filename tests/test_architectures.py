@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from quadscape.curvature import rules
 from quadscape.curvature.engine import HessianEngine
+from quadscape.curvature.operations import affine
 from quadscape.errors import ModelError
-from quadscape.objective import Objective
-from quadscape.parameters import ParameterLayout, current_vector
+from quadscape.network.objective import Objective
+from quadscape.network.parameters import ParameterLayout, current_vector
 
 pytestmark = pytest.mark.usefixtures("kept_exports")
 
@@ -139,8 +139,8 @@ def test_single_precision(name, monkeypatch):
     engine = HessianEngine(objective, theta)
     convolves = any("conv" in str(node.target) for node in engine.graph.nodes)
     for many in (1, 10**9) if convolves else (1,):  # one product for all columns, a convolution for each
-        monkeypatch.setattr(rules, "_MANY_COLUMNS", many)
-        monkeypatch.setattr(rules, "_PIECE", 17)
+        monkeypatch.setattr(affine, "_MANY_COLUMNS", many)
+        monkeypatch.setattr(affine, "_PIECE", 17)
         assert_close(whole(engine, objective.size, 64).tril(), exact.tril(), 1e-5)
 
 

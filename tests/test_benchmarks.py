@@ -23,11 +23,11 @@ import benchmarks.scaling
 import benchmarks.tiles
 import benchmarks.topk
 from benchmarks import peers, setting
-from quadscape.config import CNN
+from quadscape.config.sections import CNN
 from quadscape.curvature import projections
-from quadscape.models import build_model, initial_vector
-from quadscape.objective import Objective
-from quadscape.parameters import ParameterLayout, assign_vector
+from quadscape.network.models import build_model, initial_vector
+from quadscape.network.objective import Objective
+from quadscape.network.parameters import ParameterLayout, assign_vector
 
 pytestmark = pytest.mark.usefixtures("kept_exports")
 

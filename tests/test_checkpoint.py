@@ -7,15 +7,17 @@ import pytest
 import torch
 from cases import write_random_data
 
-from quadscape.checkpoint import Checkpoint, freeze_batch_norms
-from quadscape.config import Experiment, parse_experiment
-from quadscape.data import DataSet, data_info
+from quadscape.data.sets import DataSet, data_info
 from quadscape.errors import ConfigError, ModelError, StoreError
-from quadscape.extraction import extract_checkpoint
-from quadscape.losses import example_losses
-from quadscape.models import batch_norms, build_model
-from quadscape.stage import run_stage
-from quadscape.training import TrainingTask, Trajectory
+from quadscape.network.checkpoint import Checkpoint, freeze_batch_norms
+from quadscape.network.losses import example_losses
+from quadscape.network.models import batch_norms, build_model
+from quadscape.planning.experiment import Experiment
+from quadscape.planning.experiment_file import parse_experiment
+from quadscape.stage.run import run_stage
+from quadscape.training.extraction import extract_checkpoint
+from quadscape.training.task import TrainingTask
+from quadscape.training.trajectory import Trajectory
 
 CNN = {"factory": "cnn", "channels": [4, 8]}
 
@@ -23,8 +25,8 @@ CNN = {"factory": "cnn", "channels": [4, 8]}
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch):
     # Small networks gain nothing from more, and lose much where other tests run beside.
-    monkeypatch.setattr("quadscape.training.current_threads", lambda: 1)
-    monkeypatch.setattr("quadscape.extraction.current_threads", lambda: 1)
+    monkeypatch.setattr("quadscape.training.task.current_threads", lambda: 1)
+    monkeypatch.setattr("quadscape.training.extraction.current_threads", lambda: 1)
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import quadscape
-from quadscape import codehash
-from quadscape.codehash import STAGE_MODULES, lock_problems, main, module_hash, source_hash
+from quadscape.provenance import codehash
+from quadscape.provenance.codehash import STAGE_MODULES, lock_problems, main, module_hash
+from quadscape.provenance.source import source_hash
 
 SOURCE = '''
 """A module."""
@@ -153,10 +154,10 @@ def test_locking(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     said = capsys.readouterr().err
     assert "stage 'hessian' (project.inner) has changed" in said
     assert "bump the version" in said
-    assert "re-lock with `python -m quadscape.codehash --lock`" in said
+    assert "re-lock with `python -m quadscape.provenance.codehash --lock`" in said
     versions["hessian"] = 2
     assert lock_problems() == [
-        "Version 2 of the stage 'hessian' is not locked: run `python -m quadscape.codehash --lock`."
+        "Version 2 of the stage 'hessian' is not locked: run `python -m quadscape.provenance.codehash --lock`."
     ]
     main(["--lock"])
     assert lock_problems() == []

@@ -10,23 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quadscape.cli import main
-from quadscape.config import (
-    Experiment,
-    MeasureSection,
-    Section,
-    Steps,
-    check_problem,
-    earlier_names,
-    load_experiment,
-    parse_experiment,
-    resolved,
-)
+from quadscape.config.sections import Steps
+from quadscape.config.values import Section, resolved
+from quadscape.config.yaml_files import check_given_config
 from quadscape.errors import ConfigError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import effective_options
-from quadscape.reference import configuration_reference
-from quadscape.workflow import Problem
-from quadscape.yaml_files import check_given_config
+from quadscape.planning.experiment import Experiment, MeasureSection, check_problem
+from quadscape.planning.experiment_file import earlier_names, load_experiment, parse_experiment
+from quadscape.planning.problem import Problem
+from quadscape.planning.reference import configuration_reference
 
 ROOT = Path(__file__).resolve().parents[1]
 

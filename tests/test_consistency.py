@@ -12,12 +12,14 @@ import pytest
 from test_finished_results import ARCHIVE
 from test_workflow import PER_CHECKPOINT, TINY, Checkout, checkout, finished  # ruff: ignore[unused-import]
 
-from quadscape.config import Experiment, load_experiment, parse_experiment
-from quadscape.consistency import find_differences
 from quadscape.digests import canonical_digest
-from quadscape.sizes import Kept
-from quadscape.stage import purge_stage
-from quadscape.workflow import Places, Problem
+from quadscape.planning.consistency import find_differences
+from quadscape.planning.experiment import Experiment
+from quadscape.planning.experiment_file import load_experiment, parse_experiment
+from quadscape.planning.problem import Problem
+from quadscape.results.places import Places
+from quadscape.results.sizes import Kept
+from quadscape.stage.purging import purge_stage
 from results import small_experiment
 
 RUN = {"name": "a", "checkpoints": [0, 40]}

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from quadscape.cli import main
-from quadscape.costs import costs
+from quadscape.results.costs import costs
 
 JOB = """
 from types import SimpleNamespace
-from quadscape.jobs import open_log
+from quadscape.planning.jobs import open_log
 log = open_log(SimpleNamespace(log=["logs/x/{rule}/a/4.log"], rule="{rule}", wildcards=["a", 4]))
 log("working")
 while __import__("time").process_time() < {seconds}: pass

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from quadscape import data, data_sources
-from quadscape.config import Data
-from quadscape.data import DataSet, data_info, prepare
-from quadscape.data_sources import DataDescription, census, describe
+from quadscape.config.sections import Data
+from quadscape.data.sets import DataSet, data_info, prepare
+from quadscape.data.sets import sets as data
+from quadscape.data.sets import sources as data_sources
+from quadscape.data.sources import DataDescription, census, describe
 from quadscape.errors import DataError
 from quadscape.store import read_store
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from problems import DiesAtEveryThirdUnit, run_hessian, write_checkpoint
 
-from quadscape.config import CNN, MLP, Curvature, Custom
+from quadscape.config.sections import CNN, MLP, Curvature, Custom
 from quadscape.curvature import eigensolver
 from quadscape.curvature.eigenbasis import Eigenbasis, EigenbasisTask
 from quadscape.curvature.hessian import HessianMatrix
 from quadscape.errors import VerificationError
-from quadscape.stage import run_stage
+from quadscape.stage.run import run_stage
 
 pytestmark = pytest.mark.usefixtures("kept_exports")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from quadscape.cli import main
-from quadscape.config import parse_experiment
-from quadscape.estimate import Estimates, Need, estimate_experiment, format_estimates, measure_rates
 from quadscape.measures import MEASURES
-from quadscape.stage import read_events
-from quadscape.workflow import Problem
+from quadscape.planning.estimate import Estimates, Need, estimate_experiment, format_estimates, measure_rates
+from quadscape.planning.experiment_file import parse_experiment
+from quadscape.planning.problem import Problem
+from quadscape.stage.events import read_events
 from results import small_experiment
 
 SMALL = """
@@ -99,7 +99,7 @@ def test_shards_share_the_work() -> None:
 
 def test_the_real_experiment_is_told_for_a_gpu_that_is_not_here() -> None:
     # Sizes as `validate` reads them from a source that need not be here.
-    from quadscape.data_sources import DataDescription
+    from quadscape.data.sources import DataDescription
 
     experiment = parse_experiment({"model": {"factory": "resnet9", "width": 2}})
     data = DataDescription((3, 32, 32), tuple("abcdefghij"), 50_000, 5_000, 5_000, "")

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from test_workflow import Checkout
 
-from quadscape.config import load_experiment
 from quadscape.measures import MEASURES
 from quadscape.measures.earlier import earlier_tables, replaced_tables
 from quadscape.measures.job import table_path
-from quadscape.stage import load_purged
+from quadscape.planning.experiment_file import load_experiment
+from quadscape.results.verify import verify_results
+from quadscape.stage.finished import load_purged
 from quadscape.store import read_store
 from quadscape.tables import read_table
-from quadscape.verify import verify_results
 
 ARCHIVE = Path(__file__).with_name("data") / "results-21e0d71.tar.gz"
 # What is never to be computed again: data, training, checkpoints and curvature.

@@ -14,7 +14,7 @@ from problems import (
 )
 from torch.func import functional_call
 
-from quadscape.config import CNN, Curvature
+from quadscape.config.sections import CNN, Curvature
 from quadscape.curvature import gauss_newton, strips
 from quadscape.curvature.gauss_newton import (
     GaussNewtonEngine,
@@ -27,10 +27,10 @@ from quadscape.curvature.gauss_newton import (
 )
 from quadscape.curvature.hessian import HessianMatrix
 from quadscape.errors import StoreError, VerificationError
-from quadscape.objective import CheckpointObjectives, Objective
-from quadscape.parameters import ParameterLayout, current_vector
-from quadscape.stage import run_stage
-from quadscape.verify import verify_results
+from quadscape.network.objective import CheckpointObjectives, Objective
+from quadscape.network.parameters import ParameterLayout, current_vector
+from quadscape.results.verify import verify_results
+from quadscape.stage.run import run_stage
 
 LIMIT = {torch.float64: 1e-13, torch.float32: 1e-5}
 

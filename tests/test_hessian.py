@@ -19,16 +19,17 @@ from problems import (
     write_checkpoint,
 )
 
-from quadscape.config import CNN, MLP, Curvature, Linear
+from quadscape.config.sections import CNN, MLP, Curvature, Linear
 from quadscape.curvature import strips
 from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.hessian import HessianMatrix, HessianShardTask, HessianTask, shard_directory
 from quadscape.curvature.strips import column_block, cut_strips, share_of_strips
 from quadscape.curvature.verification import sign_probes
 from quadscape.errors import ModelError, StageError, StoreError
-from quadscape.objective import CheckpointObjectives, Objective
-from quadscape.stage import open_stage, run_stage
-from quadscape.verify import verify_results
+from quadscape.network.objective import CheckpointObjectives, Objective
+from quadscape.results.verify import verify_results
+from quadscape.stage.finished import open_stage
+from quadscape.stage.run import run_stage
 
 pytestmark = pytest.mark.usefixtures("kept_exports")
 
@@ -178,7 +179,7 @@ def test_parameters_that_the_loss_does_not_use_have_zero_columns():
         def forward(self, x):
             return self.linear(x.flatten(1))
 
-    from quadscape.parameters import ParameterLayout, current_vector
+    from quadscape.network.parameters import ParameterLayout, current_vector
 
     torch.manual_seed(0)
     model = Idle()

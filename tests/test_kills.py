@@ -16,16 +16,20 @@ import pytest
 import zarr
 from fork_server import CONTEXT, TORCH, call, start_server
 
-from quadscape.config import Experiment, parse_experiment
 from quadscape.curvature import divide_and_conquer, eigensolver, gauss_newton
 from quadscape.curvature.eigenbasis import EigenbasisTask
 from quadscape.curvature.gauss_newton import GaussNewtonTask
 from quadscape.curvature.hessian import HessianShardTask, HessianTask
-from quadscape.data import prepare
-from quadscape.extraction import extract_checkpoint
+from quadscape.data.sets import prepare
 from quadscape.numerics import apply_numerics
-from quadscape.stage import StageStore, Task, open_stage, read_events, run_stage
-from quadscape.training import TrainingTask
+from quadscape.planning.experiment import Experiment
+from quadscape.planning.experiment_file import parse_experiment
+from quadscape.stage.events import read_events
+from quadscape.stage.finished import open_stage
+from quadscape.stage.protocol import StageStore, Task
+from quadscape.stage.run import run_stage
+from quadscape.training.extraction import extract_checkpoint
+from quadscape.training.task import TrainingTask
 
 # Of each stage; the more, the longer.
 KILLS = [6, pytest.param(30, marks=pytest.mark.long)]

@@ -18,8 +18,8 @@ from quadscape.curvature.matrix_free import (
     spectral_density,
 )
 from quadscape.errors import ModelError, VerificationError
-from quadscape.objective import Objective
-from quadscape.parameters import ParameterLayout, current_vector
+from quadscape.network.objective import Objective
+from quadscape.network.parameters import ParameterLayout, current_vector
 
 LOSSES = ["cross_entropy", "squared_error"]
 

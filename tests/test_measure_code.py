@@ -18,18 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tracing import executed
 
-from quadscape.checkpoint import Checkpoint
-from quadscape.config import load_experiment
 from quadscape.measures import MEASURES
-from quadscape.measures.code import locked, measure_closure, measure_label, problems
 from quadscape.measures.declaration import effective_options
 from quadscape.measures.earlier import earlier_tables
 from quadscape.measures.job import Job
+from quadscape.network.checkpoint import Checkpoint
 from quadscape.numerics import apply_numerics
+from quadscape.planning.experiment_file import load_experiment
+from quadscape.planning.labels import locked, measure_closure, measure_label, problems
+from quadscape.planning.problem import Problem
+from quadscape.planning.targets import Targets
 from quadscape.store import read_store
 from quadscape.tables import Table, read_table
-from quadscape.targets import Targets
-from quadscape.workflow import Problem
 
 DATA = Path(__file__).resolve().with_name("data")
 REFERENCES = DATA / "measures"
@@ -37,7 +37,7 @@ KEYS = {"run": "run", "checkpoint": "40", "checkpoint_pair": "0-40"}
 RUN = "a"
 ROUNDED = 5
 # What pydantic calls from annotations, which are not followed.
-CALLED_BY_OTHERS = {"quadscape.config"}
+CALLED_BY_OTHERS = {"quadscape.config.values", "quadscape.config.sections"}
 
 
 class Reference:
@@ -146,7 +146,7 @@ def test_the_label_says_what_the_code_computes(reference: Reference, name: str) 
     label = locked().get(name, {}).get("label", "1")
     found, rounded = reference.tables(name), reference.rounded(name)
     differing = differences(found, reference.expected(name, label), rounded)
-    command = "python -m quadscape.measures.code --lock"
+    command = "python -m quadscape.planning.labels --lock"
     if differing:
         pytest.fail(f"the tables differ ({', '.join(differing)}): a new label, `{command} {name}=LABEL`")
     assert measure_label(name) == label, f"the tables are equal: re-lock under the old label, `{command}`"

@@ -6,8 +6,8 @@ from measure_cases import PlainBasis, chosen
 
 from quadscape.measures.gradients import compute as gradients
 from quadscape.measures.line_search import compute as line_search
-from quadscape.objective import Objective
-from quadscape.parameters import ParameterLayout, current_vector
+from quadscape.network.objective import Objective
+from quadscape.network.parameters import ParameterLayout, current_vector
 
 
 def test_lines_and_gradients_of_a_small_network() -> None:

@@ -10,12 +10,12 @@ import pytest
 
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES, items
-from quadscape.measures.code import measure_label
 from quadscape.measures.job import Job, read_result, run_measure, table_path
+from quadscape.planning.labels import measure_label
+from quadscape.planning.problem import Problem
+from quadscape.planning.targets import Targets
+from quadscape.results.verify import verify_results
 from quadscape.tables import read_table
-from quadscape.targets import Targets
-from quadscape.verify import verify_results
-from quadscape.workflow import Problem
 from results import small_experiment
 
 EXPERIMENT = small_experiment(

@@ -5,16 +5,19 @@ import pytest
 from measure_cases import PlainBasis, SeparableObjective, chosen, random_orthogonal
 
 from quadscape.measures.line_search import compute as line_search
-from quadscape.measures.line_search.compute import (
+from quadscape.measures.line_search.analysis import (
     analyse,
-    choose_directions,
     choose_form,
     fit_forms,
+    fit_window,
     grid,
+    held_out,
     minimum,
     quadratic_radius,
     second_derivative,
 )
+from quadscape.measures.line_search.compute import choose_directions
+from quadscape.measures.line_search.declaration import PARAMETERS
 
 T = grid(61, 2.0, 1.0, 100.0)
 FLOOR = 1e-16
@@ -205,7 +208,7 @@ def test_results_do_not_depend_on_the_sign_of_the_eigenvector() -> None:
     assert one["form"] == other["form"]
     assert one["radius_positive"] == pytest.approx(other["radius_negative"], rel=1e-9)
     assert one["asymmetry"] == pytest.approx(-other["asymmetry"])
-    for name in line_search.PARAMETERS:
+    for name in PARAMETERS:
         assert one[f"error_{name}"] == pytest.approx(other[f"error_{name}"], rel=1e-3, abs=1e-9)
 
 
@@ -271,7 +274,7 @@ def test_measure_on_a_separable_loss() -> None:
 
 @pytest.mark.parametrize("points", [9, 11, 13, 41, 61])
 def test_held_out_points_are_mirrored_and_reach_the_ends(points: int) -> None:
-    testing = line_search.held_out(grid(points, 1.0, 1.0, 1.0))
+    testing = held_out(grid(points, 1.0, 1.0, 1.0))
     np.testing.assert_array_equal(testing, testing[::-1])
     assert testing[[1, -2]].all()
     assert not testing[[0, points // 2, -1]].any()
@@ -287,12 +290,12 @@ def test_no_minimum_is_claimed_among_rounding_errors() -> None:
 
 def test_forms_are_compared_over_the_same_rise_of_the_loss() -> None:
     rise = T**2 + 40 * T**4
-    window = line_search.fit_window(T, rise, 1.0)
+    window = fit_window(T, rise, 1.0)
     assert np.abs(rise[window]).max() <= 1.0
     assert rise[window.stop] > 1.0
     assert window.start + window.stop == len(T)
-    assert line_search.fit_window(T, rise, 1e3) == slice(0, 61)
-    steep = line_search.fit_window(T, np.where(T == 0, 0.0, np.nan), 1.0)
+    assert fit_window(T, rise, 1e3) == slice(0, 61)
+    steep = fit_window(T, np.where(T == 0, 0.0, np.nan), 1.0)
     assert steep == slice(26, 35)
 
 

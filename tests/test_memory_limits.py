@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from quadscape.memory_limits import cgroup_limits, slurm_limit
-from quadscape.stage import memory_available, memory_total
+from quadscape.memory_limits import cgroup_limits, memory_available, memory_total, slurm_limit
 
 V2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"

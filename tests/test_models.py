@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import avg_pool2d, conv2d, gelu, group_norm
 
-from quadscape.config import CNN, MLP, Custom, Linear, ResNet9
+from quadscape.config.sections import CNN, MLP, Custom, Linear, ResNet9
 from quadscape.errors import ModelError
-from quadscape.models import (
+from quadscape.network.models import (
     batch_norms,
     build_model,
     check_model,
@@ -16,7 +16,7 @@ from quadscape.models import (
     factory_code,
     initial_vector,
 )
-from quadscape.parameters import ParameterLayout
+from quadscape.network.parameters import ParameterLayout
 
 
 @pytest.mark.parametrize(("width", "expected"), [(1, 26490), (2, 104234)])

@@ -19,12 +19,12 @@ import torch
 import yaml
 from test_data import make_folder, photograph
 
-from quadscape.checkpoint import load_foreign
 from quadscape.cli import main
-from quadscape.config import load_experiment
-from quadscape.data import prepare
+from quadscape.data.sets import prepare
 from quadscape.errors import QuadscapeError
-from quadscape.models import build_model
+from quadscape.network.checkpoint import load_foreign
+from quadscape.network.models import build_model
+from quadscape.planning.experiment_file import load_experiment
 
 
 def seeds(few: int, many: int) -> list[Any]:

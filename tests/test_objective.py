@@ -4,8 +4,8 @@ import torch
 from problems import SMALL, dense_hessian, problem, relative_error
 
 from quadscape.errors import DataError
-from quadscape.objective import Objective, data_chunk
-from quadscape.parameters import ParameterLayout, current_vector
+from quadscape.network.objective import Objective, data_chunk
+from quadscape.network.parameters import ParameterLayout, current_vector
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from quadscape.curvature.projections import _PIECE_BYTES, ALIGNMENT, displacemen
 from quadscape.errors import StoreError
 from quadscape.memory_limits import peak_memory
 from quadscape.numerics import apply_numerics
-from quadscape.stage import StageStore
+from quadscape.stage.protocol import StageStore
 from quadscape.store import write_store
 
 # From the smallest tiles that there are, through ragged ones, to everything at once.

@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quadscape import stage
+from quadscape.amounts import format_bytes
 from quadscape.cli import main
 from quadscape.curvature.eigenbasis import Eigenbasis
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
-from quadscape.purge import LARGE_ARRAYS, find_removable, purge
-from quadscape.sizes import Kept, keep_asked
-from quadscape.stage import array_bytes, finished_manifest, open_stage
-from quadscape.status import stage_status
-from quadscape.verify import verify_results
+from quadscape.results.purge import LARGE_ARRAYS, find_removable, purge
+from quadscape.results.sizes import Kept, keep_asked
+from quadscape.results.status import stage_status
+from quadscape.results.verify import verify_results
+from quadscape.stage.finished import finished_manifest, open_stage, verify_stage
+from quadscape.stage.lock import Lock
+from quadscape.stage.purging import array_bytes, purge_stage
 from results import curvature, small_experiment
 
 CHECKPOINTS = "results/small/runs/a/checkpoints"
@@ -71,7 +73,7 @@ def test_it_is_dry_unless_told(root: Path, capsys: pytest.CaptureFixture[str]) -
     assert said.count("remove ") == len(LARGE)
     size = sum(found.size_bytes for found in find_removable(root))
     assert len(LARGE) * 235**2 * 4 < size < len(LARGE) * 235**2 * 8.2
-    assert f"would free {stage.format_bytes(size)}; nothing was removed" in said
+    assert f"would free {format_bytes(size)}; nothing was removed" in said
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
@@ -110,7 +112,7 @@ def test_purged_and_computed_again(root: Path, capsys: pytest.CaptureFixture[str
 
 def test_verify_checks_what_is_left_of_purged_stages(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(root / "results/small/tables")  # stand-ins
-    stage.purge_stage(root / CHECKPOINTS / "40/eigenbasis", ["eigenvectors"], lambda _: None)
+    purge_stage(root / CHECKPOINTS / "40/eigenbasis", ["eigenvectors"], lambda _: None)
     assert main(["verify", str(root)]) == 0
     assert "purged on 20" in capsys.readouterr().out
     path = root / CHECKPOINTS / "40/eigenbasis/store.zarr/eigenvalues/c/0"
@@ -137,7 +139,7 @@ def _purge_and_die(directory: str, arrays: list[str], at: int) -> None:
 
     for name in ("rename", "replace", "unlink", "write_text", "mkdir"):
         setattr(Path, name, counted(getattr(Path, name)))
-    stage.purge_stage(Path(directory), arrays, lambda _: None)
+    purge_stage(Path(directory), arrays, lambda _: None)
 
 
 def test_killed_before_each_change(root: Path, place: Path) -> None:
@@ -156,15 +158,15 @@ def test_killed_before_each_change(root: Path, place: Path) -> None:
         size = array_bytes(copy / name, arrays)
         if (copy / name / "manifest.json").exists():
             # Finished, so whole.
-            assert stage.verify_stage(copy / name) == whole
+            assert verify_stage(copy / name) == whole
         else:
             with pytest.raises(StoreError, match="purged"):
                 open_stage(copy / name)
-            assert stage.verify_stage(copy / name) == whole
+            assert verify_stage(copy / name) == whole
             partly += size > 0
         purge_all(copy)
         assert array_bytes(copy / name, arrays) == 0
-        assert stage.verify_stage(copy / name) == whole
+        assert verify_stage(copy / name) == whole
         assert stage_status(copy / name).state == "purged"
         if child.exitcode == 0:
             break
@@ -190,7 +192,7 @@ def test_what_is_still_needed_is_kept(root: Path) -> None:
 
 def test_a_stage_at_work_is_kept(root: Path) -> None:
     directory = root / LARGE[3]
-    lock = stage.Lock(directory, 0.1, 60.0)
+    lock = Lock(directory, 0.1, 60.0)
     lock.acquire(lambda _: None, lambda event, **details: None)
     try:
         assert removable(root)[LARGE[3]] == "a process is at work in it"

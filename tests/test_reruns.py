@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from quadscape.definitions import closure
 from quadscape.figures import FIGURES
 from quadscape.measures import MEASURES
-from quadscape.measures.code import entries_of
+from quadscape.planning.labels import entries_of
+from quadscape.provenance.definitions import closure
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK = {name for name, measure in MEASURES.items() if measure.evaluates}

@@ -11,20 +11,20 @@ from strangers import ALMOST, CLASSES, MEMBERS, RIGHT, SHAPE
 from test_architectures import block_triangle, whole
 from torch.nn.functional import relu6
 
-from quadscape.checkpoint import Checkpoint
 from quadscape.cli import main
-from quadscape.config import parse_experiment
 from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.self_check import SelfCheck, check_network
-from quadscape.data import prepare
+from quadscape.data.sets import prepare
 from quadscape.errors import ModelError
-from quadscape.extraction import extract_checkpoint
-from quadscape.losses import example_losses
-from quadscape.models import cast, check_model
-from quadscape.objective import Objective
-from quadscape.parameters import ParameterLayout, assign_vector
-from quadscape.verify import verify_results
-from quadscape.workflow import Places
+from quadscape.network.checkpoint import Checkpoint
+from quadscape.network.losses import example_losses
+from quadscape.network.models import cast, check_model
+from quadscape.network.objective import Objective
+from quadscape.network.parameters import ParameterLayout, assign_vector
+from quadscape.planning.experiment_file import parse_experiment
+from quadscape.results.places import Places
+from quadscape.results.verify import verify_results
+from quadscape.training.extraction import extract_checkpoint
 
 pytestmark = pytest.mark.usefixtures("kept_exports")
 

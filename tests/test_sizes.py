@@ -12,14 +12,16 @@ import pytest
 from PIL import Image
 from test_workflow import TINY, Checkout
 
-from quadscape import sizes
-from quadscape.config import CNN, MLP, Custom, Experiment, Linear, ResNet9, parse_experiment
-from quadscape.data_sources import describe
+from quadscape.config.sections import CNN, MLP, Custom, Linear, ResNet9
+from quadscape.data.sources import describe
 from quadscape.errors import ConfigError, DataError, ModelError
-from quadscape.models import count_parameters, factory_code
-from quadscape.network_shapes import count_built_in
-from quadscape.sizes import Kept, look_at_data, look_at_network
-from quadscape.workflow import Problem
+from quadscape.network.models import count_parameters, factory_code
+from quadscape.network.shapes import count_built_in
+from quadscape.planning.experiment import Experiment
+from quadscape.planning.experiment_file import parse_experiment
+from quadscape.planning.problem import Problem
+from quadscape.results import sizes
+from quadscape.results.sizes import Kept, look_at_data, look_at_network
 
 HEAVY = ("torch", "torchvision", "scipy", "sklearn", "zarr", "matplotlib")
 HEAD = f"""
@@ -102,7 +104,7 @@ def test_nor_for_a_network_of_the_users_own(tmp_path: Path) -> None:
     assert found["parameters"] == 65 * 5 + 6 * 10
     assert {Path(file).name for file in found["files"]} == {"mine.py", "helper.py"}
     # The second start makes no process either.
-    (checkout.path / "quadscape/models.py").write_text("raise AssertionError")
+    (checkout.path / "quadscape/network/models.py").write_text("raise AssertionError")
     dry_run(checkout)
 
 
@@ -231,8 +233,8 @@ def test_folders_are_listed_at_every_start_but_opened_once(tmp_path: Path, monke
     store = tmp_path / "data.zarr/zarr.json"
     first, _ = look_at_data(experiment, store, kept)
     opened: list[Path] = []
-    open_image = __import__("quadscape.data_sources", fromlist=["open_image"]).open_image
-    monkeypatch.setattr("quadscape.data_sources.open_image", lambda path: (opened.append(path), open_image(path))[1])
+    open_image = __import__("quadscape.data.sources", fromlist=["open_image"]).open_image
+    monkeypatch.setattr("quadscape.data.sources.open_image", lambda path: (opened.append(path), open_image(path))[1])
     assert look_at_data(experiment, store, kept)[0] == first
     assert not opened
     # Another size of the file is another listing; another content of the same size is looked at, too.

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from fake_slurm import FakeSlurm
 
-from quadscape import slurm
+from quadscape.cluster import slurm
+from quadscape.cluster.slurm import Job, cancel_jobs, list_jobs, list_recorded_jobs, requeue_job
 from quadscape.errors import ClusterError
-from quadscape.slurm import Job, cancel_jobs, list_jobs, list_recorded_jobs, requeue_job
 
 
 def test_jobs_of_a_directory(cluster: FakeSlurm, tmp_path: Path) -> None:

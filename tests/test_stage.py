@@ -23,9 +23,13 @@ from fork_server import start_server
 from toy_stage import FLAWS, Toy, Worker, compete, finished, run
 
 import quadscape
-from quadscape import stage as stage_module
 from quadscape.errors import DeviceMemoryError, FencedError, RoundingError, StageError, StoreError, VerificationError
-from quadscape.stage import Estimate, Lock, open_stage, present_owner, read_events, run_stage, verify_stage
+from quadscape.stage import lock as lock_module
+from quadscape.stage.events import read_events
+from quadscape.stage.finished import open_stage, verify_stage
+from quadscape.stage.lock import Lock, present_owner
+from quadscape.stage.protocol import Estimate
+from quadscape.stage.run import run_stage
 
 QUICK = {"heartbeat": 0.05, "stale_after": 0.5}
 PATIENT = {"heartbeat": 0.05, "stale_after": 60.0}
@@ -725,7 +729,7 @@ def test_owner_elsewhere_is_judged_by_its_heartbeat_only(place: Path, monkeypatc
     mark = place / "mark"
     first = run(place / "toy", {"stop_in": 2, "mark": str(mark)}, QUICK)
     wait_for(Path(f"{mark}.2").exists)
-    monkeypatch.setattr(stage_module, "_machine", lambda: ["elsewhere", "", ""])
+    monkeypatch.setattr(lock_module, "_machine", lambda: ["elsewhere", "", ""])
     owner = present_owner(place / "toy")
     assert owner is not None
     assert owner.is_alive(place / "toy") is None
@@ -797,14 +801,14 @@ def test_late_contender_has_no_claim(place: Path) -> None:
 def test_sweeping_does_not_disturb_contenders(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The owner sweeps leftovers; the draft of a contender that is about to claim may go with them."""
     late = lock(place)
-    original = stage_module._write_whole
+    original = lock_module._write_whole
 
     def write(descriptor: int, text: bytes) -> None:
         original(descriptor, text)
-        monkeypatch.setattr(stage_module, "_write_whole", original)
+        monkeypatch.setattr(lock_module, "_write_whole", original)
         take(place).release()
 
-    monkeypatch.setattr(stage_module, "_write_whole", write)
+    monkeypatch.setattr(lock_module, "_write_whole", write)
     late.acquire(silent, lambda event, **details: None)
     late.check()
     late.release()

@@ -13,8 +13,9 @@ from toy_stage import Toy, Worker, run
 
 from quadscape.cli import main
 from quadscape.errors import StageError, StoreError, VerificationError
-from quadscape.stage import Lock, run_stage
-from quadscape.status import StageStatus, find_stages, format_status, stage_status
+from quadscape.results.status import StageStatus, find_stages, format_status, stage_status
+from quadscape.stage.lock import Lock
+from quadscape.stage.run import run_stage
 
 LIMIT = 60.0
 
@@ -119,7 +120,7 @@ def test_waiting(tmp_path: Path) -> None:
 def test_owner_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = Lock(tmp_path, 60.0, 60.0)
     lock.acquire(silent, lambda event, **details: None)
-    monkeypatch.setattr("quadscape.stage._machine", lambda: ["elsewhere", "", ""])
+    monkeypatch.setattr("quadscape.stage.lock._machine", lambda: ["elsewhere", "", ""])
     assert stage_status(tmp_path).state == "running"
     beat = tmp_path / "lock/1/owner"
     os.utime(beat, (time.time() - 300, time.time() - 300))
@@ -140,7 +141,7 @@ def test_rate_and_remaining_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         {"time": 9030.0, "event": "unit", "done": 5, "total": 20},
     ]
     write_events(tmp_path, *units)
-    monkeypatch.setattr("quadscape.status.time.time", lambda: 9035.0)
+    monkeypatch.setattr("quadscape.results.status.time.time", lambda: 9035.0)
     status = stage_status(tmp_path)
     assert (status.state, status.name, status.done, status.total, status.attempts) == ("running", "hessian", 5, 20, 2)
     assert status.rate == pytest.approx(1 / 15)

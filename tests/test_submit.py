@@ -17,13 +17,13 @@ import pytest
 from fake_slurm import FakeSlurm
 from test_workflow import Checkout
 
-from quadscape import controller, slurm
 from quadscape.cli import main
-from quadscape.controller import Controller, State, clean_environment, directory_of, read_state
+from quadscape.cluster import controller, slurm
+from quadscape.cluster.controller import Controller, State, clean_environment, directory_of, read_state
+from quadscape.cluster.heads import PLACE, process_record, write_json
+from quadscape.cluster.submission import read_profile, submit
 from quadscape.errors import ClusterError
-from quadscape.heads import PLACE, process_record, write_json
-from quadscape.stage import present_owner
-from quadscape.submission import read_profile, submit
+from quadscape.stage.lock import present_owner
 
 LIMIT = 180.0
 

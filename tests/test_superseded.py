@@ -18,11 +18,15 @@ from test_stage import server as server  # a fixture
 from toy_stage import Toy, Worker, finished, run
 
 from quadscape.errors import StageError
-from quadscape.purge import find_removable, purge
-from quadscape.stage import Lock, load_purged, open_stage, purge_stage, read_events, run_stage, verify_stage
-from quadscape.status import find_stages, stage_status
-from quadscape.superseded import changes, superseded_directory
-from quadscape.verify import verify_results
+from quadscape.results.purge import find_removable, purge
+from quadscape.results.status import find_stages, stage_status
+from quadscape.results.verify import verify_results
+from quadscape.stage.events import read_events
+from quadscape.stage.finished import load_purged, open_stage, verify_stage
+from quadscape.stage.lock import Lock
+from quadscape.stage.purging import purge_stage
+from quadscape.stage.run import run_stage
+from quadscape.stage.superseded import changes, superseded_directory
 
 PATIENT = {"heartbeat": 0.05, "stale_after": 60.0}
 PIECES = {"manifest.json", "journal", "store.zarr", "events.jsonl"}
@@ -545,7 +549,7 @@ def test_a_killed_purge_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     (item,) = find_removable(place)
     with monkeypatch.context() as patched:
-        patched.setattr("quadscape.superseded.shutil.rmtree", stop)
+        patched.setattr("quadscape.stage.superseded.shutil.rmtree", stop)
         with pytest.raises(KeyboardInterrupt):
             purge(item, lambda _: None)
     assert not aside(toy).exists()

@@ -17,13 +17,13 @@ import yaml
 from test_workflow import TINY, Checkout
 from toy_stage import Toy
 
-from quadscape import stage
 from quadscape.cli import main
-from quadscape.config import parse_experiment
+from quadscape.cluster.snakemake_shell import check_working_directory
 from quadscape.errors import ConfigError, StageError
 from quadscape.numerics import apply_numerics
-from quadscape.snakemake_shell import check_working_directory
-from quadscape.workflow import MOST_PARAMETERS, Problem, check_places
+from quadscape.planning.experiment_file import parse_experiment
+from quadscape.planning.problem import MOST_PARAMETERS, Problem, check_places
+from quadscape.stage.run import run_stage
 from results import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -310,7 +310,7 @@ def test_a_file_system_that_cannot_sync_folders_is_good_enough(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    assert stage.run_stage(Toy(), tmp_path / "toy", log=lambda _: None)["units"]
+    assert run_stage(Toy(), tmp_path / "toy", log=lambda _: None)["units"]
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
@@ -322,13 +322,13 @@ def test_a_file_system_that_cannot_sync_files_is_named(
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(StageError, match="cannot make sure that it is stored") as caught:
-        stage.run_stage(Toy(), tmp_path / "toy", log=lambda _: None)
+        run_stage(Toy(), tmp_path / "toy", log=lambda _: None)
     assert str(tmp_path / "toy") in str(caught.value)
 
 
 def test_a_stage_whose_place_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "toy").write_text("")
     with pytest.raises(StageError, match="cannot be used"):
-        stage.run_stage(Toy(), tmp_path / "toy", log=lambda _: None)
+        run_stage(Toy(), tmp_path / "toy", log=lambda _: None)
     with pytest.raises(StageError, match="cannot be used"):
-        stage.run_stage(Toy(), tmp_path / "toy" / "below", log=lambda _: None)
+        run_stage(Toy(), tmp_path / "toy" / "below", log=lambda _: None)

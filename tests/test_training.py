@@ -9,14 +9,17 @@ from cases import write_random_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadscape.config import CNN, Constant, Cosine, Custom, Linear, ResNet9, Run, Steps
-from quadscape.data import DataSet
+from quadscape.config.sections import CNN, Constant, Cosine, Custom, Linear, ResNet9, Run, Steps
+from quadscape.data.sets import DataSet
 from quadscape.errors import ConfigError, ModelError, StageError
-from quadscape.losses import example_losses
-from quadscape.models import build_model, initial_vector
-from quadscape.parameters import ParameterLayout, assign_vector
-from quadscape.stage import run_stage
-from quadscape.training import Batches, TrainingTask, Trajectory, learning_rate
+from quadscape.network.losses import example_losses
+from quadscape.network.models import build_model, initial_vector
+from quadscape.network.parameters import ParameterLayout, assign_vector
+from quadscape.stage.run import run_stage
+from quadscape.training.batches import Batches
+from quadscape.training.steps import learning_rate
+from quadscape.training.task import TrainingTask
+from quadscape.training.trajectory import Trajectory
 
 LINEAR = Linear(factory="linear")
 LAYOUT_ARRAYS = ("theta", "loss", "learning_rate", "gradient_norm", "batch", "evaluation")
@@ -53,7 +56,7 @@ def train(path, run, data, model=LINEAR, seed=0, loss="squared_error", task=Shor
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch):
     # Small networks gain nothing from more, and lose much where other tests run beside.
-    monkeypatch.setattr("quadscape.training.current_threads", lambda: 1)
+    monkeypatch.setattr("quadscape.training.task.current_threads", lambda: 1)
 
 
 @pytest.fixture(scope="module")
@@ -420,7 +423,7 @@ def test_units_are_shorter_where_steps_are_slow(data, monkeypatch):
     wide = CNN(factory="cnn", channels=(256, 512))
     task = TrainingTask(run, 0, wide, "cross_entropy", data, "cpu")
     assert task._operations() == 2 * 9 * (1 * 256 * 64 + 256 * 512 * 16) + 2 * 512 * 4 * 3
-    monkeypatch.setattr("quadscape.training._MAX_SHARD_BYTES", 2**40)
+    monkeypatch.setattr("quadscape.training.task._MAX_SHARD_BYTES", 2**40)
     expected = 30 / (3 * 50 * task._operations() / 1e10)
     assert expected / 2 < task.plan()["steps"] <= expected
 

@@ -19,7 +19,7 @@ from quadscape.curvature.verification import (
     verify_hessian,
 )
 from quadscape.errors import VerificationError
-from quadscape.parameters import ParameterBlock, ParameterLayout
+from quadscape.network.parameters import ParameterBlock, ParameterLayout
 
 SIZE, BLOCK = 300, 32
 EPS = {"float32": float(np.finfo("float32").eps), "float64": float(np.finfo("float64").eps)}

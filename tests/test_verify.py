@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from quadscape.cli import main
 from quadscape.curvature.eigenbasis import Eigenbasis
 from quadscape.curvature.hessian import HessianMatrix
-from quadscape.data import prepare
+from quadscape.data.sets import prepare
 from quadscape.digests import canonical_digest
 from quadscape.errors import StoreError
 from quadscape.measures import SCHEMAS
 from quadscape.measures.job import table_path
-from quadscape.stage import open_stage, read_events
+from quadscape.results.verify import Misplaced, verify_results
+from quadscape.stage.events import read_events
+from quadscape.stage.finished import open_stage
 from quadscape.tables import read_table
-from quadscape.verify import Misplaced, verify_results
 from results import curvature, measure_spectrum, small_experiment
 
 CHECKPOINT = "runs/a/checkpoints/40"

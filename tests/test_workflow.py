@@ -18,10 +18,10 @@ import psutil
 import pytest
 import yaml
 
-from quadscape.config import parse_experiment
 from quadscape.measures import MEASURES
-from quadscape.targets import Targets, measure_rules
-from quadscape.workflow import Problem
+from quadscape.planning.experiment_file import parse_experiment
+from quadscape.planning.problem import Problem
+from quadscape.planning.targets import Targets, measure_rules
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = [
@@ -299,7 +299,7 @@ def test_a_changed_measure_is_measured_again(checkout: Checkout) -> None:
 
 @pytest.mark.slow
 def test_a_new_hessian_version_recomputes_what_follows(checkout: Checkout) -> None:
-    path = checkout.path / "quadscape/versions.py"
+    path = checkout.path / "quadscape/provenance/versions.py"
     text = path.read_text()
     assert '"hessian": 2' in text
     path.write_text(text.replace('"hessian": 2', '"hessian": 3'))

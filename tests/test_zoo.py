@@ -13,9 +13,9 @@ from zoo import REFUSED, ZOO
 from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.self_check import check_network
 from quadscape.errors import ModelError
-from quadscape.models import cast
-from quadscape.objective import Objective
-from quadscape.parameters import ParameterLayout, assign_vector, current_vector
+from quadscape.network.models import cast
+from quadscape.network.objective import Objective
+from quadscape.network.parameters import ParameterLayout, assign_vector, current_vector
 
 pytestmark = pytest.mark.usefixtures("kept_exports")
 

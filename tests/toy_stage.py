@@ -14,16 +14,20 @@ from typing import Any, ClassVar
 import numpy as np
 from fork_server import CONTEXT
 
-from quadscape import stage
 from quadscape.errors import DeviceMemoryError, VerificationError
-from quadscape.stage import Estimate, Lock, open_stage, run_stage, verify_stage
+from quadscape.stage import lock as stage_lock
+from quadscape.stage import run as stage_run
+from quadscape.stage.finished import open_stage, verify_stage
+from quadscape.stage.lock import Lock
+from quadscape.stage.protocol import Estimate
+from quadscape.stage.run import run_stage
 from quadscape.store import ArraySpec, fill_value
 
 STEP = 4
 
 # Reading them takes longer than a unit; what a server of workers has read once, each of them has.
-stage.installed_version = cache(stage.installed_version)
-stage._versions()
+stage_run.installed_version = cache(stage_run.installed_version)
+stage_run._versions()
 
 
 class Toy:
@@ -212,7 +216,7 @@ def work(
     if stop_after_check:
         _stop_after_check(stop_after_check)
     if elsewhere:
-        stage._machine = lambda: ["elsewhere", "", ""]
+        stage_lock._machine = lambda: ["elsewhere", "", ""]
     sender.send(("ready", ""))
     try:
         run_stage(Toy(**task), directory, log=lambda line: sender.send(("log", line)), **protocol)

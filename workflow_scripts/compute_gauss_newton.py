@@ -1,8 +1,8 @@
 from pathlib import Path
 
 from quadscape.curvature.gauss_newton import GaussNewtonTask
-from quadscape.jobs import start_job
-from quadscape.stage import run_stage
+from quadscape.planning.jobs import start_job
+from quadscape.stage.run import run_stage
 
 experiment, log = start_job(snakemake)
 task = GaussNewtonTask(snakemake.input.checkpoint, snakemake.input.data, experiment.curvature, experiment.device)

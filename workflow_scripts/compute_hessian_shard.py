@@ -1,8 +1,8 @@
 from pathlib import Path
 
 from quadscape.curvature.hessian import HessianShardTask
-from quadscape.jobs import start_job
-from quadscape.stage import run_stage
+from quadscape.planning.jobs import start_job
+from quadscape.stage.run import run_stage
 
 experiment, log = start_job(snakemake)
 task = HessianShardTask(

@@ -1,5 +1,5 @@
 from quadscape.figures.job import draw_figure
-from quadscape.jobs import input_paths, open_log
+from quadscape.planning.jobs import input_paths, open_log
 
 log = open_log(snakemake)
 draw_figure(snakemake.wildcards.figure, input_paths(snakemake), snakemake.output)

@@ -1,5 +1,5 @@
-from quadscape.extraction import extract_checkpoint
-from quadscape.jobs import start_job
+from quadscape.planning.jobs import start_job
+from quadscape.training.extraction import extract_checkpoint
 
 experiment, log = start_job(snakemake)
 found = extract_checkpoint(

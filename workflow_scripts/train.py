@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from quadscape.jobs import start_job
-from quadscape.stage import run_stage
-from quadscape.training import TrainingTask
+from quadscape.planning.jobs import start_job
+from quadscape.stage.run import run_stage
+from quadscape.training.task import TrainingTask
 
 experiment, log = start_job(snakemake)
 run = experiment.run(snakemake.wildcards.run)

@@ -1,5 +1,5 @@
 from quadscape.findings.job import write_findings
-from quadscape.jobs import input_paths, open_log
+from quadscape.planning.jobs import input_paths, open_log
 
 log = open_log(snakemake)
 write_findings(

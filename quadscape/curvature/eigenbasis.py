@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quadscape.config import Curvature
+from quadscape.config.sections import Curvature
 from quadscape.curvature.eigensolver import Solver, basis_specs, make_solver, plan_solver
 from quadscape.curvature.hessian import HessianMatrix
 from quadscape.curvature.invariances import (
@@ -46,11 +46,12 @@ from quadscape.curvature.verification import (
     spot_columns,
     verify_eigenbasis,
 )
+from quadscape.network.objective import CheckpointObjectives
 from quadscape.numerics import apply_numerics, current_threads, device_memory_explained, halved, resolve_device
-from quadscape.objective import CheckpointObjectives
-from quadscape.stage import Arrays, Estimate, StageStore, open_stage
+from quadscape.provenance.versions import STAGE_VERSIONS
+from quadscape.stage.finished import open_stage
+from quadscape.stage.protocol import Arrays, Estimate, StageStore
 from quadscape.store import ArraySpec
-from quadscape.versions import STAGE_VERSIONS
 
 _STAGE = "eigenbasis"
 _TILE_BYTES = 256 << 20

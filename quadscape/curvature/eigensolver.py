@@ -43,8 +43,9 @@ from quadscape.curvature.tridiagonal_reduction import (
     update_trailing,
 )
 from quadscape.errors import RoundingError, VerificationError
+from quadscape.memory_limits import memory_total
 from quadscape.numerics import give_freed_memory_back
-from quadscape.stage import Arrays, StageStore, memory_total
+from quadscape.stage.protocol import Arrays, StageStore
 from quadscape.store import ArraySpec
 
 Fill = Callable[[torch.Tensor], None]

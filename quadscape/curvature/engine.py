@@ -19,21 +19,13 @@ from torch.func import grad, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 from quadscape.curvature.graph import Graph, Node, differentiable, trace
-from quadscape.curvature.rules import (
-    Adjoint,
-    Affine,
-    Expansion,
-    Rule,
-    Tangent,
-    laid_out,
-    plain,
-    rule_for,
-    with_onednn,
-)
-from quadscape.losses import example_losses
-from quadscape.models import check_sum_over_examples
-from quadscape.objective import Objective, Vector
-from quadscape.parameters import ParameterBlock
+from quadscape.curvature.operations.affine import Affine, with_onednn
+from quadscape.curvature.operations.base import Adjoint, Expansion, Rule, Tangent, laid_out, plain
+from quadscape.curvature.operations.choice import rule_for
+from quadscape.network.losses import example_losses
+from quadscape.network.models import check_sum_over_examples
+from quadscape.network.objective import Objective, Vector
+from quadscape.network.parameters import ParameterBlock
 
 Tensor = torch.Tensor
 

@@ -23,7 +23,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch.func import vjp, vmap
 
-from quadscape.config import Curvature
+from quadscape.config.sections import Curvature
 from quadscape.curvature.hessian import HessianMatrix, resident_bytes
 from quadscape.curvature.strips import (
     UNIT_FLOPS,
@@ -45,11 +45,12 @@ from quadscape.curvature.verification import (
     verify_hessian,
 )
 from quadscape.errors import VerificationError
+from quadscape.network.objective import CheckpointObjectives, Objective, Parameters, Vector
 from quadscape.numerics import apply_numerics, current_threads, device_memory_explained, halved, resolve_device
-from quadscape.objective import CheckpointObjectives, Objective, Parameters, Vector
-from quadscape.stage import Arrays, Estimate, StageStore, open_stage
+from quadscape.provenance.versions import STAGE_VERSIONS
+from quadscape.stage.finished import open_stage
+from quadscape.stage.protocol import Arrays, Estimate, StageStore
 from quadscape.store import ArraySpec
-from quadscape.versions import STAGE_VERSIONS
 
 _STAGE = "gauss_newton"
 _ACCUMULATED_BYTES = {"cpu": 1 << 30}
@@ -68,7 +69,7 @@ def output_factor(outputs: torch.Tensor, loss: str) -> torch.Tensor:
 
     Args:
         outputs: Class scores, shape (n, C).
-        loss: Loss of one example, as in `quadscape.losses`.
+        loss: Loss of one example, as in `quadscape.network.losses`.
 
     Returns:
         Float64, shape (n, C, C).

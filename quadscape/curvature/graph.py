@@ -15,8 +15,8 @@ import torch
 from torch import fx
 
 from quadscape.errors import ModelError
-from quadscape.parameters import ParameterLayout
-from quadscape.substitutes import OPERATIONS
+from quadscape.network.parameters import ParameterLayout
+from quadscape.network.substitutes import OPERATIONS
 
 # Nodes that only assert properties of their inputs.
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quadscape.config import Curvature
+from quadscape.config.sections import Curvature
 from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.strips import (
     UNIT_FLOPS,
@@ -35,6 +35,7 @@ from quadscape.curvature.strips import (
 )
 from quadscape.curvature.verification import PROBE_SEED, PROBES, sign_probes, verify_hessian
 from quadscape.errors import DeviceMemoryError, StageError, StoreError
+from quadscape.network.objective import CheckpointObjectives, Objective
 from quadscape.numerics import (
     apply_numerics,
     current_threads,
@@ -43,10 +44,10 @@ from quadscape.numerics import (
     keep_large_freed_memory,
     resolve_device,
 )
-from quadscape.objective import CheckpointObjectives, Objective
-from quadscape.stage import Arrays, Estimate, FinishedStage, StageStore, open_stage
+from quadscape.provenance.versions import STAGE_VERSIONS
+from quadscape.stage.finished import FinishedStage, open_stage
+from quadscape.stage.protocol import Arrays, Estimate, StageStore
 from quadscape.store import ArraySpec
-from quadscape.versions import STAGE_VERSIONS
 
 _SHARD_STAGE, _STAGE = "hessian_shard", "hessian"
 

@@ -23,8 +23,8 @@ import scipy.sparse
 import torch
 
 from quadscape.curvature.graph import Graph, Input, Node, trace
-from quadscape.objective import Objective
-from quadscape.parameters import ParameterBlock
+from quadscape.network.objective import Objective
+from quadscape.network.parameters import ParameterBlock
 
 aten = torch.ops.aten
 Kind = Literal["scale", "shift"]

@@ -32,7 +32,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh, lobp
 from scipy.special import ndtr
 
 from quadscape.errors import ModelError, VerificationError
-from quadscape.objective import Objective, Vector
+from quadscape.network.objective import Objective, Vector
 
 _DENSE_SIZE = 64
 """Up to this many parameters, as many products as there are parameters are the shorter way."""

@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.smoothness import kinks
 from quadscape.errors import ModelError
-from quadscape.losses import example_losses
-from quadscape.objective import Objective
-from quadscape.parameters import ParameterBlock, ParameterLayout, assign_vector
+from quadscape.network.losses import example_losses
+from quadscape.network.objective import Objective
+from quadscape.network.parameters import ParameterBlock, ParameterLayout, assign_vector
 
 Build = Callable[[torch.dtype | None], nn.Module]
 """Builds the network anew, in evaluation mode with its buffers and θ, in a precision or (None) in its own."""

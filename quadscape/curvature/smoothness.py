@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from quadscape import substitutes
 from quadscape.curvature.graph import Graph, Node
+from quadscape.network import substitutes
 
 # Linear in what moves, or constant.
 _LINEAR = """

@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from quadscape.curvature.verification import PROBE_SEED, PROBES, sign_probes
 from quadscape.errors import StoreError, VerificationError
-from quadscape.objective import Objective, Vector
-from quadscape.stage import Arrays, FinishedStage, StageStore
+from quadscape.network.objective import Objective, Vector
+from quadscape.stage.finished import FinishedStage
+from quadscape.stage.protocol import Arrays, StageStore
 from quadscape.store import ArraySpec
 
 Cost = Callable[[int, int], float]

@@ -20,7 +20,7 @@ import torch
 
 from quadscape.curvature.projections import overlap_tiles
 from quadscape.errors import VerificationError
-from quadscape.parameters import ParameterLayout
+from quadscape.network.parameters import ParameterLayout
 
 PROBES = 16
 """Random sign vectors of each kind: a norm estimated from 16 is off by at most √(2/16)/2 = 18 % (one σ)."""

@@ -199,7 +199,7 @@ def fingerprint_digits(options: Options, label: str) -> str:
 
     Args:
         options: From `effective_options`.
-        label: Label of the code; see `quadscape.measures.code`.
+        label: Label of the code; see `quadscape.planning.labels`.
 
     Returns:
         The digits.

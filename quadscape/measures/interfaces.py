@@ -7,7 +7,7 @@ import numpy as np
 
 
 class ObjectiveLike(Protocol):
-    """The loss of one data split as a function of θ; see `quadscape.objective.Objective`."""
+    """The loss of one data split as a function of θ; see `quadscape.network.objective.Objective`."""
 
     @property
     def size(self) -> int:
@@ -46,7 +46,7 @@ class BasisLike(Protocol):
 
 
 class CheckpointLike(Protocol):
-    """What the head of a table says about a checkpoint; see `quadscape.checkpoint.Checkpoint`."""
+    """What the head of a table says about a checkpoint; see `quadscape.network.checkpoint.Checkpoint`."""
 
     @property
     def run(self) -> str:

@@ -17,7 +17,9 @@ import numpy as np
 from quadscape.measures.declaration import Measure
 from quadscape.measures.job import Job
 from quadscape.numerics import apply_numerics
-from quadscape.stage import Arrays, Estimate, StageStore, open_stage, run_stage
+from quadscape.stage.finished import open_stage
+from quadscape.stage.protocol import Arrays, Estimate, StageStore
+from quadscape.stage.run import run_stage
 from quadscape.store import ArraySpec
 from quadscape.tables import Table
 

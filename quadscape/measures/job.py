@@ -25,11 +25,11 @@ from quadscape.tables import Table, read_table, table_head
 if TYPE_CHECKING:
     import torch
 
-    from quadscape.checkpoint import Checkpoint
     from quadscape.curvature.eigenbasis import Eigenbasis
-    from quadscape.data import Split
-    from quadscape.objective import Objective
-    from quadscape.training import Curves
+    from quadscape.data.sets import Split
+    from quadscape.network.checkpoint import Checkpoint
+    from quadscape.network.objective import Objective
+    from quadscape.training.trajectory import Curves
 
 Log = Callable[[str], None]
 
@@ -89,14 +89,14 @@ class Job:
     @cached_property
     def course(self) -> "Curves":
         """Losses, learning rates, gradient norms and evaluations of the run."""
-        from quadscape.training import Trajectory
+        from quadscape.training.trajectory import Trajectory
 
         return Trajectory.open(self.path("trajectory")).curves()
 
     @cached_property
     def checkpoint(self) -> "Checkpoint":
         """The checkpoint."""
-        from quadscape.checkpoint import Checkpoint
+        from quadscape.network.checkpoint import Checkpoint
 
         return Checkpoint.load(self.path("checkpoint"))
 
@@ -114,7 +114,7 @@ class Job:
 
     def sizes(self) -> Sizes:
         """Sizes that the cost of a measure of a checkpoint follows from."""
-        from quadscape.data import data_info
+        from quadscape.data.sets import data_info
 
         info = data_info(self.path("data"))
         counts, pixels = info.counts, math.prod(info.shape)
@@ -129,7 +129,7 @@ class Job:
 
     def objective(self, split: "Split") -> "Objective":
         """The loss at the checkpoint on one split."""
-        from quadscape.objective import CheckpointObjectives
+        from quadscape.network.objective import CheckpointObjectives
 
         objectives = CheckpointObjectives(self.path("checkpoint"), self.path("data"), split)
         return objectives.get(self.dtype, self.device)
@@ -137,7 +137,7 @@ class Job:
     @cached_property
     def head(self) -> dict[str, Any]:
         """What every table of a checkpoint carries: run, iteration, P, N and weight_decay."""
-        from quadscape.data import data_info
+        from quadscape.data.sets import data_info
         from quadscape.measures.interfaces import checkpoint_head
 
         checkpoint = self.checkpoint

@@ -19,7 +19,8 @@ import numpy as np
 import yaml
 import zarr
 
-from quadscape.stage import open_stage, read_events
+from quadscape.stage.events import read_events
+from quadscape.stage.finished import open_stage
 from tests.slurm.cluster import Slot, show_job
 from tests.test_workflow import ROOT, Checkout
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from quadscape.stage import STALE_SECONDS, present_owner, process_is_alive
+from quadscape.stage.lock import STALE_SECONDS, present_owner, process_is_alive
 from tests.slurm.chain import BrokenPromiseError, Chain, Prepared, environment, require
 from tests.slurm.cluster import GPUS, NODE_TIMEOUT, Cluster, Slot, ask, show_job, until
 

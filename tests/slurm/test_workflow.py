@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import Beside, Clusters
 
-from quadscape.stage import read_events
+from quadscape.stage.events import read_events
 from tests.slurm.chain import SHARDED, SHARDS
 from tests.slurm.cluster import GPUS, ask
 from tests.slurm.events import Record, Scenario, slowly

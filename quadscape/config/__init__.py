@@ -1,0 +1,1 @@
+"""Sections of the experiment file, and how YAML is read."""

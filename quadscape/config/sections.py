@@ -1,0 +1,290 @@
+"""Sections of the experiment file that say what is trained and how curvature is computed."""
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from quadscape.config.values import Count, FloatType, Index, Name, NonNegative, NotEmpty, Positive, Real, Section
+
+
+class Data(Section):
+    """The data set and its split into training, validation and test images."""
+
+    source: Literal["cifar10", "image_folder", "digits"] = "cifar10"
+    """`cifar10` (through torchvision), `image_folder` (a folder of one sub-folder per class, or one with `train/` and
+    `test/` of that kind), or `digits` (1,797 images of 8×8 that scikit-learn ships)."""
+    path: str = "data"
+    """Folder of the image folder, or the place to which torchvision downloads CIFAR-10; unused for digits."""
+    held_out: Annotated[Real, Field(gt=0, lt=1)] = 0.3
+    """Fraction of each class that is held out from training, for a source without test images of its own."""
+    validation: Annotated[Real, Field(gt=0, lt=1)] = 0.5
+    """Fraction of each class's held-out images that becomes the validation set; the rest is the test set."""
+
+
+class Normalized(Section):
+    """What every network with normalisation layers shares."""
+
+    normalization: Literal["group", "none", "batch"] = "group"
+    """`group`: the loss that is trained is the loss that is analysed; `none`; `batch`: trained with batch statistics,
+    analysed with statistics recomputed over the whole training set and frozen."""
+    channels_per_group: Count = 4
+    """Channels of one group under `group` (the number of groups is channels divided by this)."""
+    activation: Literal["gelu", "relu", "tanh"] = "gelu"
+    """Element-wise non-linearity. With `relu` the Hessian is the almost-everywhere one, and the stores say so."""
+
+
+class ResNet9(Normalized):
+    """The reference network: ResNet9 with widths 4w, 8w, 16w, 32w (w=1: 26,490 parameters, w=2: 104,234)."""
+
+    factory: Literal["resnet9"] = "resnet9"
+    """The built-in factory."""
+    width: Count = 2
+    """The multiplier w."""
+
+
+class Linear(Section):
+    """One affine map from pixels to class scores: every quantity has a closed form."""
+
+    factory: Literal["linear"]
+    """The built-in factory."""
+    bias: bool = True
+    """Whether the map has a bias."""
+
+
+class MLP(Section):
+    """Fully connected layers."""
+
+    factory: Literal["mlp"]
+    """The built-in factory."""
+    hidden: Annotated[tuple[Count, ...], NotEmpty] = (32,)
+    """Widths of the hidden layers."""
+    activation: Literal["gelu", "relu", "tanh"] = "gelu"
+    """Element-wise non-linearity."""
+
+
+class CNN(Normalized):
+    """3×3 convolutions, each followed by normalisation, activation and 2×2 average pooling, then a linear layer."""
+
+    factory: Literal["cnn"]
+    """The built-in factory."""
+    channels: Annotated[tuple[Count, ...], NotEmpty] = (8, 16)
+    """Output channels of the convolutions."""
+
+
+class Custom(Section):
+    """A network of the user's own."""
+
+    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    """`package.module:function`; called as `function(input_shape, classes, **arguments)`, returns a
+    `torch.nn.Module`."""
+    arguments: dict[str, Any] = {}  # ruff: ignore[mutable-class-default]: pydantic copies it
+    """Keyword arguments of the factory."""
+
+
+_BUILT_IN: dict[str, type[Section]] = {"resnet9": ResNet9, "linear": Linear, "mlp": MLP, "cnn": CNN}
+
+
+def _model_tag(value: Any) -> str | None:
+    name = value.get("factory", "resnet9") if isinstance(value, dict) else getattr(value, "factory", None)
+    return name if isinstance(name, str) and name in _BUILT_IN else "custom"
+
+
+Model = Annotated[
+    Annotated[ResNet9, Tag("resnet9")]
+    | Annotated[Linear, Tag("linear")]
+    | Annotated[MLP, Tag("mlp")]
+    | Annotated[CNN, Tag("cnn")]
+    | Annotated[Custom, Tag("custom")],
+    Discriminator(_model_tag),
+]
+
+
+class Schedule(Section):
+    """What every learning-rate schedule shares."""
+
+    value: Positive = 0.1
+    """Learning rate η at the start (after the warm-up)."""
+    warmup: Index = 0
+    """Iterations over which η rises linearly from `value / warmup`; 0 for none."""
+
+
+class Constant(Schedule):
+    """The same learning rate throughout."""
+
+    schedule: Literal["constant"]
+    """The kind of schedule."""
+
+
+class Steps(Schedule):
+    """A learning rate multiplied by a factor at given iterations."""
+
+    schedule: Literal["steps"] = "steps"
+    """The kind of schedule."""
+    milestones: tuple[Count, ...] = (10000, 20000, 30000, 40000)
+    """Iterations from which the next, lower learning rate holds; strictly increasing."""
+    factor: Annotated[Real, Field(gt=0, lt=1)] = 0.1
+    """What the learning rate is multiplied by at each milestone."""
+
+    @field_validator("milestones")
+    @classmethod
+    def _increasing(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(b <= a for a, b in pairwise(value)):
+            raise ValueError("milestones must be strictly increasing")
+        return value
+
+
+class Cosine(Schedule):
+    """A half cosine from the initial to the final learning rate."""
+
+    schedule: Literal["cosine"]
+    """The kind of schedule."""
+    final: NonNegative = 0.0
+    """Learning rate at the last iteration."""
+
+
+_SCHEDULES: dict[str, type[Section]] = {"constant": Constant, "steps": Steps, "cosine": Cosine}
+LearningRate = Annotated[Constant | Steps | Cosine, Field(discriminator="schedule")]
+
+
+class Trajectory(Section):
+    """Which iterations' parameters are kept."""
+
+    stride: Count = 4
+    """Every how many iterations θ is kept; 1 is needed to see oscillations. The last iterate is always kept."""
+    dense: Index = 200
+    """Iterations on each side of every learning-rate drop that are kept with stride 1."""
+
+
+class Training(Section):
+    """SGD with momentum, in PyTorch's convention: v ← μv + g + δθ, θ ← θ − ηv (Nesterov: θ ← θ − η(g + δθ + μv))."""
+
+    iterations: Count = 48800
+    """Number of steps."""
+    batch_size: Count = 512
+    """Examples of one step, B."""
+    remainder: Literal["wrap", "keep", "drop"] = "wrap"
+    """What happens to the N mod B examples left at an epoch's end: the batch is filled from the next epoch's shuffle,
+    kept as a smaller batch, or dropped."""
+    learning_rate: LearningRate = Steps()
+    """The schedule of η."""
+    momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
+    """Momentum μ."""
+    nesterov: bool = False
+    """Nesterov's momentum instead of heavy-ball."""
+    weight_decay: NonNegative = 1e-3
+    """Weight decay δ: what is minimised is L + (δ/2)|θ|² over all parameters."""
+    dtype: FloatType = "float32"
+    """Precision of the forward and backward pass; θ and the momentum are float64 always, so that late small steps
+    survive."""
+    seed: Index | None = None
+    """Seed of initial parameters and batch order; none: the experiment's, so that runs share both."""
+    trajectory: Trajectory = Trajectory()
+    """Which iterates are kept."""
+    evaluate_every: Count = 200
+    """Every how many iterations full loss and accuracy on all three splits are computed (and at the last one)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        if self.learning_rate.warmup > self.iterations:
+            raise ValueError(
+                f"learning_rate.warmup is {self.learning_rate.warmup}, more than the {self.iterations} iterations"
+            )
+        return self
+
+    def dense_windows(self) -> list[range]:
+        """The ranges of iterations kept with stride 1: around every milestone within the run."""
+        if not isinstance(self.learning_rate, Steps):
+            return []
+        width = self.trajectory.dense
+        return [
+            range(max(0, m - width), min(self.iterations, m + width) + 1)
+            for m in self.learning_rate.milestones
+            if m <= self.iterations
+        ]
+
+    def is_saved(self, iteration: int) -> bool:
+        """Whether θ of this iteration is kept.
+
+        Args:
+            iteration: Number of steps taken, 0 for the initial parameters.
+
+        Returns:
+            True for multiples of the stride, dense windows, and the last iterate.
+        """
+        if not 0 <= iteration <= self.iterations:
+            return False
+        on_stride = iteration % self.trajectory.stride == 0 or iteration == self.iterations
+        return on_stride or any(iteration in window for window in self.dense_windows())
+
+
+class Run(Training):
+    """One training run, or parameters from elsewhere. Any key of `training` can be given, to override it here."""
+
+    name: Name
+    """Name of the run; the folder of its results."""
+    checkpoints: tuple[Index, ...] = ()
+    """Iterations at which Hessian, eigenbasis and measures are computed."""
+    path: str | None = None
+    """Parameters trained elsewhere: a file saved with `torch.save(model.state_dict(), …)`, with `{iteration}` in the
+    path where there are several checkpoints. Such a run is not trained."""
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("an iteration is listed twice")
+        return tuple(sorted(value))
+
+    @model_validator(mode="after")
+    def _checkpoints_exist(self) -> Self:
+        if self.path is not None:
+            if len(self.checkpoints) > 1 and "{iteration}" not in self.path:
+                raise ValueError("path needs {iteration} in it where there are several checkpoints")
+            if not self.checkpoints:
+                raise ValueError("a run with a path needs at least one entry in checkpoints")
+            return self
+        for iteration in self.checkpoints:
+            if iteration > self.iterations:
+                raise ValueError(f"checkpoint {iteration} is beyond the run, which ends at iteration {self.iterations}")
+            if not self.is_saved(iteration):
+                below = next(i for i in range(iteration, -1, -1) if self.is_saved(i))
+                above = next(i for i in range(iteration, self.iterations + 1) if self.is_saved(i))
+                raise ValueError(
+                    f"checkpoint {iteration} is never saved; the nearest saved iterations are {below} and {above}"
+                )
+        return self
+
+    def training(self) -> Training:
+        """The training parameters alone: what the trajectory depends on, without name and checkpoint list."""
+        return Training.model_construct(**{key: getattr(self, key) for key in Training.model_fields})
+
+
+class Curvature(Section):
+    """The exact Hessian, its eigenbasis and its parts."""
+
+    dtype: FloatType = "float32"
+    """Precision in which curvature is computed and stored; sums over data chunks are float64 always."""
+    tf32: bool = False
+    """Whether the products of a float32 Hessian may round their factors to TF32 (10 bits) on a GPU that can: several
+    times faster, and a thousand times less exact. The Hessian is held to the same verification all the same."""
+    shards: Count = 1
+    """Jobs over which the columns of one Hessian are spread, of about equal cost. The result is the same; on a cluster
+    each is a job of its own, with its own GPU, unless there is only one."""
+    gauss_newton: bool = False
+    """Whether to compute also the Gauss–Newton part G of every Hessian, with spectra of G and of R = H − G and the
+    figure that shows which of the two makes the outliers and the negative eigenvalues."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.tf32 and self.dtype != "float32":
+            raise ValueError(f"tf32 needs dtype float32, which is {self.dtype}")
+        return self

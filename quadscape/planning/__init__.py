@@ -1,0 +1,1 @@
+"""From an experiment file to what must be computed, at which cost."""

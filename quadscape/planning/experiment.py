@@ -1,0 +1,224 @@
+"""The experiment: every key, its default and its meaning.
+
+This module and `quadscape.config` are the single source of the experiment file's schema: the workflow validates with it
+before any job starts, `config.yaml` states the same defaults, and docs/configuration.md is generated from it
+(`quadscape reference`). It imports neither torch nor zarr, so that Snakemake's head starts fast.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    create_model,
+    field_validator,
+    model_validator,
+)
+
+from quadscape.config.sections import Constant, Curvature, Data, Model, ResNet9, Run, Training
+from quadscape.config.values import FloatType, Index, Name, NotEmpty, Real, Section, _listed
+from quadscape.errors import ConfigError
+from quadscape.measures import MEASURES
+from quadscape.measures.declaration import Measure, Option
+
+
+def _option_type(option: Option) -> Any:
+    """Type of a measure's option with its bounds."""
+    kind: Any = {int: int, float: Real, str: str}[type(option.default)]
+    if option.at_least is not None or option.above is not None:
+        kind = Annotated[kind, Field(ge=option.at_least, gt=option.above)]
+    if not option.odd:
+        return kind
+
+    def check(value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"{option.name} must be odd, {option.odd}")
+        return value
+
+    return Annotated[kind, AfterValidator(check)]
+
+
+class MeasureSection(Section):
+    """What the sections of all measures share."""
+
+    on: bool | None = None
+    """Whether it is measured; none: where everything that it reads is computed. `false` or `true` can stand in place of
+    the whole section."""
+    runs: Annotated[tuple[Name, ...], NotEmpty] | None = None
+    """Names of the runs of which it is measured; none: all of them."""
+
+
+def _measure_section(measure: Measure) -> type[MeasureSection]:
+    fields: dict[str, Any] = {
+        option.name: (_option_type(option), Field(option.default, description=option.description))
+        for option in measure.options
+    }
+    name = "".join(word.title() for word in measure.name.split("_"))
+    return create_model(name, __base__=MeasureSection, __doc__=measure.title, **fields)
+
+
+MEASURE_SECTIONS: dict[str, type[MeasureSection]] = {
+    name: _measure_section(measure) for name, measure in MEASURES.items()
+}
+"""The section of every measure, made from its declaration."""
+
+
+class Measures(Section):
+    """What is measured, with which options, for which runs; every measure has a section of its own."""
+
+    dtype: FloatType = "float64"
+    """Precision of the network in measures that evaluate it."""
+
+    def section(self, measure: str) -> MeasureSection:
+        """The section of a measure."""
+        return getattr(self, measure)
+
+    def given(self, measure: str) -> dict[str, Any]:
+        """The options of a measure that the experiment file gives, and `dtype`."""
+        section = self.section(measure)
+        chosen = section.model_fields_set - MeasureSection.model_fields.keys()
+        return {"dtype": self.dtype, **{name: getattr(section, name) for name in chosen}}
+
+
+if TYPE_CHECKING:
+    AllMeasures = Measures
+else:
+    AllMeasures = create_model(
+        "AllMeasures",
+        __base__=Measures,
+        __doc__=Measures.__doc__,
+        **{
+            name: (section, Field(section(), description=MEASURES[name].title))
+            for name, section in MEASURE_SECTIONS.items()
+        },
+    )
+
+
+MOST_RUNS = 8
+"""Runs that one figure shows."""
+
+
+class Figures(Section):
+    """What figures show."""
+
+    runs: Annotated[tuple[Name, ...], NotEmpty, Field(max_length=MOST_RUNS)] | None = None
+    """Names of the runs that figures show, at most eight; none: the first eight."""
+
+
+class Experiment(Section):
+    """One experiment: the whole content of an experiment file."""
+
+    name: Name = "cifar10"
+    """Name of the experiment; everything lands in `results/<name>/`."""
+    seed: Index = 0
+    """Seed of the data split, and of initial parameters and batch order unless a run has its own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where tensors live. `auto`: CUDA where there is one; inside a job that was given a GPU, no CUDA is an error."""
+    data: Data = Data()
+    """The data set."""
+    model: Model = ResNet9()
+    """The network."""
+    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    """Loss of one example: cross-entropy, or ½|f(x) − onehot(y)|²."""
+    training: Training = Training()
+    """Training parameters that all runs share."""
+    runs: Annotated[tuple[Run, ...], NotEmpty] = (
+        Run(name="drops", checkpoints=(0, 2000, 20000, 48800)),
+        Run(name="constant-0.01", learning_rate=Constant(schedule="constant", value=0.01)),
+        Run(name="constant-0.001", learning_rate=Constant(schedule="constant", value=0.001)),
+    )
+    """The training runs."""
+    curvature: Curvature = Curvature()
+    """Hessian and eigenbasis."""
+    measures: AllMeasures = AllMeasures()
+    """What is measured."""
+    figures: Figures = Figures()
+    """What figures show."""
+
+    @field_validator("runs")
+    @classmethod
+    def _unique(cls, value: tuple[Run, ...]) -> tuple[Run, ...]:
+        names = [run.name for run in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two runs are called '{name}'; names must differ")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [run.name for run in self.runs]
+        for where, chosen in self._chosen_runs():
+            for name in chosen:
+                if name not in names:
+                    raise ValueError(f"{where} names the run '{name}'; the runs are {_listed(names)}")
+        for name, measure in MEASURES.items():
+            if self.measures.section(name).on and "gauss_newton" in measure.reads and not self.curvature.gauss_newton:
+                raise ValueError(f"measures.{name} is on, and needs curvature.gauss_newton to be true")
+        return self
+
+    def _chosen_runs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        yield "figures.runs", self.figures.runs or ()
+        for name in MEASURES:
+            yield f"measures.{name}.runs", self.measures.section(name).runs or ()
+
+    def is_measured(self, measure: str, run: str) -> bool:
+        """Whether a measure is on for a run."""
+        section = self.measures.section(measure)
+        computed = self.curvature.gauss_newton or "gauss_newton" not in MEASURES[measure].reads
+        on = computed and MEASURES[measure].by_default if section.on is None else section.on
+        return on and (section.runs is None or run in section.runs)
+
+    def run(self, name: str) -> Run:
+        """The run of that name.
+
+        Args:
+            name: A run's name.
+
+        Returns:
+            Its parameters, with the shared ones filled in.
+
+        Raises:
+            ConfigError: There is no such run.
+        """
+        for run in self.runs:
+            if run.name == name:
+                return run
+        raise ConfigError(f"runs: there is no run '{name}'; the runs are {_listed([r.name for r in self.runs])}.")
+
+    def run_seed(self, run: Run) -> int:
+        """Seed of a run: its own, or the experiment's."""
+        return self.seed if run.seed is None else run.seed
+
+
+def check_problem(experiment: Experiment, parameters: int, training_images: int) -> None:
+    """Checks what depends on the sizes of network and data set.
+
+    Args:
+        experiment: The experiment.
+        parameters: P, the number of parameters.
+        training_images: N, the number of training images.
+
+    Raises:
+        ConfigError: More directions, shards or bands than parameters, or a batch larger than the training set.
+    """
+    for measure in MEASURES.values():
+        given = experiment.measures.given(measure.name)
+        for option in measure.options:
+            if option.parameters_at_most and given.get(option.name, 0) > parameters:
+                raise ConfigError(
+                    f"measures.{measure.name}.{option.name} is {given[option.name]}, but the network has only "
+                    f"{parameters} parameters and so as many eigenvectors; valid are {option.at_least:g} to "
+                    f"{parameters}."
+                )
+    if experiment.curvature.shards > parameters:
+        raise ConfigError(
+            f"curvature.shards is {experiment.curvature.shards}, but the Hessian has only {parameters} columns; valid "
+            f"are 1 to the number of its column strips, which is at most {parameters}."
+        )
+    for index, run in enumerate(experiment.runs):
+        if run.path is None and run.batch_size > training_images:
+            raise ConfigError(
+                f"runs[{index}].batch_size is {run.batch_size}, but there are only {training_images} training images; "
+                f"valid are 1 to {training_images}."
+            )

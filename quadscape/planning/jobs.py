@@ -1,0 +1,117 @@
+"""What workflow scripts share: a log that a person can read, errors as one sentence, and the jobs of measures."""
+
+import atexit
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from quadscape.amounts import format_bytes, format_seconds
+from quadscape.errors import QuadscapeError
+from quadscape.memory_limits import peak_memory
+
+if TYPE_CHECKING:
+    from quadscape.planning.experiment import Experiment
+
+Log = Callable[[str], None]
+
+
+def open_log(snakemake: Any) -> Log:
+    """Prepares a job: log file and error handling.
+
+    Args:
+        snakemake: The object that Snakemake gives to a script.
+
+    Returns:
+        A function that writes a line with the time to the job's log and to standard error. The last line, written when
+        the process ends by itself, says what the job took (`quadscape costs` adds these up).
+    """
+    path = Path(str(snakemake.log[0]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Appended, so that a requeued job keeps what its first attempt said.
+    file = path.open("a", encoding="utf-8", buffering=1)
+    name = " ".join([str(snakemake.rule), *(str(value) for value in snakemake.wildcards)])
+
+    def log(message: str) -> None:
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{name}] {message}"
+        print(line, file=file)
+        print(line, file=sys.stderr, flush=True)
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, QuadscapeError):
+            log(f"ERROR: {error}")
+        else:
+            log("".join(traceback.format_exception(kind, error, trace)).rstrip())
+
+    sys.excepthook = excepthook
+    atexit.register(lambda: log(_taken()))
+    return log
+
+
+def _taken() -> str:
+    """What this process and its children have taken so far."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    elapsed = time.time() - psutil.Process().create_time()
+    return f"took {format_seconds(elapsed)}, {cpu:.1f} CPU-s and at most {format_bytes(peak_memory())} of memory"
+
+
+def start_job(snakemake: Any) -> tuple["Experiment", Log]:
+    """Prepares a job that needs the experiment: log, error handling, threads.
+
+    Args:
+        snakemake: The object that Snakemake gives to a script.
+
+    Returns:
+        The validated experiment, and what `open_log` returns.
+    """
+    log = open_log(snakemake)
+    # Here, since jobs that only read tables need neither: both take a second or more.
+    from quadscape.numerics import apply_numerics
+    from quadscape.planning.experiment_file import parse_experiment
+
+    apply_numerics(int(snakemake.threads))
+    return parse_experiment(snakemake.config), log
+
+
+def run_measure_job(snakemake: Any, log: Log) -> None:
+    """Runs the job of a measure, whose options come from the parameters that decide whether it is run again.
+
+    Args:
+        snakemake: The object that Snakemake gives to a script.
+        log: From `open_log`.
+    """
+    from quadscape.measures import MEASURES
+    from quadscape.measures.job import Job, run_measure
+
+    names, parameters = snakemake.wildcards, snakemake.params
+    measure = MEASURES[parameters.measure]
+    given = input_paths(snakemake)
+    inputs = {name: given[name] for name in measure.reads}
+    job = Job(
+        names.run,
+        [int(names[name]) for name in measure.wildcards],
+        parameters.options,
+        inputs,
+        # How it is computed, not what.
+        device=snakemake.config.get("device", "auto"),
+        threads=int(snakemake.threads),
+        log=log,
+    )
+    run_measure(measure, parameters.label, job, parameters.options, snakemake.output[0])
+
+
+def input_paths(snakemake: Any) -> dict[str, list[str]]:
+    """All inputs of a job by name."""
+    return {name: _paths(found) for name, found in snakemake.input.items()}
+
+
+def _paths(found: Any) -> list[str]:
+    """The files of one name, which Snakemake gives alone where there is only one."""
+    return [found] if isinstance(found, str) else list(found)

@@ -1,0 +1,246 @@
+"""How large the problem is, what its jobs ask for, and whether it can be done here."""
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from quadscape.amounts import format_bytes
+from quadscape.cluster.snakemake_shell import check_working_directory
+from quadscape.config.sections import Run
+from quadscape.curvature.solver_plan import advisable_bytes
+from quadscape.data.sources import DataDescription
+from quadscape.errors import ConfigError
+from quadscape.measures import MEASURES
+from quadscape.measures.declaration import Sizes
+from quadscape.memory_limits import memory_total
+from quadscape.planning.experiment import Experiment, check_problem
+from quadscape.results.places import Places
+from quadscape.results.sizes import Kept, keep_asked, look_at_data, look_at_network
+
+MOST_PARAMETERS = 4_000_000
+"""Above which no machine computes a dense eigenbasis within weeks (docs/scale.md), whatever its disk."""
+
+
+def check_places(experiment: Experiment) -> None:
+    """Checks that results can be put where they belong: below the working directory.
+
+    Args:
+        experiment: The experiment.
+
+    Raises:
+        ConfigError: One of these folders is there and is no folder, or cannot be written to.
+    """
+    check_working_directory(Path.cwd())
+    for name in ("results", "logs", f"results/{experiment.name}", f"logs/{experiment.name}"):
+        path = Path(name)
+        if path.is_symlink() and not path.exists():
+            raise ConfigError(
+                f"{path.absolute()} is a link to '{path.readlink()}', which leads nowhere; restore what it points to, "
+                "or remove the link."
+            )
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path.absolute()} is a file, where a folder is needed; move it out of the way.")
+        if path.parent.exists() and not os.access(path if path.exists() else path.parent, os.W_OK | os.X_OK):
+            raise ConfigError(f"{path.absolute()} cannot be written to; make it writable, or work in another folder.")
+
+
+def _check_sources(experiment: Experiment) -> None:
+    """Checks that parameters trained elsewhere are there, where their checkpoints are not made yet.
+
+    Raises:
+        ConfigError: A file is missing.
+    """
+    places = Places(experiment)
+    for index, run in enumerate(experiment.runs):
+        for iteration in run.checkpoints if run.path is not None else ():
+            source = Path(places.checkpoint_source(run.name, iteration))
+            if re.search(r"[{}\n]", str(source)):
+                raise ConfigError(
+                    f"runs[{index}].path is {run.path!r}, where only {{iteration}} may stand in braces, since "
+                    "Snakemake reads others as wildcards; rename the file, or give a link to it."
+                )
+            if source.is_dir():
+                raise ConfigError(
+                    f"runs[{index}].path is '{run.path}', but '{source}' is a folder; valid is a file written by "
+                    "torch.save(model.state_dict(), …)."
+                )
+            if not source.is_file() and not Path(places.checkpoint(run.name, iteration)).exists():
+                raise ConfigError(
+                    f"runs[{index}].path is '{run.path}', but there is no file '{source}'; valid is a file written by "
+                    "torch.save(model.state_dict(), …)."
+                )
+
+
+def memory_mb(megabytes: float, attempt: int) -> int:
+    """Memory that a job asks for: what any process takes is added, and half of that at each further attempt."""
+    return int((1500 + megabytes) * (1 + attempt) / 2)
+
+
+def runtime_minutes(minutes: float, attempt: int) -> int:
+    """Time limit of a job: a start is added, and the first attempt's limit at each other one."""
+    return int((10 + minutes) * attempt)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Sizes that memory and time follow from.
+
+    Attributes:
+        experiment: The experiment.
+        data: What the data set holds.
+        parameters: P.
+        model_code: Hash of the source of a user's network: see `quadscape.network.models.factory_code`.
+        source_problem: Why the data store that was made before stands in for the source of the data; empty where the
+            source can be used.
+    """
+
+    experiment: Experiment
+    data: DataDescription
+    parameters: int
+    source_problem: str = ""
+    model_code: str | None = None
+
+    @classmethod
+    def of(cls, experiment: Experiment, kept: Kept | None = None) -> "Problem":
+        """Looks at data source and network, without loading the one or training the other, and checks the sizes.
+
+        Args:
+            experiment: The experiment.
+            kept: What was found at earlier starts, and is written anew where it has changed; None: nothing is kept.
+
+        Returns:
+            The sizes.
+        """
+        kept = Kept() if kept is None else kept
+        data, problem = look_at_data(experiment, Path(Places(experiment).data), kept)
+        _check_sources(experiment)
+        network = look_at_network(experiment.model, experiment.loss, data, kept, MOST_PARAMETERS)
+        check_problem(experiment, network.parameters, data.training)
+        keep_asked(
+            kept,
+            {
+                run.name: [name for name in MEASURES if experiment.is_measured(name, run.name)]
+                for run in experiment.runs
+            },
+        )
+        kept.save()
+        return cls(experiment, data, network.parameters, problem, network.code)
+
+    def check_dense(self) -> None:
+        """Refuses checkpoints whose dense matrices cannot be; what is finished needs no room."""
+        places = Places(self.experiment)
+        for run in self.experiment.runs:
+            for iteration in run.checkpoints:
+                if not Path(places.eigenbasis(run.name, iteration)).exists():
+                    self.dense_checkpoint(run.name, iteration)
+
+    def dense_checkpoint(self, run: str, iteration: int | str) -> str:
+        """The checkpoint of which a P×P matrix is to be computed.
+
+        A basis is P×P numbers, the Hessian half of that. Refused is what is larger than the whole disk of the results
+        folder, whatever else lies on it, or has more parameters than `MOST_PARAMETERS`.
+
+        Args:
+            run: Name of the run.
+            iteration: Number of steps.
+
+        Returns:
+            Root metadata of its store.
+
+        Raises:
+            ConfigError: The matrices are too large.
+        """
+        experiment, size = self.experiment, self.parameters
+        places = Places(experiment)
+        basis = (4 if experiment.curvature.dtype == "float32" else 8) * size**2
+        root = Path(places.root).absolute()
+        while not root.exists():
+            root = root.parent
+        disk = shutil.disk_usage(root)
+        if size > MOST_PARAMETERS or basis + basis // 2 > disk.total:
+            raise ConfigError(
+                f"checkpoints asks for the Hessian and the eigenbasis of run '{run}' at iteration {iteration}, but "
+                f"with {size:,} parameters these take {format_bytes(1.5 * basis)} on disk and {format_bytes(basis)} in "
+                f"memory, where the disk of {root} has {format_bytes(disk.total)} ({format_bytes(disk.free)} of them "
+                f"free) and this machine {format_bytes(memory_total())} of memory; make the model smaller, or ask only "
+                "for the spectral density, which needs no matrix: snakemake "
+                f"{places.figure('spectral_density', 'svg')} (docs/scale.md)."
+            )
+        return places.checkpoint(run, iteration)
+
+    def sizes(self, run: str) -> Sizes:
+        """Sizes that the costs of measures follow from.
+
+        Args:
+            run: Name of the run. All runs share network and data.
+
+        Returns:
+            The sizes.
+        """
+        data = self.data
+        return Sizes(
+            parameters=self.parameters,
+            training=data.training,
+            validation=data.validation,
+            test=data.test,
+            classes=len(data.classes),
+            example_bytes=8 * data.shape[0] * data.shape[1] * data.shape[2],
+            itemsize=4 if self.experiment.curvature.dtype == "float32" else 8,
+        )
+
+    def memory_mb(self, job: str, attempt: int = 1) -> int:
+        """Memory that a job asks for; growth laws with generous constants, in MB.
+
+        Args:
+            job: Kind of job.
+            attempt: Which attempt, from 1: each asks for half of the first's more, in case that SLURM killed it.
+
+        Returns:
+            Megabytes.
+        """
+        count = self.data.training + self.data.validation + self.data.test
+        pixels = self.data.shape[0] * self.data.shape[1] * self.data.shape[2]
+        images = count * pixels * 8 / 1e6
+        columns = self.parameters * 8 / 1e6
+        extra = {
+            "data": 2 * images,
+            "training": images + 512 * columns,
+            # A few dozen vectors of the size of θ while the network is checked.
+            "checkpoint": 2 * images + 2000 + 40 * columns,
+            "hessian_shard": images + 4000 + 1600,
+            "hessian": images + 4000 + 1600,
+            # Columns in float64 (an eighth of a GPU's memory at most, or 1 GiB) and twice as stored, and Jacobians.
+            "gauss_newton": images + 4000 + min(22000, columns * self.parameters),
+            "eigenbasis": images + 4000 + advisable_bytes(self.parameters, self.experiment.curvature.dtype) / 1e6,
+            "figures": 500.0,
+        }
+        return memory_mb(extra[job], attempt)
+
+    def runtime_minutes(self, job: str, attempt: int = 1, run: Run | None = None) -> int:
+        """Time limit of a job; growth laws that leave a factor of two or more on one current GPU.
+
+        Args:
+            job: Kind of job.
+            attempt: Which attempt, from 1: each asks for the first's time more.
+            run: The run, for training.
+
+        Returns:
+            Minutes.
+        """
+        size, count = float(self.parameters), float(self.data.training)
+        extra = {
+            "data": count / 5e3,
+            "training": 0.0 if run is None else run.iterations * (0.03 + 2e-5 * run.batch_size) / 60,
+            "checkpoint": count / 5e3,
+            # 8e6 counted operations per column and example (P=104,234: docs/performance.md) at 2.6e12 a second.
+            "hessian_shard": size * count / 2e7 / self.experiment.curvature.shards,
+            # Products with sign vectors, and one pass over the matrix.
+            "hessian": count / 2e3 + size**2 / 1e9,
+            # N·C·P² operations at 1e12 a second, and products with sign vectors.
+            "gauss_newton": count / 2e3 + count * len(self.data.classes) * size**2 / 6e13,
+            "eigenbasis": 600 * (size / 104234) ** 3,
+            "figures": 0.0,
+        }
+        return runtime_minutes(extra[job], attempt)

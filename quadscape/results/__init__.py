@@ -1,0 +1,1 @@
+"""What lies under results/: where, how large, in which state, and what of it may go."""

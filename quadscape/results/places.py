@@ -1,0 +1,108 @@
+"""Where everything lies.
+
+Paths are relative to the working directory, and every one that a rule declares is a small file: the manifest of a long
+stage, the root metadata of a Zarr store, or a figure.
+"""
+
+from pathlib import Path
+
+from quadscape.measures.job import manifest_name
+from quadscape.paths import user_path
+from quadscape.planning.experiment import Experiment
+from quadscape.provenance.versions import STAGE_VERSIONS
+from quadscape.stored import stored_attributes, stored_manifest
+
+
+class Places:
+    """Where the results of an experiment lie.
+
+    Attributes:
+        root: `results/<name>`.
+        data: Root metadata of the data store.
+        sizes: What is known of data and network from one start to the next (`quadscape.results.sizes`).
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._shards: dict[tuple[str, str], int] = {}
+        self.root = f"results/{experiment.name}"
+        self.data = f"{self.root}/data.zarr/zarr.json"
+        self.sizes = f"{self.root}/sizes.json"
+
+    def trajectory(self, run: str) -> str:
+        """Manifest of a run's training stage."""
+        return f"{self.root}/runs/{run}/trajectory/manifest.json"
+
+    def checkpoint(self, run: str, iteration: int | str) -> str:
+        """Root metadata of a checkpoint's store."""
+        return f"{self.root}/runs/{run}/checkpoints/{iteration}/checkpoint.zarr/zarr.json"
+
+    def shards(self, run: str, iteration: int | str) -> int:
+        """Number of shards of a checkpoint's Hessian: those it was gathered from, since another number is no other one.
+
+        What was begun to be gathered counts, too: Snakemake removes the manifest before a job that writes it again.
+
+        Args:
+            run: Name of the run.
+            iteration: Number of steps.
+
+        Returns:
+            The number; the experiment's where nothing is gathered, or in another precision.
+        """
+        place = (run, str(iteration))
+        if place not in self._shards:
+            options = self._experiment.curvature
+            self._shards[place] = _gathered(Path(self.hessian(run, iteration)).parent, options.dtype) or options.shards
+        return self._shards[place]
+
+    def hessian_shard(self, run: str, iteration: int | str, shard: int | str, count: int | str | None = None) -> str:
+        """Manifest of one shard of a checkpoint's Hessian, counted from 1, of a number of them."""
+        count = self.shards(run, iteration) if count is None else count
+        return f"{self.root}/runs/{run}/checkpoints/{iteration}/hessian_shards/{shard}-of-{count}/manifest.json"
+
+    def hessian_shards(self, run: str, iteration: int | str) -> list[str]:
+        """Manifests of all shards of a checkpoint's Hessian."""
+        numbers = range(1, self.shards(run, iteration) + 1)
+        return [self.hessian_shard(run, iteration, number) for number in numbers]
+
+    def hessian(self, run: str, iteration: int | str) -> str:
+        """Manifest of a checkpoint's Hessian, which lists its shards."""
+        return f"{self.root}/runs/{run}/checkpoints/{iteration}/hessian/manifest.json"
+
+    def gauss_newton(self, run: str, iteration: int | str) -> str:
+        """Manifest of a checkpoint's Gauss–Newton matrix."""
+        return f"{self.root}/runs/{run}/checkpoints/{iteration}/gauss_newton/manifest.json"
+
+    def eigenbasis(self, run: str, iteration: int | str) -> str:
+        """Manifest of a checkpoint's eigenbasis."""
+        return f"{self.root}/runs/{run}/checkpoints/{iteration}/eigenbasis/manifest.json"
+
+    def result(self, measure: str, run: str, key: int | str, digits: str) -> str:
+        """Manifest of a measure's result: of a checkpoint, a pair of them (`<first>-<second>`), or a run (`run`)."""
+        return f"{self.root}/tables/{measure}/{run}/{key}/{manifest_name(digits)}"
+
+    def figure(self, figure: str, kind: str) -> str:
+        """A figure as `svg` or `png`."""
+        return f"{self.root}/figures/{figure}.{kind}"
+
+    def findings(self, kind: str) -> str:
+        """What was found, as `rst` (a page of the report) or `json`."""
+        return f"{self.root}/findings.{kind}"
+
+    def checkpoint_source(self, run: str, iteration: int | str) -> str:
+        """What a checkpoint is made from: the run's trajectory, or a file of parameters trained elsewhere."""
+        path = self._experiment.run(run).path
+        # Not str.format: a user's path may hold other braces.
+        if path is None:
+            return self.trajectory(run)
+        return str(user_path(path.replace("{iteration}", str(iteration))))  # ruff: ignore[missing-f-string-syntax]
+
+
+def _gathered(hessian: Path, dtype: str) -> int | None:
+    """Number of shards that a Hessian was, or is being, gathered from; None where there is none of that precision."""
+    stored = stored_attributes(hessian / "store.zarr/zarr.json") or stored_manifest(hessian / "manifest.json") or {}
+    parameters = stored.get("parameters")
+    if stored.get("version") != STAGE_VERSIONS["hessian"] or not isinstance(parameters, dict):
+        return None
+    shards = parameters.get("shards")
+    return len(shards) if isinstance(shards, dict) and shards and parameters.get("dtype") == dtype else None

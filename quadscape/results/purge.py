@@ -1,0 +1,147 @@
+"""Frees the disk of what nothing needs: results that were set aside, and P×P arrays of stages whose tables are made.
+
+A Hessian is needed until its eigenbasis is finished, and all of them until every measure is that reads them. Verified
+results, eigenvalues, plans and journals always stay, except those of other parameters, which were set aside
+(`<stage>.superseded`) and are removed whole.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from quadscape.errors import StoreError
+from quadscape.measures import MEASURES
+from quadscape.measures.declaration import STAGES
+from quadscape.results.sizes import Kept, asked_measures
+from quadscape.results.status import directory_size, find_stages, owner_lives
+from quadscape.stage.events import Log
+from quadscape.stage.finished import changed_parameters, finished_manifest
+from quadscape.stage.purging import array_bytes, purge_stage
+from quadscape.stage.superseded import is_superseded, remove, stage_directory
+
+LARGE_ARRAYS = {"hessian_shard": ["matrix"], "gauss_newton": ["matrix"], "eigenbasis": ["eigenvectors"]}
+"""Arrays of P×P entries, by stage."""
+
+
+@dataclass(frozen=True)
+class Removable:
+    """A stage with large arrays on disk, or a result that was set aside.
+
+    Attributes:
+        directory: The stage's directory.
+        stage: Its name.
+        size_bytes: What its large arrays take, or all of it where it was set aside.
+        kept_for: Why they are kept; empty when they can be removed.
+        superseded: Why all of it can go; empty where it was not set aside.
+    """
+
+    directory: Path
+    stage: str
+    size_bytes: int
+    kept_for: str
+    superseded: str = ""
+
+
+def find_removable(root: str | Path) -> Iterator[Removable]:
+    """Looks for results that were set aside, and for stages with large arrays.
+
+    Args:
+        root: Where to look, itself included; results of a workflow.
+
+    Yields:
+        First what was set aside, then the stages, those that must be kept included; in the order of their paths.
+    """
+    stages = [directory for directory in find_stages(root) if not is_superseded(directory)]
+    yield from _find_superseded(Path(root))
+    for directory in stages:
+        try:
+            stage = str(finished_manifest(directory)["stage"])
+        except StoreError as error:
+            # Not finished: what its own directory is called tells what it is going to be.
+            stage, reason = _stage_of(directory), "it is not finished"
+            if (directory / "manifest.json").exists():
+                reason = f"it is damaged ({error})"
+        else:
+            reason = ""
+        if stage not in LARGE_ARRAYS:
+            continue
+        size = array_bytes(directory, LARGE_ARRAYS[stage])
+        if not size:
+            continue
+        if owner_lives(directory):
+            reason = "a process is at work in it"
+        elif not reason and (directory / "manifest.json").exists():
+            reason = _needed_by(directory.absolute(), stage)
+        yield Removable(directory, stage, size, reason)
+
+
+def _find_superseded(root: Path) -> Iterator[Removable]:
+    for folder, subfolders, _ in os.walk(root):
+        here = Path(folder)
+        if is_superseded(here):
+            subfolders.clear()
+            changed = changed_parameters(here, stage_directory(here))
+            reason = "set aside when other parameters were asked for" + (f" ({changed})" if changed else "")
+            yield Removable(here, _stage_of(stage_directory(here)), directory_size(here), "", reason)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and not name.endswith(".zarr"))
+
+
+def _stage_of(directory: Path) -> str:
+    return "hessian_shard" if directory.parent.name == "hessian_shards" else directory.name
+
+
+def _is_finished(directory: Path) -> bool:
+    try:
+        finished_manifest(directory)
+    except StoreError:
+        return False
+    return True
+
+
+def _needed_by(directory: Path, stage: str) -> str:
+    """What is not finished yet and will read the stage; empty when nothing is."""
+    checkpoint = directory.parents[1] if stage == "hessian_shard" else directory.parent
+    run = checkpoint.parents[1]
+    if checkpoint.parent.name != "checkpoints" or run.parent.name != "runs":
+        return "it lies in no runs/<run>/checkpoints/<iteration>, so that what needs it cannot be told"
+    if stage == "hessian_shard" and not _is_finished(checkpoint / "eigenbasis"):
+        return "the eigenbasis of its checkpoint is not finished"
+    missing = _unfinished(checkpoint, "hessian" if stage == "hessian_shard" else stage)
+    if not missing:
+        return ""
+    return f"needed by {len(missing)} unfinished measure{'s' if len(missing) > 1 else ''}: {', '.join(missing)}"
+
+
+def _unfinished(checkpoint: Path, stage: str) -> list[str]:
+    """Measures that read a stage of a checkpoint, of it and of each pair with another one, and have no result yet."""
+    run = checkpoint.parents[1]
+    tables = run.parents[1] / "tables"
+    iterations = sorted((path.name for path in checkpoint.parent.iterdir() if path.name.isdecimal()), key=int)
+    pairs = [f"{a}-{b}" for a, b in combinations(iterations, 2) if checkpoint.name in {a, b}]
+    there = {name for name in STAGES if (checkpoint / name).exists()} | {"data", "checkpoint", "trajectory"}
+    asked = asked_measures(Kept(run.parents[1] / "sizes.json"), run.name)
+    missing = []
+    for measure in MEASURES.values():
+        is_on = measure.by_default if asked is None else measure.name in asked
+        # What reads a stage that was never asked for is not asked for either.
+        if stage not in measure.reads or not is_on or not there.issuperset(measure.stages):
+            continue
+        for key in pairs if measure.of == "checkpoint_pair" else [checkpoint.name]:
+            if not any((tables / measure.name / run.name / key).glob("manifest-*.json")):
+                missing.append(measure.name if key == checkpoint.name else f"{measure.name} {key}")
+    return missing
+
+
+def purge(found: Removable, log: Log) -> None:
+    """Removes the large arrays of a stage, or all of what was set aside; killed in the middle, the same call goes on.
+
+    Args:
+        found: One that need not be kept.
+        log: Receives a line where it must wait for another process.
+    """
+    if found.superseded:
+        remove(found.directory)
+        return
+    purge_stage(found.directory, LARGE_ARRAYS[found.stage], log)

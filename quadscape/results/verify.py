@@ -1,0 +1,295 @@
+"""Re-checks finished results, months later too.
+
+Every byte is compared with its checksum, every manifest with its store and with what it was computed from (so that a
+manifest, or a whole directory, of another checkpoint is found out), and every recorded check with its threshold.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from quadscape.errors import StoreError
+from quadscape.measures import MEASURES
+from quadscape.measures.declaration import Measure, fingerprint_digits, subject_iterations, subject_key
+from quadscape.measures.job import Provenance, input_digest, manifest_name, read_result, table_path
+from quadscape.stage.files import PURGED, fingerprint_of, remedy
+from quadscape.stage.finished import finished_manifest, verify_stage
+from quadscape.stage.superseded import is_superseded, superseded_directory
+from quadscape.store import open_store, read_store
+from quadscape.stored import stage_digest
+from quadscape.tables import read_table, table_head
+
+_STAGE_OF_DIRECTORY = {
+    "trajectory": "training",
+    "hessian": "hessian",
+    "gauss_newton": "gauss_newton",
+    "eigenbasis": "eigenbasis",
+}
+
+
+class Misplaced(str):
+    """What is wrong with a result that is whole, but belongs to something else than what lies beside it."""
+
+    __slots__ = ()
+
+
+class _MisplacedError(StoreError):
+    """The same, on its way."""
+
+
+def verify_results(root: Path) -> Iterator[tuple[Path, str | None]]:
+    """Checks every finished stage and every small store below a directory.
+
+    What was set aside (`<stage>.superseded`) is checked on its own, and not compared with what lies beside it.
+
+    Args:
+        root: Where to look.
+
+    Yields:
+        Path of the stage or store, and what is wrong with it (None: nothing; `Misplaced`: not that it is damaged).
+
+    Raises:
+        StoreError: There is no such directory.
+    """
+    if not root.is_dir():
+        raise StoreError(f"There is no directory {root}; nothing to verify.")
+    for folder, subfolders, files in os.walk(root):
+        here = Path(folder)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if {"manifest.json", PURGED, "journal"} & set(files) or is_superseded(here):
+            subfolders.clear()
+            if not {"manifest.json", PURGED} & set(files):
+                continue  # not finished, or about to be removed: its own command will check it
+            check: Callable[[Path], None] = _verify_stage
+        elif here.suffix == ".zarr":
+            subfolders.clear()
+            check = _verify_store
+        else:
+            for name in sorted(files):
+                if name.startswith("manifest-") and name.endswith(".json"):
+                    yield here / name, _problem(_verify_result, here / name)
+            continue
+        yield here, _problem(check, here)
+
+
+def _problem(check: Callable[[Path], None], path: Path) -> str | None:
+    try:
+        check(path)
+    except _MisplacedError as error:
+        return Misplaced(error)
+    except StoreError as error:
+        return str(error)
+    return None
+
+
+def _refuse(directory: Path, what: str) -> None:
+    if directory.suffix == ".zarr":
+        raise StoreError(f"{directory} {what}; remove the directory {directory} and run the workflow again.")
+    raise StoreError(f"{directory} {what}; {remedy(directory)}.")
+
+
+def _refuse_origin(directory: Path, other: str, place: Path) -> None:
+    """Says that something was computed from something else than what is there."""
+    if directory.suffix == ".zarr":
+        text = f"remove the directory {directory} and run the workflow again, which makes it from what is there"
+    else:
+        text = (
+            f"remove {directory / 'manifest.json'} and run the workflow again, which computes it from what is there "
+            f"and keeps this one as {superseded_directory(directory)}"
+        )
+    raise _MisplacedError(f"{directory} belongs to {other} than the one in {place}; it is whole: {text}.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stages
+
+
+def _verify_stage(directory: Path) -> None:
+    manifest = verify_stage(directory)
+    if fingerprint_of(manifest) != manifest["fingerprint"]:
+        _refuse(directory, "has a manifest whose parameters are not those of its fingerprint")
+    if not is_superseded(directory):
+        _check_place(directory.absolute(), manifest)
+        _check_origin(directory.absolute(), manifest["parameters"])
+    for subject, checks in _recorded_checks(manifest["results"]):
+        for name, entry in checks.items():
+            if not entry["value"] <= entry["threshold"]:
+                _refuse(
+                    directory,
+                    f"failed its verification{subject}: {name} is {entry['value']:.4g}, allowed is "
+                    f"{entry['threshold']:.4g}",
+                )
+
+
+def _check_place(directory: Path, manifest: dict[str, Any]) -> None:
+    """Compares a stage with the directory that it lies in."""
+    stage, parameters = manifest["stage"], manifest["parameters"]
+    expected = _STAGE_OF_DIRECTORY.get(directory.name, stage)
+    if directory.parent.name == "hessian_shards":
+        expected = "hessian_shard"
+        number = f"{parameters.get('shard')}-of-{parameters.get('shards')}"
+        if stage == expected and number != directory.name:
+            _refuse(directory, f"holds the shard {number}")
+    if stage != expected:
+        _refuse(directory, f"holds the stage '{stage}', where '{expected}' was expected")
+
+
+def _check_origin(directory: Path, parameters: dict[str, Any]) -> None:
+    """Compares digests of what a stage was computed from with what lies beside it, as far as that is there."""
+    in_shards = directory.parent.name == "hessian_shards"
+    checkpoint = directory.parents[1] if in_shards else directory.parent
+    _check_digest(directory, parameters, "checkpoint", checkpoint / "checkpoint.zarr", "digest")
+    # results/<name>/runs/<run>/trajectory, and two levels more for what belongs to a checkpoint.
+    for level in (2, 4, 5):
+        if len(directory.parents) > level and directory.parents[level - 1].name == "runs":
+            _check_digest(directory, parameters, "data", directory.parents[level] / "data.zarr", "content")
+    if "hessian" in parameters:
+        hessian = _manifest_beside(checkpoint / "hessian")
+        if hessian is not None and hessian["results"].get("content") != parameters["hessian"]:
+            _refuse_origin(directory, "another Hessian", checkpoint / "hessian")
+    for name, digest in parameters["shards"].items() if isinstance(parameters.get("shards"), dict) else ():
+        shard = checkpoint / "hessian_shards" / name
+        manifest = _manifest_beside(shard)
+        if manifest is not None and stage_digest(manifest) != digest:
+            _refuse_origin(directory, "another shard", shard)
+
+
+def _manifest_beside(directory: Path) -> dict[str, Any] | None:
+    """The manifest of another stage, None when there is none that is whole: it is named on its own."""
+    try:
+        return finished_manifest(directory)
+    except StoreError:
+        return None
+
+
+def _check_digest(directory: Path, parameters: dict[str, Any], key: str, store: Path, attribute: str) -> None:
+    if key not in parameters:
+        return
+    try:
+        found = dict(open_store(store).attrs).get(attribute)
+    except StoreError:
+        return  # not there, or named on its own
+    if found != parameters[key]:
+        _refuse_origin(directory, f"another {key}" if key != "data" else "another data set", store)
+
+
+def _recorded_checks(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
+    """Every mapping of checks in the results of a stage, with the name of the section that it is in."""
+    for name, section in results.items():
+        if not isinstance(section, dict):
+            continue
+        checks = section.get("checks")
+        if isinstance(checks, dict):
+            yield "" if name == "verification" else f" ({name})", checks
+        yield from _recorded_checks({key: value for key, value in section.items() if key != "checks"})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results of measures
+
+
+def _verify_result(manifest: Path) -> None:
+    """Compares a result with its manifest, with its place, and with what it was measured from."""
+    found = read_result(manifest)
+    measure, folder = MEASURES.get(str(found.get("measure"))), manifest.absolute().parent
+    if measure is None:
+        _refuse_file(manifest, f"is of a measure '{found.get('measure')}', which does not exist")
+    assert measure is not None
+    try:
+        origin = Provenance(measure, found["label"], found["options"], found["inputs"]).origin
+        name = manifest_name(fingerprint_digits(found["options"], found["label"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{manifest} is damaged ({error}); remove that file and run the workflow again.") from error
+    if (origin, name) != (found.get("origin"), manifest.name) or found["tables"].keys() != measure.schemas.keys():
+        _refuse_file(manifest, "does not agree with itself")
+    if folder.parents[1].name != measure.name and folder.parents[2].name == "tables":
+        _refuse_file(manifest, f"is of the measure '{measure.name}'")
+    for table, schema in measure.schemas.items():
+        path = table_path(manifest, table)
+        content = read_table(path, schema)
+        checksum = sha256(path.read_bytes()).hexdigest()
+        if (content.digest(), checksum) != (found["tables"][table], found.get("files", {}).get(path.name)):
+            _refuse_file(path, "differs from what its manifest says")
+        if table_head(path)["origin"] != origin:
+            _refuse_file(path, "is of another origin than its manifest")
+        _check_subject(path, content.attributes, folder)
+    _check_sources(manifest, measure, found["inputs"], folder)
+
+
+def _refuse_file(path: Path, what: str) -> None:
+    raise StoreError(f"{path} {what}; remove that file and run the workflow again.")
+
+
+def _check_subject(path: Path, head: Mapping[str, Any], folder: Path) -> None:
+    """Compares run and iterations of a table with its folder."""
+    run, key = folder.parent.name, folder.name
+    iterations = [head[name] for name in ("iteration_a", "iteration_b", "iteration") if name in head]
+    wrong_key = bool(iterations) and subject_key(iterations) != key
+    if head.get("run", run) != run or wrong_key:
+        _refuse_file(path, f"holds a table of run '{head.get('run')}', iteration {'-'.join(map(str, iterations))}")
+
+
+def _check_sources(manifest: Path, measure: Measure, inputs: Mapping[str, list[str]], folder: Path) -> None:
+    """Compares digests of what was read with what lies there now, as far as it does."""
+    run, key = folder.parent.name, folder.name
+    root = folder.parents[3]
+    checkpoints = [root / "runs" / run / "checkpoints" / iteration for iteration in subject_iterations(key)]
+    for name in measure.stages:
+        places = {
+            "data": [root / "data.zarr/zarr.json"],
+            "trajectory": [root / "runs" / run / "trajectory/manifest.json"],
+            "checkpoint": [place / "checkpoint.zarr/zarr.json" for place in checkpoints],
+        }.get(name, [place / name / "manifest.json" for place in checkpoints])
+        for path, digest in zip(places, inputs.get(name, []), strict=False):
+            try:
+                now = input_digest(path)
+            except StoreError:
+                continue  # not there, or named on its own
+            if now != digest:
+                raise _MisplacedError(
+                    f"{manifest} was measured from another {name} than the one in {path.parent}; it is whole: remove "
+                    "that file and run the workflow again, which measures what is there."
+                )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small stores
+
+
+def _verify_store(path: Path) -> None:
+    _, attributes = read_store(path)
+    group = open_store(path)
+    expected = {"zarr.json"}
+    for name, member in group.members(max_depth=None):
+        expected.add(f"{name}/zarr.json")
+        if isinstance(member, zarr.Array):
+            files = member.shards or member.chunks
+            counts = [range(-(-length // width)) for length, width in zip(member.shape, files, strict=True)]
+            expected |= {"/".join([name, "c", *map(str, index)]) for index in itertools.product(*counts)}
+    extra = sorted({str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - expected)
+    if extra:
+        _refuse(path, f"has a file that was never written into it, {extra[0]}")
+    _check_store_place(path.absolute(), attributes)
+
+
+def _check_store_place(path: Path, attributes: dict[str, Any]) -> None:
+    """Compares a checkpoint or a table with the directory that it lies in."""
+    if path.name == "checkpoint.zarr" and path.parents[1].name == "checkpoints":
+        run, key = path.parents[2].name, path.parent.name
+        found = (attributes.get("run"), str(attributes.get("iteration")))
+        if found != (run, key):
+            _refuse(path, f"holds the checkpoint {found[1]} of run '{found[0]}'")
+        for_data = {"data": attributes.get("data")}
+        _check_digest(path, for_data, "data", path.parents[4] / "data.zarr", "content")
+    elif "table" in attributes and path.parents[2].name == "tables":
+        head = attributes.get("table_attributes", {})
+        run, key = path.parents[1].name, path.parent.name
+        if attributes["table"] != path.stem:
+            _refuse(path, f"holds the table '{attributes['table']}'")
+        if head.get("run", run) != run or (key.isdecimal() and str(head.get("iteration", key)) != key):
+            _refuse(path, f"holds a table of run '{head.get('run')}', iteration {head.get('iteration')}")

@@ -1,0 +1,266 @@
+"""Makes checkpoints, and refuses what no checkpoint may be made of.
+
+Whatever would make L something else than a plain sum over examples, or its derivatives something else than what they
+are taken for, is found here on a few examples, before a Hessian is begun (`quadscape.curvature.self_check`).
+"""
+
+import json
+import uuid
+from collections.abc import Mapping
+from functools import partial
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quadscape.config.sections import Model, Run
+from quadscape.config.values import resolved
+from quadscape.curvature.self_check import EXAMPLES, SelfCheck, check_derivatives, check_network
+from quadscape.data.sets import DataSet, data_info
+from quadscape.data.sources import DataDescription
+from quadscape.errors import ConfigError, ModelError, StoreError
+from quadscape.network.checkpoint import PLACEHOLDER, freeze_batch_norms, load_foreign
+from quadscape.network.models import Shape, batch_norms, build_model, cast, check_model, factory_code, initial_vector
+from quadscape.network.objective import Objective
+from quadscape.network.parameters import ParameterLayout, assign_vector, current_vector
+from quadscape.numerics import apply_numerics, current_threads, resolve_device
+from quadscape.paths import user_path
+from quadscape.planning.experiment import Experiment
+from quadscape.store import ArraySpec, store_directory, write_store
+from quadscape.training.steps import learning_rate
+from quadscape.training.trajectory import Trajectory
+
+RECORD = "self_check.json"
+# Of the checks; raised when they find more.
+_CHECKS = 1
+
+
+def _check_same(trajectory: Trajectory, directory: str | Path, expected: Mapping[str, Any]) -> None:
+    """Checks that a trajectory belongs to the experiment.
+
+    Args:
+        trajectory: The trajectory.
+        directory: Where it lies, for the message.
+        expected: Its parameters under this experiment.
+
+    Raises:
+        StoreError: It was computed with another network, loss or data set.
+    """
+    for key, value in expected.items():
+        if trajectory.stage.manifest["parameters"][key] != value:
+            raise StoreError(
+                f"The trajectory in {directory} was computed with another {key} than this experiment's; run the "
+                "workflow again, so that it is computed anew."
+            )
+
+
+def extract_checkpoint(
+    experiment: Experiment,
+    run: str,
+    iteration: int,
+    trajectory: str | Path | None,
+    data: str | Path,
+    out: str | Path,
+) -> SelfCheck:
+    """Writes the checkpoint of one iteration, from a trajectory or from parameters trained elsewhere.
+
+    Arrays: `theta(parameter)` float64 and `buffers/<name>`. Attributes: see `Checkpoint`. What was found of the network
+    is written beside it (`self_check.json`), since it is no part of the checkpoint's content.
+
+    Args:
+        experiment: The experiment.
+        run: Name of the run.
+        iteration: Number of steps.
+        trajectory: Directory or manifest of the run's training stage; unused for parameters trained elsewhere, whose
+            file the run's section names.
+        data: The data store.
+        out: Directory of the checkpoint; what was there is replaced.
+
+    Returns:
+        What was found of the network.
+
+    Raises:
+        ModelError: θ is not finite, the loss is not a plain sum over examples, or its derivatives are not to be had.
+    """
+    out = store_directory(out)
+    section = experiment.run(run)
+    info = data_info(data)
+    model = cast(build_model(experiment.model, info.shape, len(info.classes)), torch.float64)
+    layout = ParameterLayout.of(model)
+    identity = {
+        "model": resolved(experiment.model),
+        "model_code": factory_code(experiment.model),
+        "loss": experiment.loss,
+        "data": info.digest,
+    }
+    training, rate = _load_parameters(model, section, iteration, trajectory, identity)
+    theta = current_vector(model).clone()
+    bad = int((~torch.isfinite(theta)).sum())
+    if bad:
+        raise ModelError(
+            f"{bad} of the {len(theta)} parameters of run '{run}' at iteration {iteration} are not finite."
+        )
+    images, labels = _freeze_and_check(model, experiment, data, len(info.classes))
+    objective = Objective(model, layout, images, labels, experiment.loss, len(images))
+    network = _network(experiment.model, info.shape, len(info.classes), experiment.loss)
+    found = _recorded(out, network)
+    if found is None:
+        build = partial(_built, experiment.model, info.shape, len(info.classes), theta, dict(model.named_buffers()))
+        found = check_network(build, theta, images, labels, experiment.loss)
+    else:
+        found = found.with_errors(check_derivatives(objective, theta))
+    assign_vector(model, theta)
+    attributes = {
+        "run": run,
+        "iteration": iteration,
+        "model": identity["model"],
+        "model_code": identity["model_code"],
+        "shape": list(info.shape),
+        "classes": list(info.classes),
+        "loss": identity["loss"],
+        "layout": layout.to_json(),
+        "training": training,
+        **_rule(section, training is not None),
+        "learning_rate": rate,
+        "data": identity["data"],
+        "hessian_kind": found.kind,
+    }
+    arrays = _arrays(theta, model)
+    _record(out, network, found)
+    write_store(out, arrays, attributes)
+    return found
+
+
+def _load_parameters(
+    model: torch.nn.Module, run: Run, iteration: int, trajectory: str | Path | None, identity: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, float | None]:
+    """Gives the network its parameters.
+
+    Returns:
+        How they were trained and the learning rate, where that is known.
+
+    Raises:
+        ConfigError: The run was neither trained nor has a path.
+    """
+    if run.path is not None:
+        load_foreign(model, user_path(run.path.replace(PLACEHOLDER, str(iteration))))
+        return None, None
+    if trajectory is None:
+        raise ConfigError(f"Run '{run.name}' has no path and no trajectory; run the workflow, which trains it.")
+    opened = Trajectory.open(trajectory)
+    _check_same(opened, trajectory, identity)
+    assign_vector(model, torch.from_numpy(opened.theta(iteration)))
+    rate = learning_rate(run.learning_rate, min(iteration, run.iterations - 1), run.iterations)
+    return opened.stage.manifest["parameters"]["training"], rate
+
+
+def check_factory(experiment: Experiment, data: DataDescription) -> SelfCheck:
+    """Checks the network of an experiment at its initial parameters, on random images, as `extract_checkpoint` does.
+
+    Args:
+        experiment: The experiment.
+        data: What its data set holds.
+
+    Returns:
+        What was found.
+    """
+    apply_numerics(current_threads())
+    shape, classes = data.shape, len(data.classes)
+    theta = initial_vector(experiment.model, shape, classes, experiment.seed)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, *shape, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (EXAMPLES,), generator=generator)
+    model = cast(build_model(experiment.model, shape, classes), torch.float64)
+    assign_vector(model, theta)
+    check_model(model, images, classes)
+    build = partial(_built, experiment.model, shape, classes, theta, dict(model.named_buffers()))
+    return check_network(build, theta, images[:EXAMPLES], labels, experiment.loss)
+
+
+def _built(
+    config: Model,
+    shape: Shape,
+    classes: int,
+    theta: torch.Tensor,
+    buffers: dict[str, torch.Tensor],
+    dtype: torch.dtype | None,
+) -> torch.nn.Module:
+    """A network built anew, with parameters and buffers, in a precision or in its own."""
+    model = build_model(config, shape, classes)
+    if dtype is not None:
+        cast(model, dtype)
+    assign_vector(model, theta)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    return model.eval()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What was found of a network, once for all its checkpoints
+
+
+def _network(config: Model, shape: Shape, classes: int, loss: str) -> str:
+    """Digest of all that the checks of a network follow from."""
+    parts = [resolved(config), factory_code(config), list(shape), classes, loss, version("torch"), _CHECKS]
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _recorded(out: Path, network: str) -> SelfCheck | None:
+    """What was found when another checkpoint of the experiment was made of this network."""
+    for path in sorted(out.parent.parent.parent.parent.glob(f"*/checkpoints/*/{RECORD}")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["network"] == network:
+                return SelfCheck.from_json(record["found"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # being replaced, or not ours: then the check is made
+    return None
+
+
+def _record(out: Path, network: str, found: SelfCheck) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"network": network, "found": found.to_json()}, indent=1, sort_keys=True)
+    prepared = out.with_name(f"{RECORD}.{uuid.uuid4().hex}")
+    prepared.write_text(text + "\n", encoding="utf-8")
+    Path(prepared).replace(out.with_name(RECORD))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts
+
+
+def _rule(run: Run, trained: bool) -> dict[str, Any]:
+    """Weight decay and momentum; of parameters trained elsewhere only the weight decay means anything."""
+    return {"weight_decay": run.weight_decay, "momentum": run.momentum if trained else None}
+
+
+def _freeze_and_check(
+    model: torch.nn.Module, experiment: Experiment, data: str | Path, classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Freezes BatchNorm and checks the network, which stays on the CPU; returns a few images and labels."""
+    apply_numerics(current_threads())
+    # Without BatchNorm a few images are enough, which need no accelerator.
+    device = resolve_device(experiment.device) if batch_norms(model) else torch.device("cpu")
+    loaded = DataSet.load(data, device, torch.float64)
+    few = loaded.first("train", 4).to("cpu")
+    check_model(model, few, classes)
+    if batch_norms(model):
+        freeze_batch_norms(model.to(device), loaded.split("train")[0])
+        model.to("cpu")
+        check_model(model, few, classes)
+    return few[:EXAMPLES], loaded.labels("train")[:EXAMPLES]
+
+
+def _arrays(theta: torch.Tensor, model: torch.nn.Module) -> list[tuple[ArraySpec, np.ndarray]]:
+    values = theta.numpy()
+    arrays = [(ArraySpec("theta", values.shape, "float64", ("parameter",), values.shape), values)]
+    for name, buffer in model.named_buffers():
+        content = buffer.detach().cpu().numpy()
+        dimensions = tuple(f"{name}_{axis}" for axis in range(content.ndim))
+        spec = ArraySpec(f"buffers/{name}", content.shape, content.dtype.name, dimensions, content.shape)
+        arrays.append((spec, content))
+    return arrays

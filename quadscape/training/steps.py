@@ -1,0 +1,122 @@
+"""One step of training: the learning rate, the state between two steps, and the loss of a batch."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.func import functional_call
+
+from quadscape.config.sections import Constant, Steps
+from quadscape.config.sections import LearningRate as Schedule
+from quadscape.data.sets import SPLITS, DataSet
+from quadscape.network.losses import example_losses
+from quadscape.network.models import build_model, cast, check_model
+from quadscape.network.parameters import ParameterLayout
+
+if TYPE_CHECKING:
+    from quadscape.training.task import TrainingTask
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def learning_rate(schedule: Schedule, iteration: int, iterations: int) -> float:
+    """Learning rate of one step.
+
+    Args:
+        schedule: The schedule.
+        iteration: Number of steps taken before it.
+        iterations: Number of steps of the run.
+
+    Returns:
+        η. During the warm-up the schedule's rate is multiplied by (iteration + 1) / warmup.
+    """
+    rate = schedule.value
+    if isinstance(schedule, Steps):
+        rate *= schedule.factor ** sum(iteration >= milestone for milestone in schedule.milestones)
+    elif not isinstance(schedule, Constant):
+        length = max(1, iterations - 1 - schedule.warmup)
+        progress = min(1.0, max(0, iteration - schedule.warmup) / length)
+        rate = schedule.final + (schedule.value - schedule.final) * 0.5 * (1 + math.cos(math.pi * progress))
+    if iteration < schedule.warmup:
+        rate *= (iteration + 1) / schedule.warmup
+    return rate
+
+
+@dataclass
+class _State:
+    """Where training stands: everything that the next step depends on.
+
+    Attributes:
+        theta: θ, float64, shape (P,).
+        momentum: SGD's momentum buffer, float64, shape (P,).
+        buffers: The network's buffers by name.
+    """
+
+    theta: torch.Tensor
+    momentum: torch.Tensor
+    buffers: dict[str, torch.Tensor]
+
+
+class _Problem:
+    """The network, the data and the loss on one device: what a step needs."""
+
+    def __init__(self, task: "TrainingTask", device: torch.device) -> None:
+        self.device = device
+        self.dtype = DTYPES[task.run.dtype]
+        self.loss = task.loss
+        data = DataSet.load(task.data, device, self.dtype)
+        self.splits = {name: data.split(name) for name in SPLITS}
+        self.model = build_model(task.model, data.shape, len(data.classes))
+        images = self.splits["train"][0]
+        check_model(self.model.to(device), images[:4], len(data.classes))
+        cast(self.model, self.dtype)
+        self.layout = ParameterLayout.of(self.model)
+        numbers = self.layout.layer_index()
+        self.layer_sizes = np.diff(np.flatnonzero(np.diff(numbers, prepend=-1, append=-1))).tolist()
+
+    def gradient(self, state: _State, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss (a scalar) and gradient (float64, flat) of a batch in training mode; updates the state's buffers."""
+        images, labels = self.splits["train"]
+        chosen = torch.from_numpy(indices).to(self.device)
+        self.model.train()
+        parameters = {
+            name: value.detach().requires_grad_()
+            for name, value in self.layout.unflatten(state.theta.to(self.dtype)).items()
+        }
+        outputs = functional_call(self.model, {**parameters, **state.buffers}, (images[chosen],))
+        loss = example_losses(outputs, labels[chosen], self.loss).mean()
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        gradient = torch.cat([part.reshape(-1) for part in found]).to(torch.float64)
+        return loss.detach(), gradient
+
+    @torch.no_grad()
+    def evaluate(self, state: _State, chunk: int) -> np.ndarray:
+        """Mean loss and accuracy of each split in evaluation mode, shape (splits, measures)."""
+        self.model.eval()
+        tensors = {**self.layout.unflatten(state.theta.to(self.dtype)), **state.buffers}
+        found = []
+        for images, labels in self.splits.values():
+            total = torch.zeros(2, dtype=torch.float64, device=self.device)
+            for start in range(0, len(labels), chunk):
+                part = slice(start, start + chunk)
+                outputs = functional_call(self.model, tensors, (images[part],))
+                losses = example_losses(outputs, labels[part], self.loss).to(torch.float64)
+                total += torch.stack([losses.sum(), (outputs.argmax(1) == labels[part]).sum().to(torch.float64)])
+            found.append(total / len(labels))
+        return torch.stack(found).cpu().numpy()
+
+    def layer_norms(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Euclidean norm of each layer's part of a flat gradient."""
+        return torch.stack([torch.linalg.vector_norm(part) for part in gradient.split(self.layer_sizes)])
+
+    def start_state(self, theta: torch.Tensor) -> _State:
+        """The state before the first step."""
+        theta = theta.to(self.device)
+        return _State(theta, torch.zeros_like(theta), {n: b.detach().clone() for n, b in self.model.named_buffers()})
+
+
+def _real(buffer: torch.Tensor) -> torch.Tensor:
+    """A view of a buffer in real numbers: real and imaginary parts of a complex one."""
+    return torch.view_as_real(buffer) if buffer.is_complex() else buffer

@@ -1,0 +1,442 @@
+"""The stage of training: plan, units, and what is stored of each step."""
+
+import contextlib
+import math
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quadscape.config.sections import Model, Run, Training
+from quadscape.config.values import finite, resolved
+from quadscape.data.sets import SPLITS, data_info
+from quadscape.errors import StageError
+from quadscape.network.models import build_model, derive_seed, factory_code, initial_vector
+from quadscape.network.parameters import ParameterLayout
+from quadscape.numerics import apply_numerics, current_threads, device_memory_explained, resolve_device
+from quadscape.provenance.versions import STAGE_VERSIONS
+from quadscape.stage.protocol import Arrays, Estimate, StageStore
+from quadscape.store import ArraySpec
+from quadscape.training.batches import Batches
+from quadscape.training.steps import _Problem, _real, _State, learning_rate
+from quadscape.training.trajectory import _STAGE, MEASURES
+
+_NOISE_STREAM = 0xD201
+_MAX_STEPS = 256
+_MAX_SHARD_BYTES = 64 * 2**20
+_MAX_UNIT_SECONDS = 30.0
+# Low guesses of what a core and a GPU reach, per second: a unit may be shorter than the limit, hardly longer.
+_CPU_RATE = 1e10
+_CUDA_RATE = 1e12
+_THREADING_OPERATIONS = 5e8
+
+
+class TrainingTask:
+    """One training run, as a task for `run_stage`.
+
+    Attributes:
+        run: The run, or its parameters alone; a run's name appears in messages only.
+        seed: Seed of initial parameters and batch order.
+        model: The `model` section.
+        loss: `cross_entropy` or `squared_error`.
+        data: The data store.
+    """
+
+    name = _STAGE
+    version = STAGE_VERSIONS["training"]
+
+    def __init__(
+        self, run: Training, seed: int, model: Model, loss: str, data: str | Path, device: str = "auto"
+    ) -> None:
+        self.run, self.seed, self.model, self.loss, self.data = run, seed, model, loss, Path(data)
+        self._requested = device
+        self._problem: _Problem | None = None
+        self._step_seconds: float | None = None
+        self._info = data_info(self.data)
+        self._batches = Batches(self._info.counts["train"], run.batch_size, run.remainder, seed)
+
+    @cached_property
+    def _layout(self) -> ParameterLayout:
+        return ParameterLayout.of(build_model(self.model, self._info.shape, len(self._info.classes)))
+
+    @cached_property
+    def _buffer_size(self) -> int:
+        model = build_model(self.model, self._info.shape, len(self._info.classes))
+        return sum(_real(buffer).numel() for buffer in model.buffers())
+
+    def _start_theta(self) -> torch.Tensor:
+        return initial_vector(self.model, self._info.shape, len(self._info.classes), self.seed)
+
+    def parameters(self) -> dict[str, Any]:
+        """What determines the trajectory, as JSON values."""
+        training = resolved(self.run.training() if isinstance(self.run, Run) else self.run)
+        # The seed in use stands beside; whether the run or the experiment gave it makes no difference.
+        del training["seed"]
+        return {
+            "training": training,
+            "seed": self.seed,
+            "model": resolved(self.model),
+            "model_code": factory_code(self.model),
+            "loss": self.loss,
+            "data": self._info.digest,
+            "parameters": self._layout.size,
+        }
+
+    def plan(self) -> dict[str, Any]:
+        """Device, threads, steps of a unit and chunk of evaluations.
+
+        All follow from counted operations, not from timed steps: a busy machine must not change the plan, and with it
+        the layout of the store and the manifest.
+
+        Returns:
+            The plan.
+        """
+        device, allowed = resolve_device(self._requested), current_threads()
+        # Checks the network before it is measured.
+        self.start({"device": device.type, "threads": 1})
+        operations = 3 * self.run.batch_size * self._operations()
+        # More threads than one only delay small steps, and make their sums depend on the machine.
+        threads = allowed if operations > _THREADING_OPERATIONS else 1
+        rate = _CUDA_RATE if device.type == "cuda" else _CPU_RATE * threads
+        seconds = operations / rate * (2 if self.run.dtype == "float64" else 1)
+        steps = min(_MAX_STEPS, _MAX_SHARD_BYTES // (8 * self._layout.size), self.run.iterations + 1)
+        steps = max(1, min(steps, int(_MAX_UNIT_SECONDS / max(seconds, 1e-9))))
+        plan = {
+            "device": device.type,
+            "threads": threads,
+            "evaluation_chunk": 4096 if device.type == "cuda" else 512,
+            "steps": 2 ** int(math.log2(steps)),
+        }
+        self.start(plan)
+        self._step_seconds = self._time_step()
+        return plan
+
+    def _operations(self) -> int:
+        """Floating-point operations of the forward pass of one image (convolutions and matrix products)."""
+        # Here, since whoever only reads a trajectory need not load it.
+        from torch.utils.flop_counter import FlopCounterMode
+
+        model = build_model(self.model, self._info.shape, len(self._info.classes)).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, *self._info.shape))
+        return int(counter.get_total_flops())
+
+    def _time_step(self) -> float:
+        """Seconds of one step now, for the announcement; the first of two also warms up."""
+        problem = self._ready()
+        state = problem.start_state(self._start_theta())
+        best = math.inf
+        for _ in range(2):
+            began = time.perf_counter()
+            with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
+                loss, _ = problem.gradient(state, self._batches.batch(0))
+            float(loss)
+            best = min(best, time.perf_counter() - began)
+        return best
+
+    def _devices(self) -> list[torch.device]:
+        device = self._ready().device
+        return [device] if device.type == "cuda" else []
+
+    def arrays(self, plan: dict[str, Any]) -> list[ArraySpec]:
+        """Layout of the arrays; every one that has an iteration axis is full-length in it."""
+        total, size, steps = self.run.iterations + 1, self._layout.size, plan["steps"]
+        layers = self.layers
+        per_step = (steps,)
+        specs = [
+            ArraySpec(
+                "theta",
+                (total, size),
+                "float64",
+                ("iteration", "parameter"),
+                (1, size),
+                shards=(steps, size),
+                attributes={"description": "Parameters after so many steps; NaN where not kept."},
+            ),
+            ArraySpec(
+                "loss",
+                (total,),
+                "float64",
+                ("iteration",),
+                per_step,
+                attributes={"description": "Loss of the batch before the step, without weight decay.", "unit": "nat"},
+            ),
+            ArraySpec(
+                "learning_rate",
+                (total,),
+                "float64",
+                ("iteration",),
+                per_step,
+                attributes={"description": "Learning rate of the step."},
+            ),
+            ArraySpec(
+                "gradient_norm",
+                (total, len(layers)),
+                "float64",
+                ("iteration", "layer"),
+                (steps, len(layers)),
+                attributes={
+                    "description": "Norm of the batch gradient by layer, without weight decay.",
+                    "layers": layers,
+                },
+            ),
+            ArraySpec(
+                "batch",
+                (total, self.run.batch_size),
+                "int64",
+                ("iteration", "slot"),
+                (steps, self.run.batch_size),
+                compress=True,
+                attributes={"description": "Training examples of the step's batch; -1 where there is none."},
+            ),
+            ArraySpec(
+                "evaluation",
+                (total, len(SPLITS), len(MEASURES)),
+                "float64",
+                ("iteration", "split", "measure"),
+                (steps, len(SPLITS), len(MEASURES)),
+                attributes={
+                    "description": "Mean loss and accuracy over whole splits; NaN where not evaluated.",
+                    "splits": list(SPLITS),
+                    "measures": list(MEASURES),
+                },
+            ),
+        ]
+        states = self.units(plan) + 1
+        lengths = {"theta": size, "momentum": size, "buffers": self._buffer_size}
+        specs += [
+            ArraySpec(
+                f"resume/{name}",
+                (states, length),
+                "float64",
+                ("unit", f"{name}_element"),
+                (1, length),
+                attributes={"description": "State at the start of a unit; the last row is the state at the end."},
+            )
+            for name, length in lengths.items()
+            if length
+        ]
+        return specs
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers, in θ's order."""
+        return list(dict.fromkeys(block.layer for block in self._layout.blocks))
+
+    def units(self, plan: dict[str, Any]) -> int:
+        """Number of units."""
+        return -(-self.run.iterations // plan["steps"])
+
+    def estimate(self, plan: dict[str, Any]) -> Estimate:
+        """Memory, disk and, at the first start, time."""
+        size, units = self._layout.size, self.units(plan)
+        item = np.dtype(self.run.dtype).itemsize
+        pixels = math.prod(self._info.shape) * sum(self._info.counts.values())
+        activations = self._activations() * max(self.run.batch_size, plan["evaluation_chunk"]) * item
+        rows = min(plan["steps"], self.run.iterations + 1)
+        memory = 2**29 + pixels * (2 + 2 * item) + 3 * activations + 8 * size * (3 * rows + 8)
+        kept = sum(self.run.is_saved(t) for t in range(self.run.iterations + 1))
+        disk = 8 * size * (kept + 2 * (units + 1)) + 8 * self.run.iterations * (self.run.batch_size + 16)
+        seconds = None if self._step_seconds is None else self._step_seconds * self.run.iterations
+        return Estimate(memory, disk, seconds)
+
+    def _activations(self) -> int:
+        """Numbers that the forward pass of one image makes."""
+        total = 0
+
+        def count(module: torch.nn.Module, inputs: Any, outputs: Any) -> None:
+            nonlocal total
+            total += outputs.numel() if isinstance(outputs, torch.Tensor) else 0
+
+        model = build_model(self.model, self._info.shape, len(self._info.classes)).eval()
+        for module in model.modules():
+            module.register_forward_hook(count)
+        with torch.no_grad():
+            model(torch.zeros(1, *self._info.shape))
+        return total
+
+    def start(self, plan: dict[str, Any]) -> None:
+        """Sets threads, and puts network and data on the device.
+
+        Args:
+            plan: The numerics plan.
+
+        Raises:
+            StageError: The plan's device is not here, or BatchNorm cannot train with the smallest batch.
+        """
+        # Also where the problem is ready: something else in this process may have set other numbers of threads.
+        apply_numerics(plan["threads"])
+        if self._problem is not None:
+            return
+        if plan["device"] == "cuda" and not torch.cuda.is_available():
+            raise StageError(
+                "This training was begun on a CUDA device, and none is usable here; continue it where there is one, or "
+                "remove its directory to start afresh."
+            )
+        self._problem = _Problem(self, torch.device(plan["device"]))
+        try:
+            with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
+                state = self._problem.start_state(self._start_theta())
+                self._problem.gradient(state, self._batches.batch(0)[: self._batches.smallest])
+        except ValueError as error:
+            raise StageError(
+                f"The network cannot be trained on a batch of {self._batches.smallest} "
+                f"({' '.join(str(error).split())}); choose another batch_size, or remainder 'wrap' or 'drop'."
+            ) from error
+
+    def _ready(self) -> _Problem:
+        assert self._problem is not None, "start() comes first"
+        return self._problem
+
+    def _memory_explained(self) -> contextlib.AbstractContextManager[None]:
+        return device_memory_explained(
+            f"a training step with batch_size {self.run.batch_size}", "lower it, or use a device with more memory"
+        )
+
+    def _state(self, unit: int, store: StageStore) -> _State:
+        """The state at the start of a unit: the one that the unit before it left, or the initial one."""
+        problem = self._ready()
+        state = problem.start_state(self._start_theta())
+        if unit == 0:
+            return state
+        state.theta = torch.from_numpy(store.read("resume/theta", unit)).to(problem.device)
+        state.momentum = torch.from_numpy(store.read("resume/momentum", unit)).to(problem.device)
+        if state.buffers:
+            values = torch.from_numpy(store.read("resume/buffers", unit)).to(problem.device)
+            buffers = [_real(buffer) for buffer in state.buffers.values()]
+            for buffer, part in zip(buffers, values.split([buffer.numel() for buffer in buffers]), strict=True):
+                buffer.copy_(part.reshape(buffer.shape))
+        return state
+
+    def compute(self, unit: int, plan: dict[str, Any], store: StageStore) -> Arrays:
+        """Takes the steps of one unit.
+
+        Args:
+            unit: Number of the unit.
+            plan: The numerics plan.
+            store: What the units before have written.
+
+        Returns:
+            Values by array.
+        """
+        problem, run = self._ready(), self.run
+        first = unit * plan["steps"]
+        stop = min(first + plan["steps"], run.iterations)
+        rows = stop - first + (stop == run.iterations)
+        state = self._state(unit, store)
+        before = _flat(state)
+        values: dict[str, np.ndarray] = {
+            "theta": np.full((rows, problem.layout.size), np.nan),
+            "learning_rate": np.full(rows, np.nan),
+            "batch": np.full((rows, run.batch_size), -1, dtype=np.int64),
+            "evaluation": np.full((rows, len(SPLITS), len(MEASURES)), np.nan),
+        }
+        losses, norms = [], []
+        theta = torch.nn.Parameter(state.theta)
+        state.theta = theta.data
+        optimiser = torch.optim.SGD(
+            [theta],
+            lr=0.0,
+            momentum=run.momentum,
+            nesterov=run.nesterov,
+            weight_decay=run.weight_decay,
+            foreach=False,
+            fused=False,
+        )
+        optimiser.state[theta]["momentum_buffer"] = state.momentum
+        with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
+            for row in range(rows):
+                iteration = first + row
+                if run.is_saved(iteration):
+                    values["theta"][row] = theta.detach().cpu().numpy()
+                if iteration % run.evaluate_every == 0 or iteration == run.iterations:
+                    values["evaluation"][row] = problem.evaluate(state, plan["evaluation_chunk"])
+                if iteration == run.iterations:
+                    break
+                indices = self._batches.batch(iteration)
+                values["batch"][row, : len(indices)] = indices
+                # Dropout and the like: a step's noise depends on seed and step, not on where a unit began.
+                torch.manual_seed(derive_seed(_NOISE_STREAM, self.seed, iteration))
+                loss, gradient = problem.gradient(state, indices)
+                losses.append(loss)
+                norms.append(problem.layer_norms(gradient))
+                rate = learning_rate(run.learning_rate, iteration, run.iterations)
+                values["learning_rate"][row] = rate
+                optimiser.param_groups[0]["lr"] = rate
+                theta.grad = gradient
+                optimiser.step()
+        steps = stop - first
+        values["loss"] = _padded(torch.stack(losses).to(torch.float64).cpu().numpy(), rows)
+        values["gradient_norm"] = _padded(torch.stack(norms).cpu().numpy(), rows)
+        self._check_finite(first, steps, values["loss"], state.theta)
+        written: dict[str, tuple[tuple[slice | int, ...], np.ndarray]] = {
+            name: _rows(first, array) for name, array in values.items()
+        }
+        after = _flat(state)
+        for name, vector in after.items():
+            # Row u + 1 is where unit u + 1 starts; the first unit also records its own start.
+            states = np.stack([before[name], vector]) if unit == 0 else vector[None]
+            written[f"resume/{name}"] = _rows(unit + 2 - len(states), states)
+        return written
+
+    def _check_finite(self, first: int, steps: int, losses: np.ndarray, theta: torch.Tensor) -> None:
+        """Checks that the run has not diverged.
+
+        Args:
+            first: Iteration of the first loss.
+            steps: Number of losses.
+            losses: The batch losses, beginning with those.
+            theta: θ after them.
+
+        Raises:
+            StageError: It has.
+        """
+        bad = np.flatnonzero(~np.isfinite(losses[:steps]))
+        if bad.size == 0 and bool(torch.isfinite(theta).all()):
+            return
+        iteration = first + (int(bad[0]) if bad.size else steps)
+        rate = learning_rate(self.run.learning_rate, max(0, iteration - 1), self.run.iterations)
+        who = f"Training of run '{self.run.name}'" if isinstance(self.run, Run) else "Training"
+        raise StageError(
+            f"{who} diverged: the loss is not finite at iteration {iteration} (learning "
+            f"rate {rate:g}); lower learning_rate.value, or lengthen learning_rate.warmup."
+        )
+
+    def smaller(self, plan: dict[str, Any]) -> None:
+        """Nothing: a batch is what the experiment says."""
+
+    def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
+        """Names of layers, layout of θ, sizes of the splits, and the final losses and accuracies."""
+        final = store.read("evaluation", self.run.iterations)
+        return {
+            "iterations": self.run.iterations,
+            "layout": self._layout.to_json(),
+            "layers": self.layers,
+            "counts": self._info.counts,
+            "final": {
+                split: {measure: finite(float(final[i, j])) for j, measure in enumerate(MEASURES)}
+                for i, split in enumerate(SPLITS)
+            },
+        }
+
+
+def _flat(state: _State) -> dict[str, np.ndarray]:
+    """A copy of the state as float64 vectors: what is stored for resuming."""
+    vectors = {"theta": state.theta, "momentum": state.momentum}
+    if any(buffer.numel() for buffer in state.buffers.values()):
+        vectors["buffers"] = torch.cat([_real(b).reshape(-1).to(torch.float64) for b in state.buffers.values()])
+    return {name: vector.detach().cpu().numpy().copy() for name, vector in vectors.items()}
+
+
+def _rows(first: int, values: np.ndarray) -> tuple[tuple[slice | int, ...], np.ndarray]:
+    """Values as consecutive whole rows of an array, beginning with a given one."""
+    return (slice(first, first + len(values)), *(slice(0, length) for length in values.shape[1:])), values
+
+
+def _padded(values: np.ndarray, rows: int) -> np.ndarray:
+    full = np.full((rows, *values.shape[1:]), np.nan)
+    full[: len(values)] = values
+    return full

@@ -1,0 +1,109 @@
+"""A finished training: its iterates, losses and evaluations."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quadscape.config.sections import Training
+from quadscape.data.sets import SPLITS
+from quadscape.errors import ConfigError
+from quadscape.stage.finished import FinishedStage, open_stage
+
+_STAGE = "training"
+MEASURES = ("loss", "accuracy")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The course of a run.
+
+    Attributes:
+        loss: Batch loss at each step, shape (T,).
+        learning_rate: Shape (T,).
+        gradient_norm: Norm of the batch gradient by layer, shape (T, layers).
+        layers: Names of the layers.
+        evaluation: Mean loss and accuracy (last axis) of train, validation and test, shape (T + 1, 3, 2); NaN where not
+            evaluated.
+        counts: Number of examples of train, validation and test.
+    """
+
+    loss: np.ndarray
+    learning_rate: np.ndarray
+    gradient_norm: np.ndarray
+    layers: tuple[str, ...]
+    evaluation: np.ndarray
+    counts: dict[str, int]
+
+    @property
+    def evaluated(self) -> np.ndarray:
+        """Iterations with an evaluation, ascending, int64."""
+        return np.flatnonzero(~np.isnan(self.evaluation[:, 0, 0])).astype(np.int64)
+
+
+class Trajectory:
+    """A finished training run.
+
+    Attributes:
+        stage: The stage: its manifest and its arrays.
+        training: The `training` section under which it ran.
+    """
+
+    def __init__(self, stage: FinishedStage) -> None:
+        self.stage = stage
+        section = json.dumps(stage.manifest["parameters"]["training"])
+        self.training = Training.model_validate_json(section, strict=True)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Trajectory":
+        """Opens a run.
+
+        Args:
+            path: The stage's directory, or the manifest in it.
+
+        Returns:
+            The run.
+        """
+        return cls(open_stage(path, _STAGE))
+
+    @property
+    def saved(self) -> np.ndarray:
+        """The iterations whose θ was kept, ascending, int64."""
+        total = self.training.iterations + 1
+        return np.array([t for t in range(total) if self.training.is_saved(t)], dtype=np.int64)
+
+    def theta(self, iteration: int) -> np.ndarray:
+        """Parameters after so many steps.
+
+        Args:
+            iteration: Number of steps.
+
+        Returns:
+            θ, float64, shape (P,).
+
+        Raises:
+            ConfigError: This iterate was not kept.
+        """
+        if not self.training.is_saved(iteration):
+            kept = self.saved
+            near = sorted(
+                {int(kept[kept <= iteration].max(initial=0)), int(kept[kept >= min(iteration, kept[-1])].min())}
+            )
+            raise ConfigError(
+                f"Iteration {iteration} of this run was not kept; the nearest kept are {' and '.join(map(str, near))}."
+            )
+        return self.stage.read("theta", iteration)
+
+    def curves(self) -> Curves:
+        """Losses, learning rates, gradient norms and evaluations of the whole run."""
+        steps = self.training.iterations
+        results = self.stage.manifest["results"]
+        return Curves(
+            self.stage.read("loss")[:steps],
+            self.stage.read("learning_rate")[:steps],
+            self.stage.read("gradient_norm")[:steps],
+            tuple(results["layers"]),
+            self.stage.read("evaluation"),
+            {name: results["counts"][name] for name in SPLITS},
+        )
