@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.setting import gemm_rate, machine, prepare, timed
-from quadscape.curvature.eigenbasis import _StoredBasis
+from quadscape.curvature.eigenbasis import StoredBasis
 from quadscape.curvature.eigensolver import basis_specs
 from quadscape.curvature.projections import Tile, displacements, overlap_tiles, project
 from quadscape.stage.protocol import StageStore
@@ -30,7 +30,7 @@ _FILE_COLUMNS = 1024
 _SAMPLES = 8
 
 
-class CountedBasis(_StoredBasis):
+class CountedBasis(StoredBasis):
     """A stored basis that counts what is read of it.
 
     Attributes:

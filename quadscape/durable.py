@@ -52,6 +52,7 @@ def sync_open(descriptor: int, path: Path) -> None:
         ) from error
 
 
-def _write_whole(descriptor: int, text: bytes) -> None:
+def write_whole(descriptor: int, text: bytes) -> None:
+    """Writes all of a text, also where the system takes it in parts."""
     while text:
         text = text[os.write(descriptor, text) :]

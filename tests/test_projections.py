@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from measure_cases import PlainBasis, random_orthogonal
 
-from quadscape.curvature.eigenbasis import _StoredBasis
+from quadscape.curvature.eigenbasis import StoredBasis
 from quadscape.curvature.eigensolver import basis_specs
 from quadscape.curvature.projections import _PIECE_BYTES, ALIGNMENT, displacements, overlap_tiles, project
 from quadscape.errors import StoreError
@@ -196,7 +196,7 @@ def test_damage_found_while_reading_ahead_is_told():
 def measure(folder: Path, kind: str, memory: int) -> tuple[int, float]:
     """Bytes that the products of stored bases take, and the sum of squares of what they are."""
     apply_numerics(1)
-    first, second = (_StoredBasis(StageStore(folder / name)) for name in ("first", "second"))
+    first, second = (StoredBasis(StageStore(folder / name)) for name in ("first", "second"))
     size = len(first.eigenvalues)
     _ = torch.ones(64, 64) @ torch.from_numpy(first.vectors(0, 16)[:64])  # warms up
     before = psutil.Process().memory_info().rss

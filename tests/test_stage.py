@@ -729,7 +729,7 @@ def test_owner_elsewhere_is_judged_by_its_heartbeat_only(place: Path, monkeypatc
     mark = place / "mark"
     first = run(place / "toy", {"stop_in": 2, "mark": str(mark)}, QUICK)
     wait_for(Path(f"{mark}.2").exists)
-    monkeypatch.setattr(lock_module, "_machine", lambda: ["elsewhere", "", ""])
+    monkeypatch.setattr(lock_module, "this_machine", lambda: ["elsewhere", "", ""])
     owner = present_owner(place / "toy")
     assert owner is not None
     assert owner.is_alive(place / "toy") is None
@@ -801,14 +801,14 @@ def test_late_contender_has_no_claim(place: Path) -> None:
 def test_sweeping_does_not_disturb_contenders(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The owner sweeps leftovers; the draft of a contender that is about to claim may go with them."""
     late = lock(place)
-    original = lock_module._write_whole
+    original = lock_module.write_whole
 
     def write(descriptor: int, text: bytes) -> None:
         original(descriptor, text)
-        monkeypatch.setattr(lock_module, "_write_whole", original)
+        monkeypatch.setattr(lock_module, "write_whole", original)
         take(place).release()
 
-    monkeypatch.setattr(lock_module, "_write_whole", write)
+    monkeypatch.setattr(lock_module, "write_whole", write)
     late.acquire(silent, lambda event, **details: None)
     late.check()
     late.release()

@@ -120,7 +120,7 @@ def test_waiting(tmp_path: Path) -> None:
 def test_owner_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = Lock(tmp_path, 60.0, 60.0)
     lock.acquire(silent, lambda event, **details: None)
-    monkeypatch.setattr("quadscape.stage.lock._machine", lambda: ["elsewhere", "", ""])
+    monkeypatch.setattr("quadscape.stage.lock.this_machine", lambda: ["elsewhere", "", ""])
     assert stage_status(tmp_path).state == "running"
     beat = tmp_path / "lock/1/owner"
     os.utime(beat, (time.time() - 300, time.time() - 300))

@@ -216,7 +216,7 @@ def work(
     if stop_after_check:
         _stop_after_check(stop_after_check)
     if elsewhere:
-        stage_lock._machine = lambda: ["elsewhere", "", ""]
+        stage_lock.this_machine = lambda: ["elsewhere", "", ""]
     sender.send(("ready", ""))
     try:
         run_stage(Toy(**task), directory, log=lambda line: sender.send(("log", line)), **protocol)

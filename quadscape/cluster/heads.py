@@ -73,11 +73,11 @@ def process_record(place: Path, pid: int) -> dict[str, Any]:
         JSON values that `is_alive` understands.
     """
     # Here and below, since importing the stages loads Zarr, and the workflow's head reads this module at every start.
-    from quadscape.stage.lock import _machine, _process_state
+    from quadscape.stage.lock import process_state, this_machine
 
-    started = (_process_state(pid) or ("", None))[1]
+    started = (process_state(pid) or ("", None))[1]
     host, inode = socket.gethostname(), place.stat().st_ino
-    return {"host": host, "machine": _machine(), "pid": pid, "started": started, "inode": inode}
+    return {"host": host, "machine": this_machine(), "pid": pid, "started": started, "inode": inode}
 
 
 def is_alive(record: dict[str, Any], place: Path) -> bool | None:

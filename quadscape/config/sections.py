@@ -88,12 +88,12 @@ class Custom(Section):
     """Keyword arguments of the factory."""
 
 
-_BUILT_IN: dict[str, type[Section]] = {"resnet9": ResNet9, "linear": Linear, "mlp": MLP, "cnn": CNN}
+BUILT_IN: dict[str, type[Section]] = {"resnet9": ResNet9, "linear": Linear, "mlp": MLP, "cnn": CNN}
 
 
 def _model_tag(value: Any) -> str | None:
     name = value.get("factory", "resnet9") if isinstance(value, dict) else getattr(value, "factory", None)
-    return name if isinstance(name, str) and name in _BUILT_IN else "custom"
+    return name if isinstance(name, str) and name in BUILT_IN else "custom"
 
 
 Model = Annotated[
@@ -149,7 +149,7 @@ class Cosine(Schedule):
     """Learning rate at the last iteration."""
 
 
-_SCHEDULES: dict[str, type[Section]] = {"constant": Constant, "steps": Steps, "cosine": Cosine}
+SCHEDULES: dict[str, type[Section]] = {"constant": Constant, "steps": Steps, "cosine": Cosine}
 LearningRate = Annotated[Constant | Steps | Cosine, Field(discriminator="schedule")]
 
 

@@ -57,5 +57,6 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _listed(values: list[str]) -> str:
+def listed(values: list[str]) -> str:
+    """Names for a sentence."""
     return ", ".join(values) if values else "none"

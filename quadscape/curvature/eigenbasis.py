@@ -59,7 +59,7 @@ _CHECK_BLOCK = 4
 _LEAST_CHECK_BYTES = 512 << 20
 
 
-class _StoredBasis:
+class StoredBasis:
     """Eigenvalues and eigenvectors of a store."""
 
     def __init__(self, store: StageStore) -> None:
@@ -105,7 +105,7 @@ class _StoredBasis:
         return result
 
 
-class Eigenbasis(_StoredBasis):
+class Eigenbasis(StoredBasis):
     """A finished eigenbasis.
 
     Attributes:
@@ -319,7 +319,7 @@ class EigenbasisTask:
 
     def _overlaps(self, number: int, plan: dict[str, Any], store: StageStore) -> Arrays:
         rows = slice(number * plan["tile"], min(self._size, (number + 1) * plan["tile"]))
-        vectors = _StoredBasis(store).vectors(rows.start, rows.stop).astype(np.float64)
+        vectors = StoredBasis(store).vectors(rows.start, rows.stop).astype(np.float64)
         squares = np.zeros((rows.stop - rows.start, len(KINDS)))
         components = []
         for kind, part in enumerate(self._generators(plan["device"], plan["chunk"])):
@@ -353,7 +353,7 @@ class EigenbasisTask:
     def _checked_vectors(self, plan: dict[str, Any], store: StageStore) -> np.ndarray:
         """Eigenvectors of sampled ranks, deflated sign vectors, unit vectors, sums of generators; float64."""
         if self._checked is None:
-            basis = _StoredBasis(store)
+            basis = StoredBasis(store)
             signs = sign_probes(self._size, PROBES, DEFLATED_SEED)
             deflated = project_out(basis.select(deflated_indices(basis.eigenvalues)), signs)
             sampled = basis.select(sampled_ranks(self._size)).astype(np.float64)
@@ -384,7 +384,7 @@ class EigenbasisTask:
             expected = -exponents * gradient.numpy()[:, None]
             forced[kind] = Forced(sums, products[:, columns], expected, deviations[kind])
         stored = np.concatenate([self._hessian.columns(int(j), int(j) + 1) for j in spots], axis=1)
-        basis = _StoredBasis(store)
+        basis = StoredBasis(store)
         verification = verify_eigenbasis(
             basis,
             self._hessian.results["verification"],

@@ -8,7 +8,7 @@ origin measures nothing and writes the manifest, which equal results make equal 
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from quadscape.digests import json_digest
 from quadscape.errors import StoreError
 from quadscape.measures.declaration import Measure, Sizes, fingerprint_digits
+from quadscape.stage.events import Log
 from quadscape.tables import Table, read_table, table_head
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from quadscape.network.checkpoint import Checkpoint
     from quadscape.network.objective import Objective
     from quadscape.training.trajectory import Curves
-
-Log = Callable[[str], None]
 
 
 class Job:

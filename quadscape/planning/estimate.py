@@ -35,7 +35,7 @@ from quadscape.numerics import apply_numerics, current_threads
 from quadscape.planning.experiment import Experiment
 from quadscape.planning.problem import Problem, memory_mb
 from quadscape.planning.targets import Targets
-from quadscape.training.steps import DTYPES, _Problem
+from quadscape.training.steps import DTYPES, Trainer
 
 _UNIT_OVERHEAD = 0.04
 """Seconds for which a unit is written, synced and journalled, whatever it holds (measured)."""
@@ -145,7 +145,7 @@ class _ImaginedObjectives(CheckpointObjectives):
         return self._loaded[dtype]
 
 
-class _ImaginedProblem(_Problem):
+class _ImaginedTrainer(Trainer):
     """What a training step needs."""
 
     def __init__(self, objective: Objective) -> None:
@@ -285,8 +285,8 @@ class _Estimator:
 
     def step(self, run: Run, dtype: torch.dtype) -> float:
         """Seconds of one training step."""
-        problem = _ImaginedProblem(self.objective(dtype))
-        state = problem.start_state(torch.from_numpy(self.objectives.theta))
+        trainer = _ImaginedTrainer(self.objective(dtype))
+        state = trainer.start_state(torch.from_numpy(self.objectives.theta))
         indices = np.arange(run.batch_size) % self.count
         optimiser = torch.optim.SGD([state.theta.clone()], lr=0.0, momentum=0.9, foreach=False)
 
@@ -294,8 +294,8 @@ class _Estimator:
             for _ in range(4):
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
-                    _, gradient = problem.gradient(state, indices)
-                    problem.layer_norms(gradient)
+                    _, gradient = trainer.gradient(state, indices)
+                    trainer.layer_norms(gradient)
                     optimiser.param_groups[0]["params"][0].grad = gradient
                     optimiser.step()
 

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from quadscape.config.sections import Constant, Curvature, Data, Model, ResNet9, Run, Training
-from quadscape.config.values import FloatType, Index, Name, NotEmpty, Real, Section, _listed
+from quadscape.config.values import FloatType, Index, Name, NotEmpty, Real, Section, listed
 from quadscape.errors import ConfigError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import Measure, Option
@@ -151,7 +151,7 @@ class Experiment(Section):
         for where, chosen in self._chosen_runs():
             for name in chosen:
                 if name not in names:
-                    raise ValueError(f"{where} names the run '{name}'; the runs are {_listed(names)}")
+                    raise ValueError(f"{where} names the run '{name}'; the runs are {listed(names)}")
         for name, measure in MEASURES.items():
             if self.measures.section(name).on and "gauss_newton" in measure.reads and not self.curvature.gauss_newton:
                 raise ValueError(f"measures.{name} is on, and needs curvature.gauss_newton to be true")
@@ -184,7 +184,7 @@ class Experiment(Section):
         for run in self.runs:
             if run.name == name:
                 return run
-        raise ConfigError(f"runs: there is no run '{name}'; the runs are {_listed([r.name for r in self.runs])}.")
+        raise ConfigError(f"runs: there is no run '{name}'; the runs are {listed([r.name for r in self.runs])}.")
 
     def run_seed(self, run: Run) -> int:
         """Seed of a run: its own, or the experiment's."""

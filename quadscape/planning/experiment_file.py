@@ -11,8 +11,8 @@ from pydantic import (
     ValidationError,
 )
 
-from quadscape.config.sections import _BUILT_IN, _SCHEDULES, Curvature, Custom, Data, Run, Steps, Training, Trajectory
-from quadscape.config.values import Section, _listed
+from quadscape.config.sections import BUILT_IN, SCHEDULES, Curvature, Custom, Data, Run, Steps, Training, Trajectory
+from quadscape.config.values import Section, listed
 from quadscape.config.yaml_files import read_yaml
 from quadscape.errors import ConfigError
 from quadscape.measures import MEASURES
@@ -67,8 +67,8 @@ def _key(location: tuple[int | str, ...]) -> str:
     for previous, part in zip(("", *location), location, strict=False):
         if isinstance(part, int):
             text += f"[{part}]"
-        elif (previous == "model" and part in {*_BUILT_IN, "custom"}) or (
-            previous == "learning_rate" and part in _SCHEDULES
+        elif (previous == "model" and part in {*BUILT_IN, "custom"}) or (
+            previous == "learning_rate" and part in SCHEDULES
         ):
             continue
         else:
@@ -82,9 +82,9 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section]:
         return Experiment
     head = location[0]
     if head == "model":
-        return _BUILT_IN.get(str(location[1]), Custom)
+        return BUILT_IN.get(str(location[1]), Custom)
     if "learning_rate" in location:
-        return _SCHEDULES.get(str(location[list(location).index("learning_rate") + 1]), Steps)
+        return SCHEDULES.get(str(location[list(location).index("learning_rate") + 1]), Steps)
     if head == "measures":
         return MEASURE_SECTIONS.get(str(location[-2]), AllMeasures)
     if location[-2] == "trajectory":
@@ -116,7 +116,7 @@ def _sentence(error: ValidationError) -> str:
         known = sorted(_section_at(first["loc"]).model_fields)
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f" (did you mean '{close[0]}'?)" if close else ""
-        sentence = f"{where} is not a known key{hint}; known here are {_listed(known)}"
+        sentence = f"{where} is not a known key{hint}; known here are {listed(known)}"
     elif kind == "missing":
         sentence = f"{where} is missing and has no default"
     elif kind == "value_error":
@@ -127,14 +127,14 @@ def _sentence(error: ValidationError) -> str:
         )
     elif kind in {"union_tag_invalid", "union_tag_not_found"}:
         tag = f"is {_shown(value['schedule'])}" if isinstance(value, dict) and "schedule" in value else "is missing"
-        sentence = f"{where}.schedule {tag}; valid are {_listed(sorted(_SCHEDULES))}"
+        sentence = f"{where}.schedule {tag}; valid are {listed(sorted(SCHEDULES))}"
     elif kind == "literal_error":
         close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", context["expected"]), n=1)
         hint = f" (did you mean '{close[0]}'?)" if close else ""
         sentence = f"{where} is {_shown(value)}{hint}; valid are {context['expected']}"
     elif kind == "string_pattern_mismatch" and where == "model.factory":
         sentence = (
-            f"model.factory is {_shown(value)}; valid are {_listed(sorted(_BUILT_IN))}, or a factory of your own as "
+            f"model.factory is {_shown(value)}; valid are {listed(sorted(BUILT_IN))}, or a factory of your own as "
             "package.module:function"
         )
     elif kind == "string_pattern_mismatch":

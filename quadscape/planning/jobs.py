@@ -5,7 +5,6 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,10 @@ import psutil
 from quadscape.amounts import format_bytes, format_seconds
 from quadscape.errors import QuadscapeError
 from quadscape.memory_limits import peak_memory
+from quadscape.stage.events import Log
 
 if TYPE_CHECKING:
     from quadscape.planning.experiment import Experiment
-
-Log = Callable[[str], None]
 
 
 def open_log(snakemake: Any) -> Log:

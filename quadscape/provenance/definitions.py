@@ -35,24 +35,24 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
-from quadscape.provenance.source import _joined
+from quadscape.provenance.source import joined
 from quadscape.provenance.syntax import (
-    _FUNCTIONS,
-    _IGNORED,
-    _LOCAL,
-    _MARKERS,
-    _WHOLE,
+    FUNCTIONS,
+    IGNORED,
+    LOCAL,
+    MARKERS,
     PACKAGE,
+    WHOLE,
+    Definition,
     DefinitionsError,
+    Module,
+    Scope,
     Target,
-    _bound,
-    _chain,
-    _Definition,
-    _loads,
-    _Module,
-    _parsed,
-    _Scope,
-    _statements,
+    attribute_chain,
+    bound_names,
+    loaded_modules,
+    parse_module,
+    statements_of,
 )
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -129,12 +129,12 @@ class _Project:
     def __contains__(self, module: str) -> bool:
         return module in self._sources.texts
 
-    def module(self, name: str) -> _Module:
+    def module(self, name: str) -> Module:
         """A module, parsed when first asked for."""
         is_package, path, content = self._sources.texts[name]
-        return _parsed(name, is_package, path, content)
+        return parse_module(name, is_package, path, content)
 
-    def definition(self, identifier: str) -> _Definition:
+    def definition(self, identifier: str) -> Definition:
         """The definition with that identifier."""
         module, _, name = identifier.partition(":")
         return self.module(module).definitions[name]
@@ -176,7 +176,7 @@ class _Project:
 
     def named(self, module: str, node: ast.AST) -> list[tuple[Target, list[str]]]:
         """What an expression at the level of a module names, without subscripts and calls."""
-        while (chain := _chain(node)) is None:
+        while (chain := attribute_chain(node)) is None:
             if not isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
                 return [(Target("missing"), [])]
             node = node.func if isinstance(node, ast.Call) else node.value
@@ -257,7 +257,7 @@ def _is_error(target: Target) -> bool:
 class _Reader:
     """Writes the canonical text of one definition, and notes what it names."""
 
-    def __init__(self, project: _Project, definition: _Definition) -> None:
+    def __init__(self, project: _Project, definition: Definition) -> None:
         self._project, self._definition = project, definition
         self._module = project.module(definition.module)
         self._references: list[str] = []
@@ -269,7 +269,7 @@ class _Reader:
 
     def facts(self) -> _Facts:
         """Reads all parts of the definition."""
-        scope = _Scope("module", self._module.names, None)
+        scope = Scope("module", self._module.names, None)
         definition = self._definition
         if definition.owner:
             self._references.append(definition.owner)
@@ -284,7 +284,7 @@ class _Reader:
         name = "" if definition.name.startswith("<") else definition.name
         module, loads = self._module, []
         for node in self._imported:
-            loads += _loads(node, module.package, module.path, self._used)
+            loads += loaded_modules(node, module.package, module.path, self._used)
         return _Facts(
             f"{name}={';'.join(parts)}",
             tuple(self._references),
@@ -294,19 +294,19 @@ class _Reader:
             tuple(loads),
         )
 
-    def _inner(self, kind: str, body: Iterable[ast.AST], outer: _Scope, more: Iterable[str] = ()) -> _Scope:
-        names, declared = _bound(body, self._module.package, self._module.path)
+    def _inner(self, kind: str, body: Iterable[ast.AST], outer: Scope, more: Iterable[str] = ()) -> Scope:
+        names, declared = bound_names(body, self._module.package, self._module.path)
         for name in more:
-            names.setdefault(name, []).append(_LOCAL)
-        return _Scope(kind, names, outer, declared)
+            names.setdefault(name, []).append(LOCAL)
+        return Scope(kind, names, outer, declared)
 
-    def _class_scope(self, body: Iterable[ast.AST], outer: _Scope, definition: _Definition | None) -> _Scope:
+    def _class_scope(self, body: Iterable[ast.AST], outer: Scope, definition: Definition | None) -> Scope:
         scope = self._inner("class", body, outer)
         for name, identifier in (definition.methods if definition is not None else {}).items():
             scope.names[name] = [Target("definition", identifier)]
         return scope
 
-    def _text(self, node: object, scope: _Scope) -> str:
+    def _text(self, node: object, scope: Scope) -> str:
         """The canonical text of a syntax tree."""
         if isinstance(node, list):
             return f"[{','.join(self._text(item, scope) for item in self._kept(node, scope))}]"
@@ -315,31 +315,31 @@ class _Reader:
         special = getattr(self, f"_on_{type(node).__name__.lower()}", None)
         return self._plain(node, scope) if special is None else special(node, scope)
 
-    def _plain(self, node: ast.AST, scope: _Scope, **changed: object) -> str:
+    def _plain(self, node: ast.AST, scope: Scope, **changed: object) -> str:
         """Names and values of all fields that are there and mean something."""
         fields = []
         for name in sorted(node._fields):
             value = changed.get(name, getattr(node, name, None))
             if isinstance(value, list):
                 value = list(self._kept(value, scope))
-            if name not in _IGNORED and (isinstance(node, ast.Constant) or (value is not None and value != [])):
+            if name not in IGNORED and (isinstance(node, ast.Constant) or (value is not None and value != [])):
                 fields.append(f"{name}={self._text(value, scope)}")
         return f"{type(node).__name__}({','.join(fields)})"
 
-    def _kept(self, items: Iterable[object], scope: _Scope) -> Iterator[object]:
+    def _kept(self, items: Iterable[object], scope: Scope) -> Iterator[object]:
         """Items of a list; of statements those that do something."""
         for item in items:
             if not isinstance(item, ast.stmt):
                 yield item
                 continue
-            for statement in _statements([item]):
+            for statement in statements_of([item]):
                 if isinstance(statement, (ast.Import, ast.ImportFrom)):
                     if scope.kind != "module":
                         self._imported.append(statement)
                 elif not isinstance(statement, ast.AnnAssign) or statement.value is not None or scope.kind == "class":
                     yield statement
 
-    def _refer(self, name: str, attributes: Sequence[str], scope: _Scope) -> str:
+    def _refer(self, name: str, attributes: Sequence[str], scope: Scope) -> str:
         """The text of `name.attribute.…`."""
         self._used.add(name)
         targets = scope.find(name)
@@ -363,39 +363,39 @@ class _Reader:
             texts.append(text)
         return texts[0] if len(texts) == 1 else f"Either({','.join(texts)})"
 
-    def _external(self, node: ast.AST, scope: _Scope) -> str:
+    def _external(self, node: ast.AST, scope: Scope) -> str:
         """Dotted name of what an expression names outside of this project; "" if it names anything else."""
-        chain = _chain(node)
+        chain = attribute_chain(node)
         found = self._project.follow(scope.find(chain[0]) or [], chain[1]) if chain is not None else []
         return found[0][0].value if len(found) == 1 and found[0][0].kind == "external" else ""
 
-    def _on_name(self, node: ast.Name, scope: _Scope) -> str:
+    def _on_name(self, node: ast.Name, scope: Scope) -> str:
         return self._refer(node.id, [], scope)
 
-    def _on_attribute(self, node: ast.Attribute, scope: _Scope) -> str:
-        chain = _chain(node)
+    def _on_attribute(self, node: ast.Attribute, scope: Scope) -> str:
+        chain = attribute_chain(node)
         if chain is not None:
             return self._refer(*chain, scope)
         self._attributes.add(node.attr)
         return f"Attribute({node.attr!r},{self._text(node.value, scope)})"
 
-    def _on_constant(self, node: ast.Constant, scope: _Scope) -> str:
+    def _on_constant(self, node: ast.Constant, scope: Scope) -> str:
         if isinstance(node.value, str) and node.value.isidentifier():
             self._strings.add(node.value)
         return self._plain(node, scope)
 
-    def _on_keyword(self, node: ast.keyword, scope: _Scope) -> str:
+    def _on_keyword(self, node: ast.keyword, scope: Scope) -> str:
         self._strings.update([node.arg] if node.arg else [])
         return self._plain(node, scope)
 
-    def _on_joinedstr(self, node: ast.JoinedStr, scope: _Scope) -> str:
-        return self._plain(node, scope, values=_joined(node.values))
+    def _on_joinedstr(self, node: ast.JoinedStr, scope: Scope) -> str:
+        return self._plain(node, scope, values=joined(node.values))
 
-    def _on_matchclass(self, node: ast.MatchClass, scope: _Scope) -> str:
+    def _on_matchclass(self, node: ast.MatchClass, scope: Scope) -> str:
         self._attributes.update(node.kwd_attrs)
         return self._plain(node, scope)
 
-    def _on_call(self, node: ast.Call, scope: _Scope) -> str:
+    def _on_call(self, node: ast.Call, scope: Scope) -> str:
         external = self._external(node.func, scope)
         arguments = node.args
         if external == "typing.cast":
@@ -414,15 +414,15 @@ class _Reader:
             else:
                 self._dynamic = True
 
-    def _on_raise(self, node: ast.Raise, scope: _Scope) -> str:
+    def _on_raise(self, node: ast.Raise, scope: Scope) -> str:
         return self._plain(node, scope, exc=node.exc.func if isinstance(node.exc, ast.Call) else node.exc)
 
-    def _on_expr(self, node: ast.Expr, scope: _Scope) -> str:
+    def _on_expr(self, node: ast.Expr, scope: Scope) -> str:
         if isinstance(node.value, ast.Call) and self._is_log(node.value.func, scope):
             return f"Log({self._text(node.value.func, scope)})"
         return self._plain(node, scope)
 
-    def _is_log(self, function: ast.expr, scope: _Scope) -> bool:
+    def _is_log(self, function: ast.expr, scope: Scope) -> bool:
         external = self._external(function, scope)
         if external:
             return external == "warnings.warn"
@@ -430,17 +430,17 @@ class _Reader:
             return function.attr in {"log", "_log"}
         return isinstance(function, ast.Name) and function.id == "log"
 
-    def _on_annassign(self, node: ast.AnnAssign, scope: _Scope) -> str:
+    def _on_annassign(self, node: ast.AnnAssign, scope: Scope) -> str:
         target, value = self._text(node.target, scope), self._text(node.value, scope)
         if scope.kind != "class":
             # The same as without its annotation.
             return f"Assign(targets=[{target}],value={value})"
         named = {getattr(part, "attr", getattr(part, "id", "")) for part in ast.walk(node.annotation)}
         if isinstance(node.annotation, ast.Constant):
-            named = {marker for marker in _MARKERS if marker in str(node.annotation.value)}
-        return f"Field({target},{value},{sorted(named & _MARKERS)})"
+            named = {marker for marker in MARKERS if marker in str(node.annotation.value)}
+        return f"Field({target},{value},{sorted(named & MARKERS)})"
 
-    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, scope: _Scope) -> str:
+    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, scope: Scope) -> str:
         body = [node.body] if isinstance(node, ast.Lambda) else node.body
         every = node.args
         names = [part.arg for part in (*every.posonlyargs, *every.args, *every.kwonlyargs)]
@@ -453,17 +453,17 @@ class _Reader:
 
     _on_functiondef = _on_asyncfunctiondef = _on_lambda = _function
 
-    def _on_classdef(self, node: ast.ClassDef, scope: _Scope) -> str:
+    def _on_classdef(self, node: ast.ClassDef, scope: Scope) -> str:
         return self._class(node, scope, None)
 
-    def _class(self, node: ast.ClassDef, scope: _Scope, definition: _Definition | None) -> str:
+    def _class(self, node: ast.ClassDef, scope: Scope, definition: Definition | None) -> str:
         """A class; without its methods where these are definitions of their own."""
-        body = [part for part in node.body if definition is None or not isinstance(part, _FUNCTIONS)]
+        body = [part for part in node.body if definition is None or not isinstance(part, FUNCTIONS)]
         head = [self._text(part, scope) for part in (node.bases, node.keywords, node.decorator_list)]
         inner = self._class_scope(node.body, scope, definition)
         return f"ClassDef({node.name!r},{','.join(head)},{self._text(body, inner)})"
 
-    def _comprehension(self, node: ast.AST, scope: _Scope) -> str:
+    def _comprehension(self, node: ast.AST, scope: Scope) -> str:
         generators: list[ast.comprehension] = node.generators  # type: ignore[attr-defined]  # has them
         inner = self._inner("function", [generator.target for generator in generators], scope)
         # The first iterable is of the scope around it.
@@ -494,8 +494,8 @@ class _Search:
     def run(self, entries: Iterable[str]) -> None:
         """Adds definitions until nothing new is found."""
         for entry in entries:
-            self._pending.append(entry.removesuffix(_WHOLE))
-            self._open.update(self._project.ancestry(entry.removesuffix(_WHOLE))[0] if entry.endswith(_WHOLE) else [])
+            self._pending.append(entry.removesuffix(WHOLE))
+            self._open.update(self._project.ancestry(entry.removesuffix(WHOLE))[0] if entry.endswith(WHOLE) else [])
         while self._pending:
             while self._pending:
                 self._take(self._pending.pop())
@@ -515,7 +515,7 @@ class _Search:
         own = self._project.definition(owner).methods
         for node in definition.nodes:
             for decorator in getattr(node, "decorator_list", []):
-                chain = _chain(decorator.func if isinstance(decorator, ast.Call) else decorator)
+                chain = attribute_chain(decorator.func if isinstance(decorator, ast.Call) else decorator)
                 if chain is not None and chain[0] not in own:
                     found = self._project.named(definition.module, decorator)
                     if any(target.kind == "definition" for target, _ in found):
@@ -562,7 +562,7 @@ class _Search:
             if name in self._project:
                 self._pending += self._effects(self._project.module(name))
 
-    def _effects(self, module: _Module) -> list[str]:
+    def _effects(self, module: Module) -> list[str]:
         registered = [
             f"{module.name}:{name}"
             for name, definition in module.definitions.items()
@@ -594,9 +594,9 @@ def _labels(reached: Mapping[str, _Facts]) -> dict[str, str]:
 def _found(project: _Project, entries: Sequence[str]) -> Closure:
     search = _Search(project)
     for entry in entries:
-        module, _, name = entry.removesuffix(_WHOLE).partition(":")
+        module, _, name = entry.removesuffix(WHOLE).partition(":")
         known = module in project and name in project.module(module).definitions
-        if not known or (entry.endswith(_WHOLE) and not project.is_class(f"{module}:{name}")):
+        if not known or (entry.endswith(WHOLE) and not project.is_class(f"{module}:{name}")):
             raise DefinitionsError(f"There is no definition '{entry}'; expected 'package.module:name'.")
     search.run(entries)
     labels = _labels(search.reached)

@@ -7,7 +7,7 @@ from hashlib import sha256
 _IGNORED = {"kind", "type_comment", "type_ignores", "ctx"}
 
 
-def _has_no_effect(statement: object) -> bool:
+def has_no_effect(statement: object) -> bool:
     """Whether a statement is a docstring (of whatever it stands below), `pass` or `...`."""
     return isinstance(statement, ast.Pass) or (
         isinstance(statement, ast.Expr)
@@ -16,7 +16,7 @@ def _has_no_effect(statement: object) -> bool:
     )
 
 
-def _joined(parts: list[ast.expr]) -> list[object]:
+def joined(parts: list[ast.expr]) -> list[object]:
     """Parts of an f-string, where constants that follow each other are one, and empty ones none."""
     found: list[object] = []
     for part in parts:
@@ -37,9 +37,9 @@ def _text(node: object) -> str:
         for name in sorted(node._fields):
             value = getattr(node, name, None)
             if isinstance(node, ast.JoinedStr):
-                value = _joined(node.values)
+                value = joined(node.values)
             elif isinstance(value, list):
-                value = [item for item in value if not _has_no_effect(item)]
+                value = [item for item in value if not has_no_effect(item)]
             # A constant's value may be None or empty, and means it.
             if name not in _IGNORED and (isinstance(node, ast.Constant) or (value is not None and value != [])):
                 fields.append(f"{name}={_text(value)}")

@@ -7,16 +7,16 @@ from functools import cache
 from typing import NamedTuple
 
 from quadscape.errors import QuadscapeError
-from quadscape.provenance.source import _has_no_effect
+from quadscape.provenance.source import has_no_effect
 
 PACKAGE = "quadscape"
-_WHOLE = ".*"
+WHOLE = ".*"
 # Fields that are absent from, or differ between, versions of Python, and types.
-_IGNORED = {"kind", "type_comment", "type_ignores", "ctx", "annotation", "returns", "type_params"}
+IGNORED = {"kind", "type_comment", "type_ignores", "ctx", "annotation", "returns", "type_params"}
 # Annotations that make of a class attribute something else than a field.
-_MARKERS = {"ClassVar", "InitVar", "KW_ONLY"}
+MARKERS = {"ClassVar", "InitVar", "KW_ONLY"}
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _COMPOUND = (ast.If, ast.Try, ast.TryStar, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Match)
 
 
@@ -32,12 +32,12 @@ class Target(NamedTuple):
     member: str = ""
 
 
-_LOCAL = Target("local")
+LOCAL = Target("local")
 _Names = dict[str, list[Target]]
 
 
 @dataclass
-class _Definition:
+class Definition:
     """One definition: its syntax trees, in order, and for a method the class that it is in."""
 
     module: str
@@ -49,27 +49,27 @@ class _Definition:
 
 
 @dataclass
-class _Module:
+class Module:
     """What one module defines and binds, and which of its statements act at import."""
 
     name: str
     package: str
     path: str
     names: _Names = field(default_factory=dict)
-    definitions: dict[str, _Definition] = field(default_factory=dict)
+    definitions: dict[str, Definition] = field(default_factory=dict)
     effects: list[str] = field(default_factory=list)
     loads: list[Target] = field(default_factory=list)
 
 
-class _Scope:
+class Scope:
     """Names that are bound in a module, class or function, and the scope around it."""
 
-    def __init__(self, kind: str, names: _Names, outer: "_Scope | None", module_names: Iterable[str] = ()) -> None:
+    def __init__(self, kind: str, names: _Names, outer: "Scope | None", module_names: Iterable[str] = ()) -> None:
         self.kind, self.names, self.outer, self.globals = kind, names, outer, frozenset(module_names)
 
     def find(self, name: str) -> list[Target] | None:
         """What a name may stand for here; None if nothing around binds it."""
-        scope: _Scope | None = self
+        scope: Scope | None = self
         free = False
         while scope is not None:
             outermost = scope.outer is None
@@ -82,7 +82,7 @@ class _Scope:
         return None
 
 
-def _chain(node: ast.AST) -> tuple[str, list[str]] | None:
+def attribute_chain(node: ast.AST) -> tuple[str, list[str]] | None:
     """`a.b.c` as ("a", ["b", "c"]); None for what does not start at a name."""
     attributes: list[str] = []
     while isinstance(node, ast.Attribute):
@@ -96,19 +96,19 @@ def _branches(test: ast.expr) -> tuple[bool, bool] | None:
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         inner = _branches(test.operand)
         return None if inner is None else (inner[1], inner[0])
-    chain = _chain(test)
+    chain = attribute_chain(test)
     if chain is not None and (chain[1] or [chain[0]])[-1] == "TYPE_CHECKING":
         return False, True
     return (False, True) if ast.unparse(test) == "__name__ == '__main__'" else None
 
 
-def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
+def statements_of(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
     """Statements without those that do nothing, and without branches that are only for types."""
     for statement in body:
         branches = _branches(statement.test) if isinstance(statement, ast.If) else None
         if isinstance(statement, ast.If) and branches is not None:
-            yield from _statements([*(statement.body if branches[0] else []), *(statement.orelse * branches[1])])
-        elif not _has_no_effect(statement):
+            yield from statements_of([*(statement.body if branches[0] else []), *(statement.orelse * branches[1])])
+        elif not has_no_effect(statement):
             yield statement
 
 
@@ -133,23 +133,23 @@ def _imports(node: ast.AST, package: str, place: str) -> Iterator[tuple[str, Tar
             yield alias.asname or alias.name, Target("import", source, alias.name)
 
 
-def _loads(node: ast.AST, package: str, place: str, used: set[str]) -> list[Target]:
+def loaded_modules(node: ast.AST, package: str, place: str, used: set[str]) -> list[Target]:
     """Modules that an import names only so that they run: no name that it binds is used."""
     if isinstance(node, ast.Import):
         return [Target("import", a.name) for a in node.names if not a.asname or a.asname not in used]
     return [target for name, target in _imports(node, package, place) if name not in used]
 
 
-def _bound(nodes: Iterable[ast.AST], package: str, place: str) -> tuple[_Names, set[str]]:
+def bound_names(nodes: Iterable[ast.AST], package: str, place: str) -> tuple[_Names, set[str]]:
     """Names that statements bind in their own scope, and those that they declare to be bound further out."""
     names: _Names = {}
     outer: set[str] = set()
-    pending = list(_statements(nodes))
+    pending = list(statements_of(nodes))
     while pending:
         node = pending.pop(0)
         found: list[str | None] = []
         children = [*ast.iter_child_nodes(node)]
-        if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
             found, children = [node.name], []
         elif isinstance(node, ast.Lambda):
             children = []
@@ -165,10 +165,10 @@ def _bound(nodes: Iterable[ast.AST], package: str, place: str) -> tuple[_Names, 
             found = [node.rest]
         for name in found:
             if name is not None:
-                names.setdefault(name, []).append(_LOCAL)
+                names.setdefault(name, []).append(LOCAL)
         for name, target in _imports(node, package, place):
             names.setdefault(name, []).append(target)
-        pending[:0] = _statements(children)
+        pending[:0] = statements_of(children)
     return {name: list(dict.fromkeys(found)) for name, found in names.items() if name not in outer}, outer
 
 
@@ -183,7 +183,7 @@ def _acts(node: ast.AST) -> bool:
     if isinstance(node, (ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith)) or _stores_into(node):
         return True
     return any(
-        getattr(part, "decorator_list", None) or (isinstance(part, ast.Expr) and not _has_no_effect(part))
+        getattr(part, "decorator_list", None) or (isinstance(part, ast.Expr) and not has_no_effect(part))
         for part in ast.walk(node)
     )
 
@@ -202,18 +202,18 @@ def _split(target: ast.expr, value: ast.expr) -> Iterator[tuple[ast.expr, ast.ex
 class _Collector:
     """Sorts the statements of a module into definitions."""
 
-    def __init__(self, module: _Module) -> None:
+    def __init__(self, module: Module) -> None:
         self.module = module
 
     def collect(self, tree: ast.Module) -> None:
         """All statements of the module."""
         used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        for statement in _statements(tree.body):
+        for statement in statements_of(tree.body):
             self._statement(statement, used)
 
-    def _add(self, name: str, node: ast.AST) -> _Definition:
+    def _add(self, name: str, node: ast.AST) -> Definition:
         identifier = f"{self.module.name}:{name}"
-        definition = self.module.definitions.setdefault(name, _Definition(self.module.name, name))
+        definition = self.module.definitions.setdefault(name, Definition(self.module.name, name))
         if not definition.nodes:
             self.module.names.setdefault(name, []).append(Target("definition", identifier))
         definition.nodes.append(node)
@@ -221,7 +221,7 @@ class _Collector:
 
     def _effect(self, node: ast.AST) -> None:
         name = f"<statement {len(self.module.effects) + 1}>"
-        self.module.definitions[name] = _Definition(self.module.name, name, [node], inner=sorted(_functions_in(node)))
+        self.module.definitions[name] = Definition(self.module.name, name, [node], inner=sorted(_functions_in(node)))
         self.module.effects.append(name)
 
     def _statement(self, node: ast.AST, used: set[str]) -> None:
@@ -229,8 +229,8 @@ class _Collector:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             for name, target in _imports(node, package, path):
                 self.module.names.setdefault(name, []).append(target)
-            self.module.loads += _loads(node, package, path, used)
-        elif isinstance(node, _FUNCTIONS):
+            self.module.loads += loaded_modules(node, package, path, used)
+        elif isinstance(node, FUNCTIONS):
             self._add(node.name, node)
         elif isinstance(node, ast.ClassDef):
             self._class(node)
@@ -250,7 +250,7 @@ class _Collector:
 
     def _bind(self, target: ast.expr, node: ast.AST) -> None:
         """An assignment: of the names in its target, and an effect if anything else is in it."""
-        names, _ = _bound([target], self.module.package, self.module.path)
+        names, _ = bound_names([target], self.module.package, self.module.path)
         for name in names:
             self._add(name, node)
         if _stores_into(target):
@@ -258,14 +258,14 @@ class _Collector:
 
     def _compound(self, node: ast.AST, used: set[str]) -> None:
         """`if`, `try`, `for` and `with` belong as a whole to every name that they bind."""
-        names, _ = _bound([node], self.module.package, self.module.path)
+        names, _ = bound_names([node], self.module.package, self.module.path)
         for name, targets in names.items():
-            if _LOCAL in targets:
+            if LOCAL in targets:
                 self._add(name, node).inner = sorted(_functions_in(node))
-            self.module.names.setdefault(name, []).extend(target for target in targets if target != _LOCAL)
+            self.module.names.setdefault(name, []).extend(target for target in targets if target != LOCAL)
         for part in ast.walk(node):
             if isinstance(part, (ast.Import, ast.ImportFrom)):
-                self.module.loads += _loads(part, self.module.package, self.module.path, used)
+                self.module.loads += loaded_modules(part, self.module.package, self.module.path, used)
         if _acts(node):
             self._effect(node)
 
@@ -273,11 +273,11 @@ class _Collector:
         owner = self._add(node.name, node)
         owner.inner = sorted({f"{node.name}.{inner}" for part in node.body for inner in _nested(part)})
         for part in node.body:
-            if isinstance(part, _FUNCTIONS):
+            if isinstance(part, FUNCTIONS):
                 name = f"{node.name}.{part.name}"
                 identifier = f"{self.module.name}:{name}"
                 method = self.module.definitions.setdefault(
-                    name, _Definition(self.module.name, name, owner=f"{self.module.name}:{node.name}")
+                    name, Definition(self.module.name, name, owner=f"{self.module.name}:{node.name}")
                 )
                 method.nodes.append(part)
                 owner.methods[part.name] = identifier
@@ -285,12 +285,12 @@ class _Collector:
 
 def _nested(node: ast.AST) -> set[str]:
     """Functions in a statement of a class's body that is not itself a function."""
-    return set() if isinstance(node, _FUNCTIONS) else _functions_in(node)
+    return set() if isinstance(node, FUNCTIONS) else _functions_in(node)
 
 
 def _functions_in(node: ast.AST, prefix: str = "") -> set[str]:
     """Qualified names of functions and methods in a statement, without those inside of functions."""
-    if isinstance(node, _FUNCTIONS):
+    if isinstance(node, FUNCTIONS):
         return {prefix + node.name}
     if isinstance(node, ast.ClassDef):
         prefix += f"{node.name}."
@@ -298,8 +298,22 @@ def _functions_in(node: ast.AST, prefix: str = "") -> set[str]:
 
 
 @cache
-def _parsed(name: str, is_package: bool, path: str, source: bytes) -> _Module:
-    module = _Module(name, name if is_package else name.rpartition(".")[0], path)
+def parse_module(name: str, is_package: bool, path: str, source: bytes) -> Module:
+    """What a module defines and binds.
+
+    Args:
+        name: Its dotted name.
+        is_package: Whether the source is that of a package's `__init__.py`.
+        path: Where it lies, for messages.
+        source: Its source.
+
+    Returns:
+        The module.
+
+    Raises:
+        DefinitionsError: The source is no valid Python.
+    """
+    module = Module(name, name if is_package else name.rpartition(".")[0], path)
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError) as error:

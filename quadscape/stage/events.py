@@ -12,13 +12,14 @@ from typing import Any
 Log = Callable[[str], None]
 
 
-class _Events:
+class Events:
     """Appends to events.jsonl; a full disk must not hide the error that it is told of."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "events.jsonl"
 
     def __call__(self, event: str, **details: Any) -> None:
+        """Adds a line."""
         line = {
             "time": round(time.time(), 3),
             "event": event,

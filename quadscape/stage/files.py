@@ -16,7 +16,7 @@ Files = dict[str, list[int | str]]
 PURGED = "purged.json"
 
 
-def _file_checksum(path: Path) -> list[int | str]:
+def file_checksum(path: Path) -> list[int | str]:
     """Computes size and SHA-256 of a file, in that order.
 
     No crc32c here: chunks end in their own, and the crc of data followed by its crc is the same for all data.
@@ -29,28 +29,28 @@ def _file_checksum(path: Path) -> list[int | str]:
         return [file.tell(), total.hexdigest()]
 
 
-def _metadata_files(store: Path) -> Files:
+def metadata_files(store: Path) -> Files:
     """Size and checksum of every array's and inner group's metadata (the root's attributes hold this table)."""
     return {
-        str(path.relative_to(store)): _file_checksum(path)
+        str(path.relative_to(store)): file_checksum(path)
         for path in sorted(store.rglob("zarr.json"))
         if path.parent != store
     }
 
 
-def _root_checksum(document: dict[str, Any], attributes: dict[str, Any]) -> str:
+def root_checksum(document: dict[str, Any], attributes: dict[str, Any]) -> str:
     """Hash of everything in a root `zarr.json` but the checksum itself."""
     return canonical_digest({**document, "attributes": attributes})
 
 
-def _root_attributes(directory: Path) -> dict[str, Any] | None:
+def root_attributes(directory: Path) -> dict[str, Any] | None:
     """Root attributes of a stage's store, None when they are missing or damaged, or the arrays' metadata are."""
     store = directory / "store.zarr"
     try:
         document = json.loads((store / "zarr.json").read_text())
         attributes = document["attributes"]
         checksum = attributes.pop("checksum")
-        if checksum != _root_checksum(document, attributes) or attributes["metadata"] != _metadata_files(store):
+        if checksum != root_checksum(document, attributes) or attributes["metadata"] != metadata_files(store):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -62,11 +62,13 @@ def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     return canonical_digest({key: manifest[key] for key in ("stage", "version", "parameters")})
 
 
-def _text(document: dict[str, Any]) -> str:
+def document_text(document: dict[str, Any]) -> str:
+    """Text of a JSON document as a stage writes it: the same for equal content."""
     return json.dumps(document, indent=1, sort_keys=True) + "\n"
 
 
-def _directory_of(path: str | Path) -> Path:
+def directory_of(path: str | Path) -> Path:
+    """The directory of a stage, of which its manifest may be given, too."""
     path = Path(path)
     return path.parent if path.name == "manifest.json" else path
 
@@ -89,7 +91,7 @@ def remedy(directory: Path, name: str = "manifest.json") -> str:
     )
 
 
-def _checked(directory: Path, name: str) -> dict[str, Any] | None:
+def checked_document(directory: Path, name: str) -> dict[str, Any] | None:
     """A JSON document that carries its own checksum; None when there is none."""
     try:
         document = json.loads((directory / name).read_text(encoding="utf-8"))

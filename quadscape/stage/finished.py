@@ -10,8 +10,8 @@ import numpy as np
 
 from quadscape.digests import canonical_digest
 from quadscape.errors import StoreError
-from quadscape.stage.files import PURGED, _checked, _directory_of, _root_attributes, _text, remedy
-from quadscape.stage.journal import Journal, _journal_key
+from quadscape.stage.files import PURGED, checked_document, directory_of, document_text, remedy, root_attributes
+from quadscape.stage.journal import Journal, journal_key
 from quadscape.stage.protocol import StageStore
 from quadscape.stage.superseded import (
     changes,
@@ -19,16 +19,12 @@ from quadscape.stage.superseded import (
 from quadscape.stored import stage_digest
 
 
-def _kind(stage: str, version: int) -> dict[str, Any]:
-    return {"stage": stage, "version": version}
-
-
-def _identity(attributes: Mapping[str, Any]) -> dict[str, Any]:
+def identity(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """What a fingerprint is made of, in one mapping, to tell what differs."""
-    return {**attributes["parameters"], **_kind(attributes["stage"], attributes["version"])}
+    return {**attributes["parameters"], "stage": attributes["stage"], "version": attributes["version"]}
 
 
-def _manifest(attributes: Mapping[str, Any], total: int, journal: Journal) -> dict[str, Any]:
+def make_manifest(attributes: Mapping[str, Any], total: int, journal: Journal) -> dict[str, Any]:
     """The manifest, with its checksum, of a stage whose units and results are in the journal."""
     manifest = {
         **{key: attributes[key] for key in ("stage", "version", "fingerprint", "parameters", "plan")},
@@ -42,7 +38,7 @@ def _manifest(attributes: Mapping[str, Any], total: int, journal: Journal) -> di
     return manifest
 
 
-def _finished_attributes(directory: Path) -> dict[str, Any] | None:
+def finished_attributes(directory: Path) -> dict[str, Any] | None:
     """Attributes of the store of a finished stage, None where there is none or it is not finished.
 
     A workflow removes the manifest before it runs a rule again. So what is whole is finished without it, too.
@@ -53,7 +49,7 @@ def _finished_attributes(directory: Path) -> dict[str, Any] | None:
     Returns:
         The attributes.
     """
-    attributes = _root_attributes(directory)
+    attributes = root_attributes(directory)
     if attributes is None or any((directory / name).exists() for name in ("manifest.json", PURGED)):
         return attributes
     return None if _rebuilt_manifest(directory, attributes) is None else attributes
@@ -61,15 +57,15 @@ def _finished_attributes(directory: Path) -> dict[str, Any] | None:
 
 def _rebuilt_manifest(directory: Path, attributes: Mapping[str, Any]) -> str | None:
     """Text of the manifest as it was or would have been, None where the stage is not whole (by the files' sizes)."""
-    journal = Journal.load(directory / "journal", _journal_key(attributes))
+    journal = Journal.load(directory / "journal", journal_key(attributes))
     if journal.results is None or journal.damaged(directory / "store.zarr", read=False):
         return None
-    return _text(_manifest(attributes, len(journal.units), journal))
+    return document_text(make_manifest(attributes, len(journal.units), journal))
 
 
-def _missing_manifest(directory: Path) -> str | None:
+def missing_manifest(directory: Path) -> str | None:
     """Text of the manifest of a finished stage, None where the one that is there will do or it cannot be made."""
-    attributes = _root_attributes(directory)
+    attributes = root_attributes(directory)
     assert attributes is not None
     with contextlib.suppress(StoreError):
         if finished_manifest(directory)["fingerprint"] == attributes["fingerprint"]:
@@ -87,8 +83,8 @@ def changed_parameters(before: Path, after: Path) -> str:
     Returns:
         A handful of keys with both values; empty where the parameters of one cannot be read, or nothing differs.
     """
-    old, new = _root_attributes(before), _root_attributes(after)
-    return "" if old is None or new is None else changes(_identity(old), _identity(new))
+    old, new = root_attributes(before), root_attributes(after)
+    return "" if old is None or new is None else changes(identity(old), identity(new))
 
 
 class FinishedStage(StageStore):
@@ -146,7 +142,7 @@ def load_manifest(directory: Path, name: str | None = None) -> dict[str, Any]:
     Raises:
         StoreError: It is missing, damaged or another stage's.
     """
-    manifest = _checked(directory, "manifest.json")
+    manifest = checked_document(directory, "manifest.json")
     if manifest is None:
         purged = load_purged(directory)
         if purged is not None:
@@ -164,7 +160,7 @@ def _check_finished(directory: Path, manifest: dict[str, Any], purged: Sequence[
     """Compares store and journal with a manifest."""
     if not (directory / "store.zarr").exists():
         raise StoreError(f"The manifest of {directory} has no store beside it; {remedy(directory)}.")
-    attributes = _root_attributes(directory)
+    attributes = root_attributes(directory)
     if attributes is None:
         raise StoreError(f"The store's metadata in {directory} are damaged; {remedy(directory)}.")
     if attributes["fingerprint"] != manifest["fingerprint"] or attributes["plan"] != manifest["plan"]:
@@ -172,7 +168,7 @@ def _check_finished(directory: Path, manifest: dict[str, Any], purged: Sequence[
             f"The manifest of {directory} is another stage's or checkpoint's than the store beside it; "
             f"{remedy(directory)}."
         )
-    journal = Journal.load(directory / "journal", _journal_key(manifest))
+    journal = Journal.load(directory / "journal", journal_key(manifest))
     expected = (manifest["units"], manifest["digest"], manifest.get("replanned", []))
     if (len(journal.units), journal.digest(), journal.replanned) != expected:
         raise StoreError(f"The journal of {directory} does not match its manifest; {remedy(directory)}.")
@@ -194,7 +190,7 @@ def open_stage(path: str | Path, name: str | None = None) -> FinishedStage:
     Returns:
         The stage.
     """
-    directory = _directory_of(path)
+    directory = directory_of(path)
     manifest = load_manifest(directory, name)
     return FinishedStage(directory, manifest, _check_finished(directory, manifest, [], read=False))
 
@@ -226,7 +222,7 @@ def verify_stage(path: str | Path) -> dict[str, Any]:
     Raises:
         StoreError: Something is missing, damaged, or there and was never written.
     """
-    directory = _directory_of(path)
+    directory = directory_of(path)
     manifest = finished_manifest(directory)
     purged = None if (directory / "manifest.json").exists() else load_purged(directory)
     journal = _check_finished(directory, manifest, [] if purged is None else purged.arrays, read=True)
@@ -265,5 +261,5 @@ def load_purged(directory: Path) -> Purged | None:
     Returns:
         The record, None when nothing was purged.
     """
-    document = _checked(directory, PURGED)
+    document = checked_document(directory, PURGED)
     return None if document is None else Purged(**document)

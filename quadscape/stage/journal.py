@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from quadscape.digests import canonical, canonical_digest
-from quadscape.durable import _write_whole, sync, sync_open
-from quadscape.stage.files import Files, _file_checksum
+from quadscape.durable import sync, sync_open, write_whole
+from quadscape.stage.files import Files, file_checksum
 from quadscape.stage.lock import Lock
 
 
@@ -69,7 +69,7 @@ class Journal:
         return f"{sha256(text.encode()).hexdigest()[:16]} {text}\n".encode()
 
     def _append(self, entry: dict[str, Any]) -> None:
-        _write_whole(self.descriptor, self._line(entry))
+        write_whole(self.descriptor, self._line(entry))
         sync_open(self.descriptor, self.path)
 
     def add_unit(self, unit: int, files: Files) -> None:
@@ -103,7 +103,7 @@ class Journal:
         prepared = lock.workspace / "journal"
         self.close()
         self.descriptor = os.open(prepared, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
-        _write_whole(self.descriptor, b"".join(map(self._line, entries)))
+        write_whole(self.descriptor, b"".join(map(self._line, entries)))
         sync_open(self.descriptor, prepared)
         lock.publish(prepared, self.path)
         sync(self.path.parent)
@@ -141,7 +141,7 @@ class Journal:
                     continue
                 try:
                     path = store / name
-                    same = _file_checksum(path) == check if read else path.stat().st_size == check[0]
+                    same = file_checksum(path) == check if read else path.stat().st_size == check[0]
                 except OSError:
                     same = False
                 if not same:
@@ -150,5 +150,6 @@ class Journal:
         return found
 
 
-def _journal_key(attributes: Mapping[str, Any]) -> str:
+def journal_key(attributes: Mapping[str, Any]) -> str:
+    """Key of the journal of a stage with a fingerprint and a plan."""
     return canonical_digest({"fingerprint": attributes["fingerprint"], "plan": attributes["plan"]})[:16]

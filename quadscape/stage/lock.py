@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quadscape.digests import canonical
-from quadscape.durable import _write_whole
+from quadscape.durable import write_whole
 from quadscape.errors import FencedError
 from quadscape.stage.events import Log
 from quadscape.stage.superseded import (
@@ -29,7 +29,7 @@ STALE_SECONDS = 60.0
 """A lock whose heartbeat has not moved for this long, on the observer's own clock, has no living owner."""
 
 
-def _process_state(pid: int) -> tuple[str, str] | None:
+def process_state(pid: int) -> tuple[str, str] | None:
     """State letter and start time in clock ticks of a process, None when it is not alive (a zombie is not)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -40,10 +40,10 @@ def _process_state(pid: int) -> tuple[str, str] | None:
 
 def process_is_alive(pid: Any) -> bool:
     """Whether there is a process of that number on this machine."""
-    return isinstance(pid, int) and _process_state(pid) is not None
+    return isinstance(pid, int) and process_state(pid) is not None
 
 
-def _machine() -> list[str]:
+def this_machine() -> list[str]:
     """What must be equal for process ids to be comparable: host, boot and pid namespace."""
     found = [socket.gethostname()]
     for read in (
@@ -89,9 +89,9 @@ class Owner:
         # number would not do: NFS gives each client its own.
         if self.released or self.record.get("inode") != directory.stat().st_ino:
             return False
-        if self.record.get("machine") != _machine() or self.record.get("started") is None:
+        if self.record.get("machine") != this_machine() or self.record.get("started") is None:
             return None
-        state = _process_state(self.record.get("pid", -1))
+        state = process_state(self.record.get("pid", -1))
         if state is None or state[1] != self.record["started"]:
             return False
         return None if state[0] in {"T", "t"} else True
@@ -212,9 +212,9 @@ class Lock:
         record = {
             "token": self.token,
             "host": socket.gethostname(),
-            "machine": _machine(),
+            "machine": this_machine(),
             "pid": os.getpid(),
-            "started": (_process_state(os.getpid()) or (None, None))[1],
+            "started": (process_state(os.getpid()) or (None, None))[1],
             "inode": self._directory.stat().st_ino,
         }
         head = canonical(record).encode() + b"\n"
@@ -223,7 +223,7 @@ class Lock:
         try:
             draft.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(draft / "owner", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-            _write_whole(self._descriptor, head + b"%012d" % 0)
+            write_whole(self._descriptor, head + b"%012d" % 0)
             draft.rename(self._root / str(number))
         except OSError as error:
             # ENOENT: the owner has just swept this draft away.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from quadscape.digests import canonical_digest
 from quadscape.durable import sync
-from quadscape.stage.events import Log, _Events
-from quadscape.stage.files import PURGED, _text
+from quadscape.stage.events import Events, Log
+from quadscape.stage.files import PURGED, document_text
 from quadscape.stage.finished import finished_manifest
 from quadscape.stage.lock import HEARTBEAT_SECONDS, STALE_SECONDS, Lock
 from quadscape.stage.superseded import recover
@@ -35,7 +35,7 @@ def purge_stage(directory: Path, arrays: Sequence[str], log: Log = print) -> Non
         arrays: Names of the arrays.
         log: Receives a line where it must wait for another process.
     """
-    events = _Events(directory)
+    events = Events(directory)
     lock = Lock(directory, HEARTBEAT_SECONDS, STALE_SECONDS)
     lock.acquire(log, events)
     try:
@@ -51,7 +51,7 @@ def purge_stage(directory: Path, arrays: Sequence[str], log: Log = print) -> Non
                 "freed_bytes": size,
             }
             prepared = lock.workspace / PURGED
-            prepared.write_text(_text({**record, "checksum": canonical_digest(record)}))
+            prepared.write_text(document_text({**record, "checksum": canonical_digest(record)}))
             sync(prepared)
             lock.publish(prepared, directory / PURGED)
             sync(directory)

@@ -20,19 +20,19 @@ from quadscape.digests import canonical
 from quadscape.durable import FULL, sync
 from quadscape.errors import DeviceMemoryError, FencedError, QuadscapeError, RoundingError, StageError, StoreError
 from quadscape.memory_limits import memory_available, memory_total
-from quadscape.stage.events import Log, _Events
+from quadscape.stage.events import Events, Log
 from quadscape.stage.files import (
     PURGED,
     Files,
-    _file_checksum,
-    _metadata_files,
-    _root_attributes,
-    _root_checksum,
-    _text,
+    document_text,
+    file_checksum,
     fingerprint_of,
+    metadata_files,
+    root_attributes,
+    root_checksum,
 )
-from quadscape.stage.finished import _finished_attributes, _identity, _kind, _manifest, _missing_manifest
-from quadscape.stage.journal import Journal, _journal_key
+from quadscape.stage.finished import finished_attributes, identity, make_manifest, missing_manifest
+from quadscape.stage.journal import Journal, journal_key
 from quadscape.stage.lock import HEARTBEAT_SECONDS, STALE_SECONDS, Lock
 from quadscape.stage.protocol import Arrays, Estimate, StageStore, Task
 from quadscape.stage.superseded import (
@@ -58,18 +58,19 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _fingerprint(task: Task) -> str:
-    return fingerprint_of({"stage": task.name, "version": task.version, "parameters": task.parameters()})
+def _described(task: Task) -> dict[str, Any]:
+    """What a task's fingerprint is made of."""
+    return {"stage": task.name, "version": task.version, "parameters": task.parameters()}
 
 
 class _Run:
     """One process's work on a stage whose lock it holds."""
 
-    def __init__(self, task: Task, directory: Path, lock: Lock, events: _Events, log: Log) -> None:
+    def __init__(self, task: Task, directory: Path, lock: Lock, events: Events, log: Log) -> None:
         self.task, self.directory, self.lock, self.events, self.log = task, directory, lock, events, log
         self.store_path = directory / "store.zarr"
         self.staging_path = lock.workspace / "staging.zarr"
-        self.fingerprint = _fingerprint(task)
+        self.fingerprint = fingerprint_of(_described(task))
 
     def run(self) -> dict[str, Any]:
         try:
@@ -113,7 +114,7 @@ class _Run:
             return self._write_manifest(first, total, journal)
 
     def _key(self, plan: dict[str, Any]) -> str:
-        return _journal_key({"fingerprint": self.fingerprint, "plan": plan})
+        return journal_key({"fingerprint": self.fingerprint, "plan": plan})
 
     def _check_again(self, journal: Journal, *, read: bool) -> None:
         damaged = {
@@ -130,13 +131,13 @@ class _Run:
 
     def _resume(self) -> dict[str, Any] | None:
         """Attributes of a store that this task can go on with, None when it must start afresh."""
-        attributes = _root_attributes(self.directory)
+        attributes = root_attributes(self.directory)
         if attributes is not None and attributes["fingerprint"] == self.fingerprint:
             return attributes
-        earlier = _finished_attributes(superseded_directory(self.directory))
+        earlier = finished_attributes(superseded_directory(self.directory))
         if earlier is not None and earlier["fingerprint"] == self.fingerprint:
             self._take_back(attributes)
-            return _root_attributes(self.directory)
+            return root_attributes(self.directory)
         return None
 
     def _take_back(self, attributes: dict[str, Any] | None) -> None:
@@ -146,24 +147,24 @@ class _Run:
         text = f"{self.task.name}: the result of these parameters, which was set aside in {aside}, is taken back"
         if attributes is not None:
             text += f" ({self._changes(attributes)})"
-        if _finished_attributes(self.directory) is None:
+        if finished_attributes(self.directory) is None:
             take_back(self.lock, self.directory)
         else:
-            exchange(self.lock, self.directory, _missing_manifest(self.directory))
+            exchange(self.lock, self.directory, missing_manifest(self.directory))
             text += "; the one that was here is set aside in its place"
         self.log(text + ".")
         self.events("returned")
 
     def _changes(self, attributes: dict[str, Any]) -> str:
-        return changes(_identity(attributes), {**self.task.parameters(), **_kind(self.task.name, self.task.version)})
+        return changes(identity(attributes), identity(_described(self.task)))
 
     def _make_room(self) -> None:
         """Sets aside what is finished here, under other parameters, and removes what is not."""
-        aside, attributes = superseded_directory(self.directory), _root_attributes(self.directory)
+        aside, attributes = superseded_directory(self.directory), root_attributes(self.directory)
         changed = "" if attributes is None else self._changes(attributes)
-        if _finished_attributes(self.directory) is not None:
+        if finished_attributes(self.directory) is not None:
             replacing = ", in place of an older one," if aside.exists() else ""
-            set_aside(self.lock, self.directory, _missing_manifest(self.directory))
+            set_aside(self.lock, self.directory, missing_manifest(self.directory))
             self.log(
                 f"{self.task.name}: the finished result of other parameters ({changed}) is set aside{replacing} in "
                 f"{aside}; starting afresh."
@@ -185,23 +186,21 @@ class _Run:
         # Through JSON, so that the first start and a resume see the very same plan.
         plan = json.loads(canonical(self.task.plan()))
         attributes = {
-            "stage": self.task.name,
-            "version": self.task.version,
+            **json.loads(canonical(_described(self.task))),
             "fingerprint": self.fingerprint,
-            "parameters": json.loads(canonical(self.task.parameters())),
             "plan": plan,
             "versions": _versions(),
         }
         self._check_resources(plan, None)
-        if _finished_attributes(self.directory) is not None:
+        if finished_attributes(self.directory) is not None:
             check_movable(self.directory)
         prepared = self.lock.workspace / "store.zarr"
         group = zarr.open_group(prepared, mode="w", zarr_format=3)
         for spec in self.task.arrays(plan):
             create_array(group, spec)
-        attributes["metadata"] = _metadata_files(prepared)
+        attributes["metadata"] = metadata_files(prepared)
         document = json.loads((prepared / "zarr.json").read_text())
-        group.update_attributes({**attributes, "checksum": _root_checksum(document, attributes)})
+        group.update_attributes({**attributes, "checksum": root_checksum(document, attributes)})
         for path in [prepared, *prepared.rglob("*")]:
             sync(path)
         self._make_room()
@@ -256,7 +255,7 @@ class _Run:
         """Refuses what cannot be done here; without a journal, what is there will be removed or set aside."""
         estimate = self.task.estimate(plan)
         kept, replaced = "", self.store_path
-        if journal is None and _finished_attributes(self.directory) is not None:
+        if journal is None and finished_attributes(self.directory) is not None:
             replaced = superseded_directory(self.directory)
             kept = " (the finished result there, of other parameters, would be kept)"
         there = replaced.rglob("*") if journal is None else (self.store_path / name for name in self._writers)
@@ -367,7 +366,7 @@ class _Run:
                 name = str(path.relative_to(self.staging_path))
                 if self._writers.setdefault(name, unit) != unit:
                     raise ValueError(f"Units {self._writers[name]} and {unit} both write the file {name}.")
-                files[name] = _file_checksum(path)
+                files[name] = file_checksum(path)
                 sync(path)
         folders = {folder for name in files for folder in Path(name).parents}
         for folder in sorted(folders - {Path()}):
@@ -380,18 +379,17 @@ class _Run:
         journal.add_unit(unit, files)
 
     def _write_manifest(self, plan: dict[str, Any], total: int, journal: Journal) -> dict[str, Any]:
-        manifest = _manifest(
+        manifest = make_manifest(
             {
-                **_kind(self.task.name, self.task.version),
+                **json.loads(canonical(_described(self.task))),
                 "fingerprint": self.fingerprint,
-                "parameters": json.loads(canonical(self.task.parameters())),
                 "plan": plan,
             },
             total,
             journal,
         )
         prepared = self.lock.workspace / "manifest.json"
-        prepared.write_text(_text(manifest), encoding="utf-8")
+        prepared.write_text(document_text(manifest), encoding="utf-8")
         sync(prepared)
         self.lock.publish(prepared, self.directory / "manifest.json")
         sync(self.directory)
@@ -468,7 +466,7 @@ def run_stage(
     directory = Path(directory)
     with _disk_explained(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        events = _Events(directory)
+        events = Events(directory)
         lock = Lock(directory, heartbeat, stale_after)
         try:
             lock.acquire(log, events)

@@ -2,21 +2,18 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.func import functional_call
 
-from quadscape.config.sections import Constant, Steps
+from quadscape.config.sections import Constant, Model, Steps
 from quadscape.config.sections import LearningRate as Schedule
 from quadscape.data.sets import SPLITS, DataSet
 from quadscape.network.losses import example_losses
 from quadscape.network.models import build_model, cast, check_model
 from quadscape.network.parameters import ParameterLayout
-
-if TYPE_CHECKING:
-    from quadscape.training.task import TrainingTask
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -45,7 +42,7 @@ def learning_rate(schedule: Schedule, iteration: int, iterations: int) -> float:
 
 
 @dataclass
-class _State:
+class State:
     """Where training stands: everything that the next step depends on.
 
     Attributes:
@@ -59,24 +56,22 @@ class _State:
     buffers: dict[str, torch.Tensor]
 
 
-class _Problem:
+class Trainer:
     """The network, the data and the loss on one device: what a step needs."""
 
-    def __init__(self, task: "TrainingTask", device: torch.device) -> None:
-        self.device = device
-        self.dtype = DTYPES[task.run.dtype]
-        self.loss = task.loss
-        data = DataSet.load(task.data, device, self.dtype)
-        self.splits = {name: data.split(name) for name in SPLITS}
-        self.model = build_model(task.model, data.shape, len(data.classes))
+    def __init__(self, config: Model, loss: str, data: str | Path, dtype: torch.dtype, device: torch.device) -> None:
+        self.device, self.dtype, self.loss = device, dtype, loss
+        loaded = DataSet.load(data, device, self.dtype)
+        self.splits = {name: loaded.split(name) for name in SPLITS}
+        self.model = build_model(config, loaded.shape, len(loaded.classes))
         images = self.splits["train"][0]
-        check_model(self.model.to(device), images[:4], len(data.classes))
+        check_model(self.model.to(device), images[:4], len(loaded.classes))
         cast(self.model, self.dtype)
         self.layout = ParameterLayout.of(self.model)
         numbers = self.layout.layer_index()
         self.layer_sizes = np.diff(np.flatnonzero(np.diff(numbers, prepend=-1, append=-1))).tolist()
 
-    def gradient(self, state: _State, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradient(self, state: State, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss (a scalar) and gradient (float64, flat) of a batch in training mode; updates the state's buffers."""
         images, labels = self.splits["train"]
         chosen = torch.from_numpy(indices).to(self.device)
@@ -92,7 +87,7 @@ class _Problem:
         return loss.detach(), gradient
 
     @torch.no_grad()
-    def evaluate(self, state: _State, chunk: int) -> np.ndarray:
+    def evaluate(self, state: State, chunk: int) -> np.ndarray:
         """Mean loss and accuracy of each split in evaluation mode, shape (splits, measures)."""
         self.model.eval()
         tensors = {**self.layout.unflatten(state.theta.to(self.dtype)), **state.buffers}
@@ -111,12 +106,12 @@ class _Problem:
         """Euclidean norm of each layer's part of a flat gradient."""
         return torch.stack([torch.linalg.vector_norm(part) for part in gradient.split(self.layer_sizes)])
 
-    def start_state(self, theta: torch.Tensor) -> _State:
+    def start_state(self, theta: torch.Tensor) -> State:
         """The state before the first step."""
         theta = theta.to(self.device)
-        return _State(theta, torch.zeros_like(theta), {n: b.detach().clone() for n, b in self.model.named_buffers()})
+        return State(theta, torch.zeros_like(theta), {n: b.detach().clone() for n, b in self.model.named_buffers()})
 
 
-def _real(buffer: torch.Tensor) -> torch.Tensor:
+def as_real(buffer: torch.Tensor) -> torch.Tensor:
     """A view of a buffer in real numbers: real and imaginary parts of a complex one."""
     return torch.view_as_real(buffer) if buffer.is_complex() else buffer

@@ -21,8 +21,8 @@ from quadscape.provenance.versions import STAGE_VERSIONS
 from quadscape.stage.protocol import Arrays, Estimate, StageStore
 from quadscape.store import ArraySpec
 from quadscape.training.batches import Batches
-from quadscape.training.steps import _Problem, _real, _State, learning_rate
-from quadscape.training.trajectory import _STAGE, MEASURES
+from quadscape.training.steps import DTYPES, State, Trainer, as_real, learning_rate
+from quadscape.training.trajectory import MEASURES, STAGE
 
 _NOISE_STREAM = 0xD201
 _MAX_STEPS = 256
@@ -45,7 +45,7 @@ class TrainingTask:
         data: The data store.
     """
 
-    name = _STAGE
+    name = STAGE
     version = STAGE_VERSIONS["training"]
 
     def __init__(
@@ -53,7 +53,7 @@ class TrainingTask:
     ) -> None:
         self.run, self.seed, self.model, self.loss, self.data = run, seed, model, loss, Path(data)
         self._requested = device
-        self._problem: _Problem | None = None
+        self._trainer: Trainer | None = None
         self._step_seconds: float | None = None
         self._info = data_info(self.data)
         self._batches = Batches(self._info.counts["train"], run.batch_size, run.remainder, seed)
@@ -65,7 +65,7 @@ class TrainingTask:
     @cached_property
     def _buffer_size(self) -> int:
         model = build_model(self.model, self._info.shape, len(self._info.classes))
-        return sum(_real(buffer).numel() for buffer in model.buffers())
+        return sum(as_real(buffer).numel() for buffer in model.buffers())
 
     def _start_theta(self) -> torch.Tensor:
         return initial_vector(self.model, self._info.shape, len(self._info.classes), self.seed)
@@ -126,13 +126,13 @@ class TrainingTask:
 
     def _time_step(self) -> float:
         """Seconds of one step now, for the announcement; the first of two also warms up."""
-        problem = self._ready()
-        state = problem.start_state(self._start_theta())
+        trainer = self._ready()
+        state = trainer.start_state(self._start_theta())
         best = math.inf
         for _ in range(2):
             began = time.perf_counter()
             with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
-                loss, _ = problem.gradient(state, self._batches.batch(0))
+                loss, _ = trainer.gradient(state, self._batches.batch(0))
             float(loss)
             best = min(best, time.perf_counter() - began)
         return best
@@ -269,44 +269,44 @@ class TrainingTask:
         """
         # Also where the problem is ready: something else in this process may have set other numbers of threads.
         apply_numerics(plan["threads"])
-        if self._problem is not None:
+        if self._trainer is not None:
             return
         if plan["device"] == "cuda" and not torch.cuda.is_available():
             raise StageError(
                 "This training was begun on a CUDA device, and none is usable here; continue it where there is one, or "
                 "remove its directory to start afresh."
             )
-        self._problem = _Problem(self, torch.device(plan["device"]))
+        self._trainer = Trainer(self.model, self.loss, self.data, DTYPES[self.run.dtype], torch.device(plan["device"]))
         try:
             with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
-                state = self._problem.start_state(self._start_theta())
-                self._problem.gradient(state, self._batches.batch(0)[: self._batches.smallest])
+                state = self._trainer.start_state(self._start_theta())
+                self._trainer.gradient(state, self._batches.batch(0)[: self._batches.smallest])
         except ValueError as error:
             raise StageError(
                 f"The network cannot be trained on a batch of {self._batches.smallest} "
                 f"({' '.join(str(error).split())}); choose another batch_size, or remainder 'wrap' or 'drop'."
             ) from error
 
-    def _ready(self) -> _Problem:
-        assert self._problem is not None, "start() comes first"
-        return self._problem
+    def _ready(self) -> Trainer:
+        assert self._trainer is not None, "start() comes first"
+        return self._trainer
 
     def _memory_explained(self) -> contextlib.AbstractContextManager[None]:
         return device_memory_explained(
             f"a training step with batch_size {self.run.batch_size}", "lower it, or use a device with more memory"
         )
 
-    def _state(self, unit: int, store: StageStore) -> _State:
+    def _state(self, unit: int, store: StageStore) -> State:
         """The state at the start of a unit: the one that the unit before it left, or the initial one."""
-        problem = self._ready()
-        state = problem.start_state(self._start_theta())
+        trainer = self._ready()
+        state = trainer.start_state(self._start_theta())
         if unit == 0:
             return state
-        state.theta = torch.from_numpy(store.read("resume/theta", unit)).to(problem.device)
-        state.momentum = torch.from_numpy(store.read("resume/momentum", unit)).to(problem.device)
+        state.theta = torch.from_numpy(store.read("resume/theta", unit)).to(trainer.device)
+        state.momentum = torch.from_numpy(store.read("resume/momentum", unit)).to(trainer.device)
         if state.buffers:
-            values = torch.from_numpy(store.read("resume/buffers", unit)).to(problem.device)
-            buffers = [_real(buffer) for buffer in state.buffers.values()]
+            values = torch.from_numpy(store.read("resume/buffers", unit)).to(trainer.device)
+            buffers = [as_real(buffer) for buffer in state.buffers.values()]
             for buffer, part in zip(buffers, values.split([buffer.numel() for buffer in buffers]), strict=True):
                 buffer.copy_(part.reshape(buffer.shape))
         return state
@@ -322,14 +322,14 @@ class TrainingTask:
         Returns:
             Values by array.
         """
-        problem, run = self._ready(), self.run
+        trainer, run = self._ready(), self.run
         first = unit * plan["steps"]
         stop = min(first + plan["steps"], run.iterations)
         rows = stop - first + (stop == run.iterations)
         state = self._state(unit, store)
         before = _flat(state)
         values: dict[str, np.ndarray] = {
-            "theta": np.full((rows, problem.layout.size), np.nan),
+            "theta": np.full((rows, trainer.layout.size), np.nan),
             "learning_rate": np.full(rows, np.nan),
             "batch": np.full((rows, run.batch_size), -1, dtype=np.int64),
             "evaluation": np.full((rows, len(SPLITS), len(MEASURES)), np.nan),
@@ -353,16 +353,16 @@ class TrainingTask:
                 if run.is_saved(iteration):
                     values["theta"][row] = theta.detach().cpu().numpy()
                 if iteration % run.evaluate_every == 0 or iteration == run.iterations:
-                    values["evaluation"][row] = problem.evaluate(state, plan["evaluation_chunk"])
+                    values["evaluation"][row] = trainer.evaluate(state, plan["evaluation_chunk"])
                 if iteration == run.iterations:
                     break
                 indices = self._batches.batch(iteration)
                 values["batch"][row, : len(indices)] = indices
                 # Dropout and the like: a step's noise depends on seed and step, not on where a unit began.
                 torch.manual_seed(derive_seed(_NOISE_STREAM, self.seed, iteration))
-                loss, gradient = problem.gradient(state, indices)
+                loss, gradient = trainer.gradient(state, indices)
                 losses.append(loss)
-                norms.append(problem.layer_norms(gradient))
+                norms.append(trainer.layer_norms(gradient))
                 rate = learning_rate(run.learning_rate, iteration, run.iterations)
                 values["learning_rate"][row] = rate
                 optimiser.param_groups[0]["lr"] = rate
@@ -423,11 +423,11 @@ class TrainingTask:
         }
 
 
-def _flat(state: _State) -> dict[str, np.ndarray]:
+def _flat(state: State) -> dict[str, np.ndarray]:
     """A copy of the state as float64 vectors: what is stored for resuming."""
     vectors = {"theta": state.theta, "momentum": state.momentum}
     if any(buffer.numel() for buffer in state.buffers.values()):
-        vectors["buffers"] = torch.cat([_real(b).reshape(-1).to(torch.float64) for b in state.buffers.values()])
+        vectors["buffers"] = torch.cat([as_real(b).reshape(-1).to(torch.float64) for b in state.buffers.values()])
     return {name: vector.detach().cpu().numpy().copy() for name, vector in vectors.items()}
 
 

@@ -11,7 +11,7 @@ from quadscape.data.sets import SPLITS
 from quadscape.errors import ConfigError
 from quadscape.stage.finished import FinishedStage, open_stage
 
-_STAGE = "training"
+STAGE = "training"
 MEASURES = ("loss", "accuracy")
 
 
@@ -65,7 +65,7 @@ class Trajectory:
         Returns:
             The run.
         """
-        return cls(open_stage(path, _STAGE))
+        return cls(open_stage(path, STAGE))
 
     @property
     def saved(self) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from quadscape.curvature.operations.base import Adjoint, Expansion, Rule, Scaled, Tangent, Tensor, aten, laid_out, plain
-from quadscape.curvature.operations.normalisation import _over_positions, _per_channel
+from quadscape.curvature.operations.normalisation import over_positions, per_channel
 
 # Columns from which one product with what they share is faster than a convolution for each, on a CPU (measured).
 _MANY_COLUMNS = 32
@@ -297,7 +297,7 @@ class Convolution(Affine):
 
     def forward_bias(self, bias: Tensor) -> Tensor:
         """ḃ, in the shape of the output."""
-        return _per_channel(bias, self.adjoint.ndim).expand(len(bias), *self.adjoint.shape)
+        return per_channel(bias, self.adjoint.ndim).expand(len(bias), *self.adjoint.shape)
 
     def backward(self, adjoint: Adjoint) -> Tensor:
         """Uᵀ(Wᵀḡ̇), all directions as one batch."""
@@ -394,7 +394,7 @@ class Convolution(Affine):
 
     def sum_over_positions(self, adjoint: Tensor) -> Tensor:
         """Sum over all axes behind the channels."""
-        return _over_positions(adjoint)
+        return over_positions(adjoint)
 
     def unfolded(self, output: int, columns: slice) -> Tensor:
         """What weights of one output channel are multiplied with: a convolution with unit weights."""

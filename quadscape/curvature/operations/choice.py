@@ -9,7 +9,7 @@ import torch
 from quadscape.curvature.graph import Graph, Input, Node
 from quadscape.curvature.operations.affine import Convolution, Linear
 from quadscape.curvature.operations.base import Rule, Tensor, aten
-from quadscape.curvature.operations.elementwise import _SUMS, AveragePooling, Pointwise, SpatialMean, Sum
+from quadscape.curvature.operations.elementwise import SUMS, AveragePooling, Pointwise, SpatialMean, Sum
 from quadscape.curvature.operations.normalisation import FrozenBatchNorm, GroupNorm
 
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
@@ -38,7 +38,7 @@ def rule_for(node: Node, graph: Graph, values: Sequence[Tensor], result: Tensor)
         kind = Convolution
     elif node.target is aten.linear.default and tensors[:2] == [True, True] and len(shapes[0]) > 1:
         kind = Linear
-    elif node.target in _SUMS and active == [0, 1] and shapes[0] == shapes[1]:
+    elif node.target in SUMS and active == [0, 1] and shapes[0] == shapes[1]:
         kind = Sum
     elif (
         node.target is aten._native_batch_norm_legit_no_training.default

@@ -164,4 +164,4 @@ def _format(x: Tensor) -> torch.memory_format:
 
 
 _DIFFERENCES = {aten.sub.Tensor}
-_SUMS = {aten.add.Tensor, *_DIFFERENCES}
+SUMS = {aten.add.Tensor, *_DIFFERENCES}

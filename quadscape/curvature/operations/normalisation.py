@@ -88,13 +88,13 @@ class FrozenBatchNorm(Normalisation):
             total = None if self._summed is None or self._summed[0] is not adjoint else self._summed[1]
             self._summed = None
             return Scaled(adjoint, self.scale, total)
-        turned = _per_channel(gamma.data, self.adjoint.ndim) * (self.adjoint * self.inverse)
+        turned = per_channel(gamma.data, self.adjoint.ndim) * (self.adjoint * self.inverse)
         return turned if adjoint is None else adjoint * self.scale + turned
 
     def example_rows(self, moving: Tangent | None, adjoint: Tensor | None) -> list[Tensor | None]:
         """Σ over positions of ḡ̇x̂ + ḡẋ/σ, and of ḡ̇."""
         gamma = None if adjoint is None else _dot_over_positions(adjoint, self.normalised)
-        beta = None if adjoint is None else _over_positions(adjoint)
+        beta = None if adjoint is None else over_positions(adjoint)
         self._summed = None if adjoint is None or beta is None else (adjoint, beta)
         if moving is not None:
             part = _dot_over_positions(moving.data, moving.part(self.adjoint * self.inverse))
@@ -172,7 +172,7 @@ class GroupNorm(Normalisation):
         if adjoint is not None:
             turned = adjoint.reshape(len(adjoint), *self.normalised.shape) * self.gamma
         if gamma is not None:
-            part = (_per_channel(gamma.data, len(shape)) * self.adjoint).reshape(-1, *self.normalised.shape)
+            part = (per_channel(gamma.data, len(shape)) * self.adjoint).reshape(-1, *self.normalised.shape)
             turned = part if turned is None else turned + part
         if turned is not None:
             product = _mean_product(turned, self.normalised)
@@ -194,7 +194,7 @@ class GroupNorm(Normalisation):
         """Σ over positions of ḡ̇x̂ + ḡ·dx̂, and of ḡ̇."""
         shape = self.values[0].shape
         gamma = None if adjoint is None else _dot_over_positions(adjoint, self.normalised.reshape(shape))
-        beta = None if adjoint is None else _over_positions(adjoint)
+        beta = None if adjoint is None else over_positions(adjoint)
         if moving is not None:
             moved, _, groups = self._moved(moving)
             channels = slice(groups.start * self.per_group, groups.stop * self.per_group)
@@ -210,7 +210,7 @@ def _mean_product(directions: Tensor, values: Tensor) -> Tensor:
     return torch.einsum("sngl,ngl->sng", directions, values)[..., None] / values.shape[2]
 
 
-def _over_positions(directions: Tensor) -> Tensor:
+def over_positions(directions: Tensor) -> Tensor:
     """Sum over all axes behind the channels: (S, n, c, …) gives (S, n, c)."""
     return directions.flatten(3).sum(dim=3) if directions.ndim > 3 else directions
 
@@ -228,7 +228,7 @@ def _dot_over_positions(directions: Tensor, values: Tensor) -> Tensor:
         The sums.
     """
     if directions.is_cuda or directions.ndim == 3:
-        return _over_positions(directions * values)
+        return over_positions(directions * values)
     found = directions.new_empty(directions.shape[:3])
     product = torch.empty_like(values)
     for each, sums in zip(directions, found, strict=True):
@@ -237,7 +237,7 @@ def _dot_over_positions(directions: Tensor, values: Tensor) -> Tensor:
     return found
 
 
-def _per_channel(directions: Tensor, ndim: int) -> Tensor:
+def per_channel(directions: Tensor, ndim: int) -> Tensor:
     """Directions of a vector over channels, shape (S, c), to be broadcast over values (n, c, …)."""
     return directions.reshape(len(directions), 1, -1, *[1] * (ndim - 2))
 
@@ -245,10 +245,10 @@ def _per_channel(directions: Tensor, ndim: int) -> Tensor:
 def _normalised_tangent(part: Tensor | None, gamma: Tangent | None, beta: Tangent | None, normalised: Tensor) -> Tensor:
     """ẏ = (what moves through x) + γ̇·x̂ + β̇."""
     if gamma is not None:
-        turned = _per_channel(gamma.data, normalised.ndim) * normalised
+        turned = per_channel(gamma.data, normalised.ndim) * normalised
         part = turned if part is None else part + turned
     if beta is not None:
-        shift = _per_channel(beta.data, normalised.ndim)
+        shift = per_channel(beta.data, normalised.ndim)
         part = shift.expand(len(shift), *normalised.shape) if part is None else part + shift
     assert part is not None
     return part

@@ -422,16 +422,16 @@ def analyse(
     row |= {f"error_{form}": fit.error for form, fit in fits.items()}
     row |= {f"coefficient_{k}": value for k, value in enumerate(chosen.coefficients)}
     ratio, spread = (second / eigenvalue, error / abs(eigenvalue)) if eigenvalue != 0 else (math.nan, math.nan)
-    _enter(row, "curvature_ratio", Estimate(ratio, ratio - spread, ratio + spread))
-    _enter(row, "minimum", minimum(t, rise, floor))
-    _enter(row, "minimum_decayed", minimum(t, decayed, floor))
+    enter_estimate(row, "curvature_ratio", Estimate(ratio, ratio - spread, ratio + spread))
+    enter_estimate(row, "minimum", minimum(t, rise, floor))
+    enter_estimate(row, "minimum_decayed", minimum(t, decayed, floor))
     ends = rise[[0, -1]] - gradient * t[[0, -1]]
     row["asymmetry"] = float((ends[1] - ends[0]) / np.abs(ends).sum()) if np.abs(ends).sum() > 2 * floor else math.nan
     departure = rise - gradient * t - 0.5 * curvature * t**2
     for suffix, scale in (("", curvature), ("_decayed", total)):
         for side, select in (("positive", slice(half + 1, None)), ("negative", slice(half - 1, None, -1))):
             found = quadratic_radius(np.abs(t[select]), departure[select], scale, floors[select])
-            _enter(row, f"radius{suffix}_{side}", found)
+            enter_estimate(row, f"radius{suffix}_{side}", found)
             row[f"radius{suffix}_{side}_status"] = found.status
     return row, chosen
 
@@ -441,5 +441,6 @@ def decay_rise(t: np.ndarray, position: float | np.ndarray, weight_decay: float)
     return weight_decay * (t * position + 0.5 * t**2)
 
 
-def _enter(row: dict[str, Any], name: str, estimate: Estimate) -> None:
+def enter_estimate(row: dict[str, Any], name: str, estimate: Estimate) -> None:
+    """Adds the three columns of an estimate to a row."""
     row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}

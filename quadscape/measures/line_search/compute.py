@@ -14,7 +14,15 @@ import numpy as np
 
 from quadscape.measures.interfaces import BasisLike, ObjectiveLike, as_array, merged
 from quadscape.measures.job import Job
-from quadscape.measures.line_search.analysis import _enter, analyse, decay_rise, grid, minimum, rounding_floor, scan
+from quadscape.measures.line_search.analysis import (
+    analyse,
+    decay_rise,
+    enter_estimate,
+    grid,
+    minimum,
+    rounding_floor,
+    scan,
+)
 from quadscape.measures.line_search.declaration import FITS, LINES, TOLERANCE
 from quadscape.measures.ranks import direction_rows, log_ranks
 from quadscape.tables import Table
@@ -174,7 +182,7 @@ class Lines:
             )
             fitted[line, 0] = np.where(np.abs(t) <= row["form_reach"], form(t), np.nan)
             row |= {"validation_gradient": other_slope, "validation_curvature": other_curvature}
-            _enter(row, "minimum_validation", minimum(t, values["difference"][line, 1], floors["validation"]))
+            enter_estimate(row, "minimum_validation", minimum(t, values["difference"][line, 1], floors["validation"]))
             rows.append(row)
         which = direction_rows(self._eigenvalues, self.directions)
         fits = {name: np.array([row[name] for row in rows]) for name in FITS.all_columns() if rows and name in rows[0]}
