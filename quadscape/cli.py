@@ -153,7 +153,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     if arguments.thorough:
         from quadscape.training.extraction import check_factory
 
-        print(f"The network was {check_factory(experiment, data).sentence()}")
+        print(f"The network was {check_factory(experiment.model, experiment.loss, experiment.seed, data).sentence()}")
     return 0
 
 

@@ -30,7 +30,7 @@ try:
     check_given_config(sys.argv)
     experiment = parse_experiment(config)
     check_places(experiment)
-    places = Places(experiment)
+    places = Places(experiment.name, experiment.curvature)
     # Jobs parse this file, too, and take what their head has found out just before.
     kept = Kept(places.sizes, is_job=not workflow.is_main_process)
     problem = Problem.of(experiment, kept)

@@ -29,7 +29,7 @@ rule extract_checkpoint:
     input:
         data=places.data,
         source=lambda wildcards: places.checkpoint_source(
-            wildcards.run, wildcards.iteration
+            experiment.run(wildcards.run), wildcards.iteration
         ),
     output:
         places.checkpoint("{run}", "{iteration}"),

@@ -15,7 +15,7 @@ from quadscape.network.objective import Objective
 from quadscape.network.parameters import ParameterLayout, assign_vector
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.stage.run import run_stage
-from quadscape.training.extraction import extract_checkpoint
+from results import extract
 
 SMALL = {
     "linear": (Linear(factory="linear"), (1, 4, 4)),
@@ -102,7 +102,7 @@ def write_checkpoint(
             "runs": [{"name": "foreign", "path": str(folder / "state.pt"), "checkpoints": [0]}],
         }
     )
-    extract_checkpoint(experiment, "foreign", 0, None, data, folder / "checkpoint.zarr")
+    extract(experiment, "foreign", 0, None, data, folder / "checkpoint.zarr")
     return folder / "checkpoint.zarr", data
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from quadscape.curvature.eigenbasis import EigenbasisTask
 from quadscape.curvature.gauss_newton import GaussNewtonTask
 from quadscape.curvature.hessian import HessianShardTask, HessianTask
+from quadscape.curvature.self_check import SelfCheck
 from quadscape.data.sets import prepare
 from quadscape.measures import MEASURES
 from quadscape.measures.job import Job, run_measure
@@ -58,22 +59,32 @@ def make_results(root: Path) -> Path:
     Returns the directory of the experiment.
     """
     experiment = small_experiment()
-    places, section = Places(experiment), experiment.runs[0]
+    places, section = Places(experiment.name, experiment.curvature), experiment.runs[0]
     data = root / places.data
     prepare(experiment.data, experiment.seed, data)
     trajectory = root / places.trajectory("a")
     run(TrainingTask(section, 0, experiment.model, experiment.loss, data, "cpu"), root, places.trajectory("a"))
     for iteration in ITERATIONS:
         checkpoint = root / places.checkpoint("a", iteration)
-        extract_checkpoint(experiment, "a", iteration, trajectory, data, checkpoint)
+        extract(experiment, "a", iteration, trajectory, data, checkpoint)
         curvature(root, experiment, iteration)
         measure_spectrum(root, experiment, iteration)
     return root / places.root
 
 
+def extract(
+    experiment: Experiment, run: str, iteration: int, source: Path | None, data: Path, out: str | Path
+) -> SelfCheck:
+    """Writes one checkpoint of an experiment."""
+    section = experiment.run(run)
+    return extract_checkpoint(
+        experiment.model, experiment.loss, section, iteration, source, data, out, experiment.device
+    )
+
+
 def curvature(root: Path, experiment: Experiment, iteration: int) -> None:
     """Everything of one checkpoint; what is finished is only checked."""
-    places, options = Places(experiment), experiment.curvature
+    places, options = Places(experiment.name, experiment.curvature), experiment.curvature
     data, checkpoint = root / places.data, root / places.checkpoint("a", iteration)
     shard, hessian = places.hessian_shard("a", iteration, 1), places.hessian("a", iteration)
     run(HessianShardTask(checkpoint, data, options, "cpu"), root, shard)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import write_random_data
 
+import results
 from quadscape.data.sets import DataSet, data_info
 from quadscape.errors import ConfigError, ModelError, StoreError
 from quadscape.network.checkpoint import Checkpoint, freeze_batch_norms
@@ -15,7 +16,6 @@ from quadscape.network.models import batch_norms, build_model
 from quadscape.planning.experiment import Experiment
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.stage.run import run_stage
-from quadscape.training.extraction import extract_checkpoint
 from quadscape.training.task import TrainingTask
 from quadscape.training.trajectory import Trajectory
 
@@ -54,7 +54,7 @@ def train(experiment, data, path):
 
 
 def extract(experiment, iteration, trajectory, data, out):
-    extract_checkpoint(experiment, "a", iteration, trajectory, data, out)
+    results.extract(experiment, "a", iteration, trajectory, data, out)
 
 
 def place(root, name):

@@ -41,7 +41,7 @@ def root(made_results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def differences(experiment: Experiment, kept: Kept | None = None) -> dict[str, tuple[str, ...]]:
     """What differs, by path within the results."""
-    places = Places(experiment)
+    places = Places(experiment.name, experiment.curvature)
     found = find_differences(experiment, places, Problem.of(experiment), kept)
     return {one.path.removeprefix(f"{places.root}/"): one.changes for one in found}
 
@@ -207,9 +207,9 @@ def test_results_of_old_code_are_those_of_their_experiment(
     monkeypatch.chdir(tmp_path)
     experiment = load_experiment(f"{name}.yaml")
     assert differences(experiment) == {}
-    assert Places(experiment).shards(experiment.runs[0].name, experiment.runs[0].checkpoints[0]) == (
-        experiment.curvature.shards
-    )
+    assert Places(experiment.name, experiment.curvature).shards(
+        experiment.runs[0].name, experiment.runs[0].checkpoints[0]
+    ) == (experiment.curvature.shards)
     if name == "half":
         run = next(run for run in experiment.runs if run.path is not None)
         runs = [{"name": run.name, "path": run.path, "checkpoints": list(run.checkpoints)}]

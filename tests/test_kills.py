@@ -28,8 +28,8 @@ from quadscape.stage.events import read_events
 from quadscape.stage.finished import open_stage
 from quadscape.stage.protocol import StageStore, Task
 from quadscape.stage.run import run_stage
-from quadscape.training.extraction import extract_checkpoint
 from quadscape.training.task import TrainingTask
+from results import extract
 
 # Of each stage; the more, the longer.
 KILLS = [6, pytest.param(30, marks=pytest.mark.long)]
@@ -97,7 +97,7 @@ def _start(stage: str, root: Path, directory: Path, killed_in: int | None = None
 def _extract(root: str) -> None:
     experiment, home = parse_experiment(EXPERIMENT), Path(root)
     name, trajectory = experiment.runs[0].name, home / "training/manifest.json"
-    extract_checkpoint(experiment, name, 300, trajectory, home / "data.zarr", home / "checkpoint.zarr")
+    extract(experiment, name, 300, trajectory, home / "data.zarr", home / "checkpoint.zarr")
 
 
 def _finish(stage: str, root: Path, directory: Path) -> None:

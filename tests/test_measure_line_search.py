@@ -6,6 +6,7 @@ from measure_cases import PlainBasis, SeparableObjective, chosen, random_orthogo
 
 from quadscape.measures.line_search import compute as line_search
 from quadscape.measures.line_search.analysis import (
+    Centre,
     analyse,
     choose_form,
     fit_forms,
@@ -28,10 +29,7 @@ def look(f, *, gradient=0.0, curvature=2.0, eigenvalue=None, position=0.0, decay
     return analyse(
         t,
         rise,
-        gradient=gradient,
-        curvature=curvature,
-        eigenvalue=curvature if eigenvalue is None else eigenvalue,
-        position=position,
+        Centre(gradient, curvature, curvature if eigenvalue is None else eigenvalue, position),
         weight_decay=decay,
         loss_rise=100.0,
         floor=floor,

@@ -24,7 +24,7 @@ from quadscape.network.parameters import ParameterLayout, assign_vector
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.results.places import Places
 from quadscape.results.verify import verify_results
-from quadscape.training.extraction import extract_checkpoint
+from results import extract
 
 pytestmark = pytest.mark.usefixtures("kept_exports")
 
@@ -172,8 +172,8 @@ def test_a_network_is_checked_once_and_its_gradient_at_every_checkpoint(tmp_path
     builds, found = [], []
     for iteration in (1, 2):
         before = counted_network.count
-        out = tmp_path / Places(experiment).checkpoint("given", iteration)
-        found.append(extract_checkpoint(experiment, "given", iteration, None, data, out))
+        out = tmp_path / Places(experiment.name, experiment.curvature).checkpoint("given", iteration)
+        found.append(extract(experiment, "given", iteration, None, data, out))
         builds.append(counted_network.count - before)
         assert out.is_file()
         record = json.loads((out.parent.parent / "self_check.json").read_text())
@@ -188,7 +188,7 @@ def test_a_network_is_checked_once_and_its_gradient_at_every_checkpoint(tmp_path
     for damage in ("", "{", "[]", '{"network": 3}'):
         record.write_text(damage)
         (out.parents[2] / "1/self_check.json").write_text(damage)
-        again = extract_checkpoint(experiment, "given", 2, None, data, out)
+        again = extract(experiment, "given", 2, None, data, out)
         assert again.kind == found[1].kind
         assert Checkpoint.load(out).digest == digest
 

@@ -231,26 +231,26 @@ def test_folders_are_listed_at_every_start_but_opened_once(tmp_path: Path, monke
     section = {"source": "image_folder", "path": str(tmp_path / "images"), "held_out": 0.5}
     experiment, kept = parse_experiment({**TINY, "data": section}), Kept(tmp_path / "sizes.json")
     store = tmp_path / "data.zarr/zarr.json"
-    first, _ = look_at_data(experiment, store, kept)
+    first, _ = look_at_data(experiment.data, store, kept)
     opened: list[Path] = []
     open_image = __import__("quadscape.data.sources", fromlist=["open_image"]).open_image
     monkeypatch.setattr("quadscape.data.sources.open_image", lambda path: (opened.append(path), open_image(path))[1])
-    assert look_at_data(experiment, store, kept)[0] == first
+    assert look_at_data(experiment.data, store, kept)[0] == first
     assert not opened
     # Another size of the file is another listing; another content of the same size is looked at, too.
     _image(tmp_path / "images/a/0.bmp", 77)
-    assert look_at_data(experiment, store, kept)[0] == first
+    assert look_at_data(experiment.data, store, kept)[0] == first
     assert opened
     _image(tmp_path / "images/a/new.bmp", 1)
-    assert look_at_data(experiment, store, kept)[0].listing != first.listing
+    assert look_at_data(experiment.data, store, kept)[0].listing != first.listing
     kept.save()
-    again = look_at_data(experiment, store, Kept(tmp_path / "sizes.json", is_job=True))[0]
+    again = look_at_data(experiment.data, store, Kept(tmp_path / "sizes.json", is_job=True))[0]
     assert list(again.parts.items()) == [("all", 25)]
     kept.is_job = True
     _image(tmp_path / "images/b/newer.bmp", 1)
-    assert look_at_data(experiment, store, kept)[0].training == 12
+    assert look_at_data(experiment.data, store, kept)[0].training == 12
     kept.is_job = False
     for path in (tmp_path / "images").rglob("*.bmp"):
         path.unlink()
     with pytest.raises(DataError, match="no images"):
-        look_at_data(experiment, store, kept)
+        look_at_data(experiment.data, store, kept)

@@ -6,6 +6,7 @@ from quadscape.curvature.verification import (
     DEFLATED_SEED,
     PROBE_SEED,
     PROBES,
+    BasisEvidence,
     Checks,
     Evidence,
     Forced,
@@ -202,18 +203,14 @@ def check_basis(exact, values, vectors, dtype, hessian_error=0.0, tile=64, spots
     probes = sign_probes(SIZE, PROBES, PROBE_SEED)
     chosen = basis.select(sampled_ranks(SIZE)).astype(np.float64)
     left = project_out(basis.select(deflated_indices(values)), sign_probes(SIZE, PROBES, DEFLATED_SEED))
-    return verify_eigenbasis(
-        basis,
-        hessian,
+    evidence = BasisEvidence(
         Evidence(probes, exact @ probes),
         Evidence(chosen, exact @ chosen),
         Evidence(left, exact @ left),
         spots or Spots(exact[:, :5], exact[:, :5]),
         forced or {},
-        dtype,
-        tile=tile,
-        memory=memory,
     )
+    return verify_eigenbasis(basis, hessian, evidence, dtype, tile=tile, memory=memory)
 
 
 def right_basis(exact, dtype):

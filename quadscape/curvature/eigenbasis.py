@@ -35,6 +35,7 @@ from quadscape.curvature.verification import (
     PROBE_SEED,
     PROBES,
     SPOT_SEED,
+    BasisEvidence,
     Evidence,
     Forced,
     Spots,
@@ -385,14 +386,17 @@ class EigenbasisTask:
             forced[kind] = Forced(sums, products[:, columns], expected, deviations[kind])
         stored = np.concatenate([self._hessian.columns(int(j), int(j) + 1) for j in spots], axis=1)
         basis = StoredBasis(store)
-        verification = verify_eigenbasis(
-            basis,
-            self._hessian.results["verification"],
+        evidence = BasisEvidence(
             Evidence(sign_probes(self._size, PROBES, PROBE_SEED), self._hessian.products()),
             Evidence(vectors[:, :sampled], products[:, :sampled]),
             Evidence(vectors[:, sampled : ends[1]], products[:, sampled : ends[1]]),
             Spots(stored.astype(np.float64), products[:, ends[1] : ends[2]]),
             forced,
+        )
+        verification = verify_eigenbasis(
+            basis,
+            self._hessian.results["verification"],
+            evidence,
             self._config.dtype,
             plan["device"],
             plan["tile"],

@@ -328,6 +328,25 @@ class Evidence:
     products: np.ndarray
 
 
+@dataclass(frozen=True)
+class BasisEvidence:
+    """Products with the Hessian, in float64, that an eigenbasis is held against.
+
+    Attributes:
+        probes: Sign vectors: residuals of all pairs.
+        sampled: Eigenvectors of `sampled_ranks`: exact residuals.
+        deflated: Sign vectors without their components along `deflated_indices`.
+        spots: Columns of the matrix that was decomposed, in every tensor.
+        forced: Invariances by kind.
+    """
+
+    probes: Evidence
+    sampled: Evidence
+    deflated: Evidence
+    spots: Spots
+    forced: Mapping[str, Forced]
+
+
 def deflated_indices(eigenvalues: np.ndarray) -> np.ndarray:
     """Indices of the eigenvalues of largest magnitude that the Hutchinson estimates leave out; sorted, int64."""
     count = min(DEFLATED, len(eigenvalues) // 10)
@@ -352,11 +371,7 @@ def project_out(directions: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 def verify_eigenbasis(
     basis: Basis,
     hessian: dict[str, Any],
-    probes: Evidence,
-    sampled: Evidence,
-    deflated: Evidence,
-    spots: Spots,
-    forced: Mapping[str, Forced],
+    evidence: BasisEvidence,
     dtype: str,
     device: torch.device | str = "cpu",
     tile: int = 1024,
@@ -369,11 +384,7 @@ def verify_eigenbasis(
     Args:
         basis: The eigenbasis.
         hessian: What `verify_hessian` returned for the matrix that was decomposed: its error and norms.
-        probes: Sign vectors and their products: residuals of all pairs.
-        sampled: Eigenvectors of `sampled_ranks` and their products: exact residuals.
-        deflated: Sign vectors without their components along `deflated_indices`, and their products.
-        spots: Columns of the matrix that was decomposed, in every tensor.
-        forced: Invariances by kind.
+        evidence: Products with the Hessian that were computed for this.
         dtype: In which the eigenvectors are stored.
         device: Where QᵀQ is multiplied.
         tile: Eigenvectors whose residuals are estimated together.
@@ -384,6 +395,7 @@ def verify_eigenbasis(
         larger), the estimates with their standard errors, and every check with its threshold.
     """
     size, values = basis.size, basis.eigenvalues
+    sampled, spots, forced = evidence.sampled, evidence.spots, evidence.forced
     checks = Checks("The eigenbasis")
     checks.require("number of eigenvalues that are not finite", float((~np.isfinite(values)).sum()), 0.0)
     checks.finish()
@@ -408,12 +420,12 @@ def verify_eigenbasis(
     )
 
     kinds = {kind: Evidence(invariance.vectors, invariance.products) for kind, invariance in forced.items()}
-    every, along = _all_residuals(basis, probes, kinds, tile)
+    every, along = _all_residuals(basis, evidence.probes, kinds, tile)
     orthogonality = _orthogonality(basis, device, memory)
     _check_invariances(checks, forced, along, hessian["frobenius"], bound)
     # The mean of m squared projections of a residual is at most χ²_m/m times its square; the largest of P exceeds this
     # bound (Laurent and Massart 2000, lemma 1) with probability UNLUCKY.
-    count = probes.vectors.shape[1]
+    count = evidence.probes.vectors.shape[1]
     tail = math.log(size / UNLUCKY)
     inflation = math.sqrt(1.0 + 2.0 * math.sqrt(tail / count) + 2.0 * tail / count)
     checks.require("largest estimated residual of all eigenpairs", float(every.max()), inflation * bound)
@@ -425,7 +437,7 @@ def verify_eigenbasis(
         "largest_residual": worst,
         "column_error": column_error,
         "orthogonality": orthogonality,
-        **_check_tail(checks, basis, deflated, hessian["error_frobenius"] + backward),
+        **_check_tail(checks, basis, evidence.deflated, hessian["error_frobenius"] + backward),
     }
     checked = checks.finish()
     return {

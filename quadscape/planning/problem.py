@@ -52,10 +52,10 @@ def _check_sources(experiment: Experiment) -> None:
     Raises:
         ConfigError: A file is missing.
     """
-    places = Places(experiment)
+    places = Places(experiment.name, experiment.curvature)
     for index, run in enumerate(experiment.runs):
         for iteration in run.checkpoints if run.path is not None else ():
-            source = Path(places.checkpoint_source(run.name, iteration))
+            source = Path(places.checkpoint_source(run, iteration))
             if re.search(r"[{}\n]", str(source)):
                 raise ConfigError(
                     f"runs[{index}].path is {run.path!r}, where only {{iteration}} may stand in braces, since "
@@ -114,7 +114,7 @@ class Problem:
             The sizes.
         """
         kept = Kept() if kept is None else kept
-        data, problem = look_at_data(experiment, Path(Places(experiment).data), kept)
+        data, problem = look_at_data(experiment.data, Path(Places(experiment.name, experiment.curvature).data), kept)
         _check_sources(experiment)
         network = look_at_network(experiment.model, experiment.loss, data, kept, MOST_PARAMETERS)
         check_problem(experiment, network.parameters, data.training)
@@ -130,7 +130,7 @@ class Problem:
 
     def check_dense(self) -> None:
         """Refuses checkpoints whose dense matrices cannot be; what is finished needs no room."""
-        places = Places(self.experiment)
+        places = Places(self.experiment.name, self.experiment.curvature)
         for run in self.experiment.runs:
             for iteration in run.checkpoints:
                 if not Path(places.eigenbasis(run.name, iteration)).exists():
@@ -153,7 +153,7 @@ class Problem:
             ConfigError: The matrices are too large.
         """
         experiment, size = self.experiment, self.parameters
-        places = Places(experiment)
+        places = Places(experiment.name, experiment.curvature)
         basis = (4 if experiment.curvature.dtype == "float32" else 8) * size**2
         root = Path(places.root).absolute()
         while not root.exists():

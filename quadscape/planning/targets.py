@@ -40,7 +40,7 @@ class Targets:
             places: Where results lie, if that is known already.
         """
         self.experiment = problem.experiment
-        self.places = Places(self.experiment) if places is None else places
+        self.places = Places(self.experiment.name, self.experiment.curvature) if places is None else places
         self._problem = problem
         self._options: dict[tuple[str, int], dict[str, Any]] = {}
         self._purged: dict[tuple[str, str, str], bool] = {}

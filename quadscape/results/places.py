@@ -6,9 +6,9 @@ stage, the root metadata of a Zarr store, or a figure.
 
 from pathlib import Path
 
+from quadscape.config.sections import Curvature, Run
 from quadscape.measures.job import manifest_name
 from quadscape.paths import user_path
-from quadscape.planning.experiment import Experiment
 from quadscape.provenance.versions import STAGE_VERSIONS
 from quadscape.stored import stored_attributes, stored_manifest
 
@@ -22,10 +22,16 @@ class Places:
         sizes: What is known of data and network from one start to the next (`quadscape.results.sizes`).
     """
 
-    def __init__(self, experiment: Experiment) -> None:
-        self._experiment = experiment
+    def __init__(self, name: str, curvature: Curvature) -> None:
+        """Places of one experiment.
+
+        Args:
+            name: Its name.
+            curvature: Its `curvature` section: into how many shards a Hessian is cut that is not there yet.
+        """
+        self._curvature = curvature
         self._shards: dict[tuple[str, str], int] = {}
-        self.root = f"results/{experiment.name}"
+        self.root = f"results/{name}"
         self.data = f"{self.root}/data.zarr/zarr.json"
         self.sizes = f"{self.root}/sizes.json"
 
@@ -51,7 +57,7 @@ class Places:
         """
         place = (run, str(iteration))
         if place not in self._shards:
-            options = self._experiment.curvature
+            options = self._curvature
             self._shards[place] = _gathered(Path(self.hessian(run, iteration)).parent, options.dtype) or options.shards
         return self._shards[place]
 
@@ -89,13 +95,12 @@ class Places:
         """What was found, as `rst` (a page of the report) or `json`."""
         return f"{self.root}/findings.{kind}"
 
-    def checkpoint_source(self, run: str, iteration: int | str) -> str:
+    def checkpoint_source(self, run: Run, iteration: int | str) -> str:
         """What a checkpoint is made from: the run's trajectory, or a file of parameters trained elsewhere."""
-        path = self._experiment.run(run).path
         # Not str.format: a user's path may hold other braces.
-        if path is None:
-            return self.trajectory(run)
-        return str(user_path(path.replace("{iteration}", str(iteration))))  # ruff: ignore[missing-f-string-syntax]
+        if run.path is None:
+            return self.trajectory(run.name)
+        return str(user_path(run.path.replace("{iteration}", str(iteration))))  # ruff: ignore[missing-f-string-syntax]
 
 
 def _gathered(hessian: Path, dtype: str) -> int | None:

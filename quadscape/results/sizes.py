@@ -29,13 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from quadscape import errors
-from quadscape.config.sections import Custom, Model
+from quadscape.config.sections import Custom, Data, Model
 from quadscape.config.values import resolved
 from quadscape.data.sources import DataDescription, describe
 from quadscape.digests import json_digest
 from quadscape.errors import ConfigError, DataError, ModelError, QuadscapeError
 from quadscape.network.shapes import Shape, count_built_in
-from quadscape.planning.experiment import Experiment
 
 _FORMAT = 1
 
@@ -129,11 +128,11 @@ def _described(fields: dict[str, Any]) -> DataDescription:
     return DataDescription(**{**fields, "shape": shape, "classes": classes, "parts": parts})
 
 
-def look_at_data(experiment: Experiment, prepared: Path, kept: Kept) -> tuple[DataDescription, str]:
+def look_at_data(section: Data, prepared: Path, kept: Kept) -> tuple[DataDescription, str]:
     """What the data set holds.
 
     Args:
-        experiment: The experiment.
+        section: The `data` section.
         prepared: Root metadata of the data store, which stands in for a source that has gone.
         kept: What is kept.
 
@@ -143,13 +142,13 @@ def look_at_data(experiment: Experiment, prepared: Path, kept: Kept) -> tuple[Da
     Raises:
         DataError: The data source is unusable and no data store was made from it before.
     """
-    key = json_digest(resolved(experiment.data))
+    key = json_digest(resolved(section))
     before = kept.get("data", key)
     if before is not None and kept.is_job:
         return _described(before["description"]), before["problem"]
     problem = ""
     try:
-        data = describe(experiment.data, None if before is None else _described(before["description"]))
+        data = describe(section, None if before is None else _described(before["description"]))
     except DataError as error:
         # The source may be gone once the store is made; finished work must not need it again.
         if not prepared.exists():

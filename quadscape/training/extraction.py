@@ -28,7 +28,6 @@ from quadscape.network.objective import Objective
 from quadscape.network.parameters import ParameterLayout, assign_vector, current_vector
 from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.paths import user_path
-from quadscape.planning.experiment import Experiment
 from quadscape.store import ArraySpec, store_directory, write_store
 from quadscape.training.steps import learning_rate
 from quadscape.training.trajectory import Trajectory
@@ -58,12 +57,14 @@ def _check_same(trajectory: Trajectory, directory: str | Path, expected: Mapping
 
 
 def extract_checkpoint(
-    experiment: Experiment,
-    run: str,
+    config: Model,
+    loss_kind: str,
+    run: Run,
     iteration: int,
     trajectory: str | Path | None,
     data: str | Path,
     out: str | Path,
+    device: str,
 ) -> SelfCheck:
     """Writes the checkpoint of one iteration, from a trajectory or from parameters trained elsewhere.
 
@@ -71,13 +72,15 @@ def extract_checkpoint(
     is written beside it (`self_check.json`), since it is no part of the checkpoint's content.
 
     Args:
-        experiment: The experiment.
-        run: Name of the run.
+        config: The `model` section.
+        loss_kind: Loss of one example, as in `quadscape.network.losses`.
+        run: The run's section.
         iteration: Number of steps.
         trajectory: Directory or manifest of the run's training stage; unused for parameters trained elsewhere, whose
             file the run's section names.
         data: The data store.
         out: Directory of the checkpoint; what was there is replaced.
+        device: Where statistics of BatchNorm are computed over the training set: `cpu`, `cuda` or `auto`.
 
     Returns:
         What was found of the network.
@@ -86,35 +89,34 @@ def extract_checkpoint(
         ModelError: θ is not finite, the loss is not a plain sum over examples, or its derivatives are not to be had.
     """
     out = store_directory(out)
-    section = experiment.run(run)
     info = data_info(data)
-    model = cast(build_model(experiment.model, info.shape, len(info.classes)), torch.float64)
+    model = cast(build_model(config, info.shape, len(info.classes)), torch.float64)
     layout = ParameterLayout.of(model)
     identity = {
-        "model": resolved(experiment.model),
-        "model_code": factory_code(experiment.model),
-        "loss": experiment.loss,
+        "model": resolved(config),
+        "model_code": factory_code(config),
+        "loss": loss_kind,
         "data": info.digest,
     }
-    training, rate = _load_parameters(model, section, iteration, trajectory, identity)
+    training, rate = _load_parameters(model, run, iteration, trajectory, identity)
     theta = current_vector(model).clone()
     bad = int((~torch.isfinite(theta)).sum())
     if bad:
         raise ModelError(
-            f"{bad} of the {len(theta)} parameters of run '{run}' at iteration {iteration} are not finite."
+            f"{bad} of the {len(theta)} parameters of run '{run.name}' at iteration {iteration} are not finite."
         )
-    images, labels = _freeze_and_check(model, experiment, data, len(info.classes))
-    objective = Objective(model, layout, images, labels, experiment.loss, len(images))
-    network = _network(experiment.model, info.shape, len(info.classes), experiment.loss)
+    images, labels = _freeze_and_check(model, device, data, len(info.classes))
+    objective = Objective(model, layout, images, labels, loss_kind, len(images))
+    network = _network(config, info.shape, len(info.classes), loss_kind)
     found = _recorded(out, network)
     if found is None:
-        build = partial(_built, experiment.model, info.shape, len(info.classes), theta, dict(model.named_buffers()))
-        found = check_network(build, theta, images, labels, experiment.loss)
+        build = partial(_built, config, info.shape, len(info.classes), theta, dict(model.named_buffers()))
+        found = check_network(build, theta, images, labels, loss_kind)
     else:
         found = found.with_errors(check_derivatives(objective, theta))
     assign_vector(model, theta)
     attributes = {
-        "run": run,
+        "run": run.name,
         "iteration": iteration,
         "model": identity["model"],
         "model_code": identity["model_code"],
@@ -123,7 +125,7 @@ def extract_checkpoint(
         "loss": identity["loss"],
         "layout": layout.to_json(),
         "training": training,
-        **_rule(section, training is not None),
+        **_rule(run, training is not None),
         "learning_rate": rate,
         "data": identity["data"],
         "hessian_kind": found.kind,
@@ -157,27 +159,29 @@ def _load_parameters(
     return opened.stage.manifest["parameters"]["training"], rate
 
 
-def check_factory(experiment: Experiment, data: DataDescription) -> SelfCheck:
-    """Checks the network of an experiment at its initial parameters, on random images, as `extract_checkpoint` does.
+def check_factory(config: Model, loss_kind: str, seed: int, data: DataDescription) -> SelfCheck:
+    """Checks a network at its initial parameters, on random images, as `extract_checkpoint` does.
 
     Args:
-        experiment: The experiment.
-        data: What its data set holds.
+        config: The `model` section.
+        loss_kind: Loss of one example, as in `quadscape.network.losses`.
+        seed: Of the initial parameters.
+        data: What the data set holds.
 
     Returns:
         What was found.
     """
     apply_numerics(current_threads())
     shape, classes = data.shape, len(data.classes)
-    theta = initial_vector(experiment.model, shape, classes, experiment.seed)
+    theta = initial_vector(config, shape, classes, seed)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, *shape, generator=generator, dtype=torch.float64)
     labels = torch.randint(classes, (EXAMPLES,), generator=generator)
-    model = cast(build_model(experiment.model, shape, classes), torch.float64)
+    model = cast(build_model(config, shape, classes), torch.float64)
     assign_vector(model, theta)
     check_model(model, images, classes)
-    build = partial(_built, experiment.model, shape, classes, theta, dict(model.named_buffers()))
-    return check_network(build, theta, images[:EXAMPLES], labels, experiment.loss)
+    build = partial(_built, config, shape, classes, theta, dict(model.named_buffers()))
+    return check_network(build, theta, images[:EXAMPLES], labels, loss_kind)
 
 
 def _built(
@@ -239,12 +243,12 @@ def _rule(run: Run, trained: bool) -> dict[str, Any]:
 
 
 def _freeze_and_check(
-    model: torch.nn.Module, experiment: Experiment, data: str | Path, classes: int
+    model: torch.nn.Module, device_name: str, data: str | Path, classes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Freezes BatchNorm and checks the network, which stays on the CPU; returns a few images and labels."""
     apply_numerics(current_threads())
     # Without BatchNorm a few images are enough, which need no accelerator.
-    device = resolve_device(experiment.device) if batch_norms(model) else torch.device("cpu")
+    device = resolve_device(device_name) if batch_norms(model) else torch.device("cpu")
     loaded = DataSet.load(data, device, torch.float64)
     few = loaded.first("train", 4).to("cpu")
     check_model(model, few, classes)

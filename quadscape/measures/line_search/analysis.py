@@ -367,14 +367,28 @@ def _crossings(t: np.ndarray, ratio: np.ndarray) -> np.ndarray:
     return np.sort(roots[np.isfinite(roots)])
 
 
+@dataclass(frozen=True)
+class Centre:
+    """What is known of a line at t = 0, not from its grid.
+
+    Attributes:
+        gradient: Slope gᵀq.
+        curvature: qᵀHq.
+        eigenvalue: λ as stored, for f″(0)/λ.
+        position: θᵀq.
+    """
+
+    gradient: float
+    curvature: float
+    eigenvalue: float
+    position: float
+
+
 def analyse(
     t: np.ndarray,
     rise: np.ndarray,
+    centre: Centre,
     *,
-    gradient: float,
-    curvature: float,
-    eigenvalue: float,
-    position: float,
     weight_decay: float,
     loss_rise: float,
     floor: float,
@@ -385,10 +399,7 @@ def analyse(
     Args:
         t: Symmetric grid with 0 in the middle, shape (T,).
         rise: ΔL at it, exactly 0 in the middle.
-        gradient: Slope gᵀq at t = 0.
-        curvature: qᵀHq.
-        eigenvalue: λ as stored, for f″(0)/λ.
-        position: θᵀq.
+        centre: What is known at t = 0.
         weight_decay: δ.
         loss_rise: Largest change of the loss over which forms are compared.
         floor: Rounding floor of `rise` near t = 0.
@@ -397,8 +408,8 @@ def analyse(
     Returns:
         Values of the columns of `FITS` that depend on the training line, and the form chosen.
     """
-    half = len(t) // 2
-    decayed = rise + decay_rise(t, position, weight_decay)
+    half, gradient, curvature = len(t) // 2, centre.gradient, centre.curvature
+    decayed = rise + decay_rise(t, centre.position, weight_decay)
     floors = floor + epsilon * (np.abs(np.where(np.isfinite(rise), rise, 0.0)) + np.abs(gradient * t))
     second, error = second_derivative(t, rise, floor)
     window = fit_window(t, rise, loss_rise)
@@ -406,7 +417,7 @@ def analyse(
     chosen = choose_form(fits, rise[window], floor)
     row: dict[str, Any] = {
         "gradient": gradient,
-        "gradient_decayed": gradient + weight_decay * position,
+        "gradient_decayed": gradient + weight_decay * centre.position,
         "curvature": curvature,
         "reach": float(t[-1]),
         "floor": floor,
@@ -421,7 +432,9 @@ def analyse(
     row["newton_decayed"] = -row["gradient_decayed"] / total if total > 0 else math.nan
     row |= {f"error_{form}": fit.error for form, fit in fits.items()}
     row |= {f"coefficient_{k}": value for k, value in enumerate(chosen.coefficients)}
-    ratio, spread = (second / eigenvalue, error / abs(eigenvalue)) if eigenvalue != 0 else (math.nan, math.nan)
+    ratio = spread = math.nan
+    if centre.eigenvalue != 0:
+        ratio, spread = second / centre.eigenvalue, error / abs(centre.eigenvalue)
     enter_estimate(row, "curvature_ratio", Estimate(ratio, ratio - spread, ratio + spread))
     enter_estimate(row, "minimum", minimum(t, rise, floor))
     enter_estimate(row, "minimum_decayed", minimum(t, decayed, floor))

@@ -15,6 +15,7 @@ import numpy as np
 from quadscape.measures.interfaces import BasisLike, ObjectiveLike, as_array, merged
 from quadscape.measures.job import Job
 from quadscape.measures.line_search.analysis import (
+    Centre,
     analyse,
     decay_rise,
     enter_estimate,
@@ -171,10 +172,7 @@ class Lines:
             row, form = analyse(
                 t,
                 values["difference"][line, 0],
-                gradient=float(slope),
-                curvature=float(curvature),
-                eigenvalue=float(self._eigenvalues[index]),
-                position=position,
+                Centre(float(slope), float(curvature), float(self._eigenvalues[index]), position),
                 weight_decay=decay,
                 loss_rise=self._options.loss_rise,
                 floor=floors["train"],
