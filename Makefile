@@ -70,6 +70,7 @@ format: install-dev  ## mend what can be mended by a tool
 
 docs: install  ## the generated parts of the documentation
 	$(BIN)/quadscape reference > docs/configuration.md
+	$(BIN)/python docs/architecture.py
 
 bench: $(VENV)/.bench  ## the benchmarks and what they compare with (see docs/performance.md)
 	for norm in batch group; do for width in 1 2; do \

@@ -6,7 +6,7 @@ weights of one output channel move the layer's output only through its positions
 than weights; unit tangents of the positions are carried through the network once, and turned into columns, example by
 example, where they meet the gradients of later weights.
 
-Every operation is differentiated by its own rule (`quadscape.curvature.rules`).
+Every operation knows its own derivatives (`quadscape.curvature.operations`).
 """
 
 import copy
@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from quadscape.curvature.graph import Graph, Node, differentiable, trace
 from quadscape.curvature.operations.affine import Affine, with_onednn
-from quadscape.curvature.operations.base import Adjoint, Expansion, Rule, Tangent, laid_out, plain
-from quadscape.curvature.operations.choice import rule_for
+from quadscape.curvature.operations.base import Adjoint, Expansion, Operation, Tangent, laid_out, plain
+from quadscape.curvature.operations.choice import operation_for
 from quadscape.network.losses import example_losses
 from quadscape.network.models import check_sum_over_examples
 from quadscape.network.objective import Objective, Vector
@@ -37,7 +37,7 @@ _CUDA_FRACTION = 0.1
 _USUAL_COLUMNS = 256
 # A multiply–add of the small products that expand directions costs as much as several of a convolution.
 _EXPANSION_COST = 4
-# An element-wise operation costs about as much as this many multiply–adds, over all the passes of a rule.
+# An element-wise operation costs about as much as this many multiply–adds, over all its passes.
 _ELEMENT_COST = 60
 
 
@@ -58,18 +58,18 @@ class _Origin:
 
 @dataclass(frozen=True)
 class _Traced:
-    """The graph for one batch size with its rules.
+    """The graph for one batch size with its operations.
 
     Attributes:
         graph: The graph.
-        rules: By name of the node.
+        operations: By name of the node.
         shapes: Of every value.
         depends: By name of a value, the largest index of a parameter tensor that it depends on; −1: none.
         origins: Of every parameter tensor.
     """
 
     graph: Graph
-    rules: dict[str, Rule]
+    operations: dict[str, Operation]
     shapes: dict[str, torch.Size]
     depends: dict[str, int]
     origins: list[_Origin]
@@ -199,10 +199,10 @@ class HessianEngine:
         itemsize = objective.dtype.itemsize
         values = {n.name: traced.shapes[n.name].numel() * itemsize for n in traced.graph.nodes}
         unfolded, shared = {}, 0
-        for name, rule in traced.rules.items():
-            if isinstance(rule, Affine):
-                x, weight, *_ = (traced.shapes[i] for i in rule.node.inputs)
-                products = x[0] * rule.multiply_adds(traced.shapes[name], weight) * itemsize
+        for name, operation in traced.operations.items():
+            if isinstance(operation, Affine):
+                x, weight, *_ = (traced.shapes[i] for i in operation.node.inputs)
+                products = x[0] * operation.multiply_adds(traced.shapes[name], weight) * itemsize
                 groups = x[1] // weight[1] if len(weight) > 2 else 1
                 unfolded[name] = products * groups // weight[0]
                 shared += unfolded[name] + products // weight[1]
@@ -237,8 +237,8 @@ class HessianEngine:
             values = self._values(graph, images)
             graph = replace(graph, active=differentiable(graph, values))
             shapes = {name: value.shape for name, value in values.items()}
-            rules = {
-                node.name: rule_for(node, graph, [values[i] for i in node.inputs], values[node.name])
+            operations = {
+                node.name: operation_for(node, graph, [values[i] for i in node.inputs], values[node.name])
                 for node in graph.nodes
                 if node.name in graph.active
             }
@@ -246,7 +246,7 @@ class HessianEngine:
             for node in graph.nodes:
                 if node.name in graph.active:
                     depends[node.name] = max(depends[i] for i in node.inputs)
-            traced = _Traced(graph, rules, shapes, depends, [])
+            traced = _Traced(graph, operations, shapes, depends, [])
             traced.origins.extend(self._origin(traced, i, b) for i, b in enumerate(objective.layout.blocks))
             self._traced[count] = traced
         return self._traced[count]
@@ -276,7 +276,7 @@ class HessianEngine:
         return values
 
     def _chunk(self, examples: slice, first: int) -> _Traced:
-        """One primal pass: gives every rule that columns from parameter tensor `first` on need its values."""
+        """One primal pass: gives every operation that columns from parameter tensor `first` on need its values."""
         images, labels = laid_out(self.objective.images[examples]), self.objective.labels[examples]
         traced = self._trace(len(images))
         graph = traced.graph
@@ -291,7 +291,7 @@ class HessianEngine:
             self.current = node
             adjoint = next(found) if asked and values[node.name].requires_grad else None
             output = values[node.name].detach()
-            traced.rules[node.name].prepare(
+            traced.operations[node.name].prepare(
                 [values[i].detach() for i in node.inputs],
                 output,
                 torch.zeros_like(output) if adjoint is None else _written_out(adjoint),
@@ -308,28 +308,28 @@ class HessianEngine:
         """Carries directions to the outputs and back.
 
         Args:
-            traced: Graph, with its rules prepared.
+            traced: Graph, with its operations prepared.
             seeds: Tangents to start from, by name of a value.
             first: Adjoints are wanted for values that depend on a parameter tensor from this one on.
 
         Yields:
             Every node with parameters among its inputs, the tangents of its inputs, the adjoint tangent of its output.
         """
-        graph, rules, depends = traced.graph, traced.rules, traced.depends
+        graph, operations, depends = traced.graph, traced.operations, traced.depends
         tangents: dict[str, Tangent | None] = dict(seeds)
 
         def of_inputs(node: Node) -> list[Tangent | None]:
-            for name in () if rules[node.name].takes_tangent_factor else node.inputs:
+            for name in () if operations[node.name].takes_tangent_factor else node.inputs:
                 if (moving := tangents.get(name)) is not None:
                     tangents[name] = moving.plain()
             return [tangents.get(name) for name in node.inputs]
 
         for node in graph.nodes:
-            if node.name not in rules or node.name in tangents:
+            if node.name not in operations or node.name in tangents:
                 continue
             if any(tangents.get(i) is not None for i in node.inputs):
                 self.current = node
-                tangents[node.name] = rules[node.name].tangent(of_inputs(node))
+                tangents[node.name] = operations[node.name].tangent(of_inputs(node))
         last = tangents.get(graph.outputs)
         if last is None:
             return
@@ -343,7 +343,7 @@ class HessianEngine:
                 continue
             self.current = node
             adjoint, moving = adjoints.pop(node.name, None), of_inputs(node)
-            if not isinstance(adjoint, rules[node.name].takes_adjoints):
+            if not isinstance(adjoint, operations[node.name].takes_adjoints):
                 adjoint = plain(adjoint)
             if adjoint is None and not any(t is not None for t in moving):
                 continue
@@ -351,7 +351,7 @@ class HessianEngine:
                 yield node, moving, adjoint
             wanted = [i not in graph.parameters and depends[i] >= first for i in node.inputs]
             if any(wanted):
-                parts = rules[node.name].adjoint_tangent(moving, adjoint, wanted)
+                parts = operations[node.name].adjoint_tangent(moving, adjoint, wanted)
                 for name, part in zip(node.inputs, parts, strict=True):
                     if part is not None:
                         other = plain(adjoints.get(name))
@@ -466,15 +466,15 @@ class HessianEngine:
         graph, blocks = traced.graph, self.objective.layout.blocks
         part, expand = slice(columns[0] - origin, columns[1] - origin), Expansion(expansion, self.plan["tile"])
         for node, moving, adjoint in self._carry(traced, seeds, first):
-            rule = traced.rules[node.name]
+            operation = traced.operations[node.name]
             indices = [graph.parameters.get(name, -1) for name in node.inputs]
             # Rows of a weight above the strip are not needed.
             skipped = 0
-            if isinstance(rule, Affine) and indices[1] >= first:
+            if isinstance(operation, Affine) and indices[1] >= first:
                 block = blocks[indices[1]]
                 skipped = max(0, origin - block.start) // _per_channel(block)
             targets = [totals[index][part] if index >= first else None for index in indices]
-            rule.add_rows(moving, adjoint, targets, expand, skipped)
+            operation.add_rows(moving, adjoint, targets, expand, skipped)
 
 
 def _written_out(tensor: Tensor) -> Tensor:
@@ -502,7 +502,7 @@ def _weighted(traced: _Traced, index: int) -> Node | None:
     graph = traced.graph
     names = [name for name, i in graph.parameters.items() if i == index]
     users = [node for name in names for node in graph.users(name)]
-    if len(users) != 1 or not isinstance(traced.rules.get(users[0].name), Affine):
+    if len(users) != 1 or not isinstance(traced.operations.get(users[0].name), Affine):
         return None
     inputs = users[0].inputs
     alone = inputs[1] == names[0] and inputs.count(names[0]) == 1
@@ -510,9 +510,9 @@ def _weighted(traced: _Traced, index: int) -> Node | None:
 
 
 def _affine(traced: _Traced, node: Node) -> Affine:
-    rule = traced.rules[node.name]
-    assert isinstance(rule, Affine)
-    return rule
+    operation = traced.operations[node.name]
+    assert isinstance(operation, Affine)
+    return operation
 
 
 def _cheaper_by_positions(traced: _Traced, node: Node, index: int, columns: int) -> bool:
@@ -528,7 +528,7 @@ def _cheaper_by_positions(traced: _Traced, node: Node, index: int, columns: int)
     carried = expanded = elements = 0
     for n in later:
         elements += shapes[n.name][1:].numel()
-        other = traced.rules[n.name]
+        other = traced.operations[n.name]
         if isinstance(other, Affine):
             if n is not node:
                 carried += 2 * other.multiply_adds(shapes[n.name], shapes[n.inputs[1]])

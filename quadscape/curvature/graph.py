@@ -1,4 +1,4 @@
-"""A network as a list of single operations, so that each can be differentiated by a rule of its own.
+"""A network as a list of single operations, so that each can be differentiated by itself.
 
 `torch.export` makes every parameter an input, shows tied weights, and refuses control flow that depends on data. What
 it yields for one batch size is a list of nodes, each a pure function of earlier values. Whether axis 0 of a value
@@ -28,7 +28,7 @@ class Node:
 
     Attributes:
         name: Name of its value.
-        target: The operation, for rules that know it.
+        target: The operation, for what knows it.
         arguments: Its arguments, where `Input` stands for a tensor; keyword arguments included.
         inputs: Names of the tensors, in the order in which `function` takes them.
         index: Which of several outputs this node's value is; None where there is only one.

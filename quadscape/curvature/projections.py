@@ -117,8 +117,8 @@ def displacements(
     """θ_t − θ_ref of a trajectory, as rows for `project`; subtracted in float64, where θ is kept.
 
     Args:
-        theta: Gives θ of a slice of iterations, float64, shape (iterations, P); what of `quadscape.training.Trajectory`
-            is `stage.read("theta", …)`.
+        theta: Gives θ of a slice of iterations, float64, shape (iterations, P); `stage.read("theta", …)` of a
+            `quadscape.training.trajectory.Trajectory`.
         iterations: Numbers of steps, ascending, one per row.
         reference: θ_ref, float64, shape (P,).
 

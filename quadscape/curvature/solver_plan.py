@@ -1,6 +1,7 @@
 """Sizes of the units in which an eigenbasis is made, and the memory that it takes, by arithmetic alone.
 
-What the workflow's head asks of a solver stands here and imports neither torch nor SciPy (`quadscape.workflow`).
+What the workflow's head (`quadscape.planning.problem`) asks of a solver stands here, and imports neither torch nor
+SciPy.
 """
 
 import math

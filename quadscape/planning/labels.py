@@ -1,8 +1,8 @@
 """Labels of the code of measures, so that a change of mathematics is measured again, and nothing else.
 
-A result follows from the definitions that can be reached from a measure's `compute` (`quadscape.definitions`), whose
-hash neither a comment, a docstring, a message nor a move to another module changes. `measure_code.json` gives the
-present hash of every measure a label, which is part of the names of its files:
+A result follows from the definitions that can be reached from a measure's `compute`, whose hash
+(`quadscape.provenance.definitions`) neither a comment, a docstring, a message nor a move to another module changes.
+`measure_code.json` gives the present hash of every measure a label, which is part of the names of its files:
 
     python -m quadscape.planning.labels                       what is not as locked
     python -m quadscape.planning.labels --lock                the code changed, the tables did not: the label stays
@@ -38,7 +38,7 @@ def entries_of(measure: Measure) -> list[str]:
         measure: The measure.
 
     Returns:
-        Entries for `quadscape.definitions.closure`. A job comes in as an argument, so it is named here.
+        Entries for `quadscape.provenance.definitions.closure`. A job comes in as an argument, so it is named here.
     """
     found = [f"{measure.module}:compute", "quadscape.measures.job:Job"]
     return [*found, f"{measure.module}:Work.*"] if measure.items else found

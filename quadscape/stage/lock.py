@@ -19,10 +19,6 @@ from quadscape.digests import canonical
 from quadscape.durable import write_whole
 from quadscape.errors import FencedError
 from quadscape.stage.events import Log
-from quadscape.stage.superseded import (
-    INCOMING,
-    OUTGOING,
-)
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
@@ -57,6 +53,8 @@ def this_machine() -> list[str]:
     return found
 
 
+OUTGOING, INCOMING = "outgoing", "incoming"
+"""What is being set aside or taken back (`quadscape.stage.superseded`), handed on from a killed owner to the next."""
 RELEASED = b"released    "
 """Stands where the heartbeat's count was, and is as long."""
 

@@ -20,17 +20,14 @@ import re
 import shutil
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from quadscape.durable import sync
 from quadscape.errors import StageError
-
-if TYPE_CHECKING:
-    from quadscape.stage.lock import Lock
+from quadscape.stage.lock import INCOMING, OUTGOING, Lock
 
 SUFFIX = ".superseded"
-OUTGOING, INCOMING = "outgoing", "incoming"
 JOURNAL, EVENTS = "journal", "events.jsonl"
 PIECES = ("manifest.json", "purged.json", JOURNAL, "store.zarr", EVENTS)
 """What makes up a result, in the order in which it leaves its directory."""
@@ -99,7 +96,7 @@ def check_movable(directory: Path) -> None:
         )
 
 
-def set_aside(lock: "Lock", directory: Path, manifest: str | None) -> None:
+def set_aside(lock: Lock, directory: Path, manifest: str | None) -> None:
     """Moves a finished result beside its directory, in place of what may have been set aside there before.
 
     Args:
@@ -117,7 +114,7 @@ def set_aside(lock: "Lock", directory: Path, manifest: str | None) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def take_back(lock: "Lock", directory: Path) -> None:
+def take_back(lock: Lock, directory: Path) -> None:
     """Moves what was set aside into the stage's directory; what is there, which is not finished, is removed.
 
     Args:
@@ -133,7 +130,7 @@ def take_back(lock: "Lock", directory: Path) -> None:
         _put_in_place(lock, lock.workspace / INCOMING, directory)
 
 
-def exchange(lock: "Lock", directory: Path, manifest: str | None) -> None:
+def exchange(lock: Lock, directory: Path, manifest: str | None) -> None:
     """Moves what was set aside into the stage's directory, and the finished result there into its place.
 
     Args:
@@ -150,7 +147,7 @@ def exchange(lock: "Lock", directory: Path, manifest: str | None) -> None:
         _put_in_place(lock, lock.workspace / INCOMING, directory)
 
 
-def recover(lock: "Lock", directory: Path) -> None:
+def recover(lock: Lock, directory: Path) -> None:
     """Brings what an owner was moving when it was killed to where it belongs.
 
     Args:
@@ -167,7 +164,7 @@ def recover(lock: "Lock", directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _undone(lock: "Lock", directory: Path) -> Generator[None, None, None]:
+def _undone(lock: Lock, directory: Path) -> Generator[None, None, None]:
     """Undoes at once what a full disk or a missing permission has stopped."""
     try:
         yield
@@ -176,7 +173,7 @@ def _undone(lock: "Lock", directory: Path) -> Generator[None, None, None]:
         raise
 
 
-def _gather(lock: "Lock", directory: Path, manifest: str | None) -> None:
+def _gather(lock: Lock, directory: Path, manifest: str | None) -> None:
     outgoing = lock.workspace / OUTGOING
     lock.check()
     outgoing.mkdir()
@@ -194,14 +191,14 @@ def _gather(lock: "Lock", directory: Path, manifest: str | None) -> None:
     sync(outgoing)
 
 
-def _write(lock: "Lock", content: bytes, place: Path) -> None:
+def _write(lock: Lock, content: bytes, place: Path) -> None:
     draft = lock.workspace / f"draft.{place.name}"
     draft.write_bytes(content)
     sync(draft)
     lock.publish(draft, place)
 
 
-def _put_in_place(lock: "Lock", bundle: Path, directory: Path) -> None:
+def _put_in_place(lock: Lock, bundle: Path, directory: Path) -> None:
     for name in reversed(PIECES):
         piece, place = bundle / name, directory / name
         if not piece.exists():

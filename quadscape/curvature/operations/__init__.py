@@ -1,7 +1,7 @@
 """How each operation carries tangents forward and tangents of adjoints backward.
 
 Let y = f(x₁ … x_m) be one node, ḡ_v = ∂ℓ/∂v the adjoint of a value v, and a dot the derivative along a direction. A
-rule computes, for S directions at once,
+operation computes, for S directions at once,
 
     tangent            ẏ = Σ J_i ẋ_i
     adjoint tangent    ḡ̇_i = J_iᵀ ḡ̇_y + Σ_j ∂²⟨ḡ_y, f⟩/∂x_i∂x_j · ẋ_j

@@ -10,7 +10,17 @@ from typing import Any
 
 import torch
 
-from quadscape.curvature.operations.base import Adjoint, Expansion, Rule, Scaled, Tangent, Tensor, aten, laid_out, plain
+from quadscape.curvature.operations.base import (
+    Adjoint,
+    Expansion,
+    Operation,
+    Scaled,
+    Tangent,
+    Tensor,
+    aten,
+    laid_out,
+    plain,
+)
 from quadscape.curvature.operations.normalisation import over_positions, per_channel
 
 # Columns from which one product with what they share is faster than a convolution for each, on a CPU (measured).
@@ -19,7 +29,7 @@ _MANY_COLUMNS = 32
 _PIECE = 1024
 
 
-class Affine(Rule, ABC):
+class Affine(Operation, ABC):
     """y = W·U(x) + b: bilinear in weight and input. Subclasses know the layer's products.
 
     Inputs are x, W and, where there is one, b.
@@ -56,7 +66,7 @@ class Affine(Rule, ABC):
     def adjoint_tangent(
         self, tangents: Sequence[Tangent | None], adjoint: Adjoint | None, wanted: Sequence[bool]
     ) -> list[Adjoint | None]:
-        """See `Rule`; each product has two terms."""
+        """See `Operation`; each product has two terms."""
         weight = tangents[1]
         found: list[Adjoint | None] = [None] * len(self.values)
         if wanted[0]:

@@ -198,7 +198,7 @@ class Expansion:
             yield part, Expansion(self.matrix[:, part], self.tile)
 
 
-class Rule:
+class Operation:
     """Any operation without state: the formulas above through torch.func, for this node alone.
 
     Attributes:

@@ -8,15 +8,15 @@ import torch
 
 from quadscape.curvature.graph import Graph, Input, Node
 from quadscape.curvature.operations.affine import Convolution, Linear
-from quadscape.curvature.operations.base import Rule, Tensor, aten
+from quadscape.curvature.operations.base import Operation, Tensor, aten
 from quadscape.curvature.operations.elementwise import SUMS, AveragePooling, Pointwise, SpatialMean, Sum
 from quadscape.curvature.operations.normalisation import FrozenBatchNorm, GroupNorm
 
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 
 
-def rule_for(node: Node, graph: Graph, values: Sequence[Tensor], result: Tensor) -> Rule:
-    """The rule for an operation: the fastest that holds for it.
+def operation_for(node: Node, graph: Graph, values: Sequence[Tensor], result: Tensor) -> Operation:
+    """The derivatives of a node of the graph: the fastest way that holds for it.
 
     Args:
         node: The operation.
@@ -25,15 +25,15 @@ def rule_for(node: Node, graph: Graph, values: Sequence[Tensor], result: Tensor)
         result: Its output.
 
     Returns:
-        The rule.
+        The operation.
     """
     if any(value.is_complex() for value in (*values, result)):
-        return Rule(node, graph)  # the others take derivatives for numbers that commute with conjugation
+        return Operation(node, graph)  # the others take derivatives for numbers that commute with conjugation
     shapes, output = [value.shape for value in values], result.shape
     args, kwargs = node.arguments
     active = [i for i, name in enumerate(node.inputs) if name in graph.active]
     tensors = [isinstance(a, Input) for a in args]
-    kind: type[Rule] = Rule
+    kind: type[Operation] = Operation
     if node.target in _CONVOLUTIONS and len(shapes[0]) == len(shapes[1]) and tensors[:2] == [True, True]:
         kind = Convolution
     elif node.target is aten.linear.default and tensors[:2] == [True, True] and len(shapes[0]) > 1:

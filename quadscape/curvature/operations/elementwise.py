@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from quadscape.curvature.operations.base import Adjoint, Rule, Spread, Tangent, Tensor, aten, plain
+from quadscape.curvature.operations.base import Adjoint, Operation, Spread, Tangent, Tensor, aten, plain
 
 
-class Pointwise(Rule):
+class Pointwise(Operation):
     """y = f(x) element by element: both derivatives are numbers per element."""
 
     takes_tangent_factor = True
@@ -70,7 +70,7 @@ class Pointwise(Rule):
         return found
 
 
-class Sum(Rule):
+class Sum(Operation):
     """y = a ± αb, of one shape."""
 
     def _factors(self) -> list[float]:
@@ -108,7 +108,7 @@ class Sum(Rule):
         ]
 
 
-class SpatialMean(Rule):
+class SpatialMean(Operation):
     """y = mean of x over some of the axes behind the channels."""
 
     def tangent(self, tangents: Sequence[Tangent | None]) -> Tangent:

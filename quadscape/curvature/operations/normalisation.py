@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import torch
 
-from quadscape.curvature.operations.base import Adjoint, Expansion, Rule, Scaled, Tangent, Tensor, plain
+from quadscape.curvature.operations.base import Adjoint, Expansion, Operation, Scaled, Tangent, Tensor, plain
 
 
-class Normalisation(Rule, ABC):
+class Normalisation(Operation, ABC):
     """y = γx̂ + β per channel, with inputs x, γ, β: what frozen BatchNorm and GroupNorm have in common."""
 
     def adjoint_tangent(
         self, tangents: Sequence[Tangent | None], adjoint: Adjoint | None, wanted: Sequence[bool]
     ) -> list[Adjoint | None]:
-        """See `Rule`."""
+        """See `Operation`."""
         adjoint = plain(adjoint)
         found: list[Adjoint | None] = [None] * len(self.values)
         if any(wanted[1:3]):
