@@ -8,7 +8,8 @@ from quadscape.curvature.hessian import HessianShardTask, HessianTask
 from quadscape.curvature.self_check import SelfCheck
 from quadscape.data.sets import prepare
 from quadscape.measures import MEASURES
-from quadscape.measures.job import Job, run_measure
+from quadscape.measures.job import Job
+from quadscape.measures.run import run_measure
 from quadscape.planning.experiment import Experiment
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.labels import measure_label

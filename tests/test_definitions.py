@@ -812,7 +812,7 @@ STAGES = (
     "planning.experiment_file:parse_experiment",
     "planning.targets:Targets",
     "planning.labels:measure_label",
-    "measures.job:run_measure",
+    "measures.run:run_measure",
     "measures.job:Job",
     "measures.spectrum.compute:compute",
     "tables:Table.write",

@@ -17,7 +17,7 @@ from test_workflow import Checkout
 
 from quadscape.measures import MEASURES
 from quadscape.measures.earlier import earlier_tables, replaced_tables
-from quadscape.measures.job import table_path
+from quadscape.measures.result import table_path
 from quadscape.planning.experiment_file import load_experiment
 from quadscape.results.verify import verify_results
 from quadscape.stage.finished import load_purged

@@ -10,7 +10,9 @@ import pytest
 
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES, items
-from quadscape.measures.job import Job, read_result, run_measure, table_path
+from quadscape.measures.job import Job
+from quadscape.measures.result import read_result, table_path
+from quadscape.measures.run import run_measure
 from quadscape.planning.labels import measure_label
 from quadscape.planning.problem import Problem
 from quadscape.planning.targets import Targets

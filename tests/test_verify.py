@@ -15,7 +15,7 @@ from quadscape.data.sets import prepare
 from quadscape.digests import canonical_digest
 from quadscape.errors import StoreError
 from quadscape.measures import SCHEMAS
-from quadscape.measures.job import table_path
+from quadscape.measures.result import table_path
 from quadscape.results.verify import Misplaced, verify_results
 from quadscape.stage.events import read_events
 from quadscape.stage.finished import open_stage

@@ -6,7 +6,7 @@ from pathlib import Path
 from quadscape.figures.catalogue import FIGURES
 from quadscape.figures.style import save
 from quadscape.measures import OWNERS, SCHEMAS
-from quadscape.measures.job import table_path
+from quadscape.measures.result import table_path
 from quadscape.tables import Table, read_table
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from quadscape.findings.report import write_report
 from quadscape.findings.statements import all_statements
 from quadscape.measures import MEASURES
-from quadscape.measures.job import table_path
+from quadscape.measures.result import table_path
 from quadscape.tables import Table, read_table
 
 

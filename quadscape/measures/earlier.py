@@ -13,7 +13,7 @@ from typing import Any
 from quadscape.errors import StoreError
 from quadscape.measures.catalogue import MEASURES
 from quadscape.measures.declaration import Measure
-from quadscape.measures.job import Provenance, read_document, write_result
+from quadscape.measures.result import Provenance, read_document, write_result
 from quadscape.tables import Table
 
 LABEL = "1"

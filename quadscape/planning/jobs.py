@@ -86,7 +86,8 @@ def run_measure_job(snakemake: Any, log: Log) -> None:
         log: From `open_log`.
     """
     from quadscape.measures import MEASURES
-    from quadscape.measures.job import Job, run_measure
+    from quadscape.measures.job import Job
+    from quadscape.measures.run import run_measure
 
     names, parameters = snakemake.wildcards, snakemake.params
     measure = MEASURES[parameters.measure]

@@ -7,7 +7,7 @@ stage, the root metadata of a Zarr store, or a figure.
 from pathlib import Path
 
 from quadscape.config.sections import Curvature, Run
-from quadscape.measures.job import manifest_name
+from quadscape.measures.result import manifest_name
 from quadscape.paths import user_path
 from quadscape.provenance.versions import STAGE_VERSIONS
 from quadscape.stored import stored_attributes, stored_manifest

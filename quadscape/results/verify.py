@@ -16,7 +16,7 @@ import zarr
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import Measure, fingerprint_digits, subject_iterations, subject_key
-from quadscape.measures.job import Provenance, input_digest, manifest_name, read_result, table_path
+from quadscape.measures.result import Provenance, input_digest, manifest_name, read_result, table_path
 from quadscape.stage.files import PURGED, fingerprint_of, remedy
 from quadscape.stage.finished import finished_manifest, verify_stage
 from quadscape.stage.superseded import is_superseded, superseded_directory
