@@ -35,7 +35,7 @@ from quadscape.memory_limits import peak_memory
 from quadscape.numerics import apply_numerics, current_threads
 from quadscape.stage.events import read_events
 from quadscape.stage.finished import open_stage
-from quadscape.stage.protocol import Arrays, Estimate, StageStore
+from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.stage.run import run_stage
 from quadscape.store import ArraySpec
 
@@ -169,9 +169,9 @@ class MatrixTask:
         """The solver's."""
         return self._solver(plan).units
 
-    def estimate(self, plan: dict[str, Any]) -> Estimate:
+    def estimate(self, plan: dict[str, Any]) -> Needs:
         """Of memory; disk and time are not asked for."""
-        return Estimate(self._solver(plan).memory_bytes(), 1)
+        return Needs(self._solver(plan).memory_bytes(), 1)
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads."""

@@ -28,7 +28,7 @@ from quadscape.stage import lock as lock_module
 from quadscape.stage.events import read_events
 from quadscape.stage.finished import open_stage, verify_stage
 from quadscape.stage.lock import Lock, present_owner
-from quadscape.stage.protocol import Estimate
+from quadscape.stage.protocol import Needs
 from quadscape.stage.run import run_stage
 
 QUICK = {"heartbeat": 0.05, "stale_after": 0.5}
@@ -1009,10 +1009,10 @@ def test_fenced_error_is_a_stage_error() -> None:
 
 
 def test_work_is_shared_by_cost():
-    assert Estimate(0, 0).share([1], 4) == 0.25
-    assert Estimate(0, 0, costs=[6.0, 3.0, 1.0]).share([1, 2], 3) == pytest.approx(0.4)
-    assert Estimate(0, 0, costs=[0.0, 0.0]).share([1], 2) == 0.5
-    assert Estimate(0, 0, costs=[]).share([], 0) == 0.0
+    assert Needs(0, 0).share([1], 4) == 0.25
+    assert Needs(0, 0, costs=[6.0, 3.0, 1.0]).share([1, 2], 3) == pytest.approx(0.4)
+    assert Needs(0, 0, costs=[0.0, 0.0]).share([1], 2) == 0.5
+    assert Needs(0, 0, costs=[]).share([], 0) == 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from quadscape.curvature import verification as module
 from quadscape.curvature.verification import (
     DEFLATED_SEED,
     PROBE_SEED,
-    PROBES,
+    SIGN_PROBES,
     BasisEvidence,
     Checks,
     Evidence,
@@ -58,7 +58,7 @@ def rounding(exact, seed, size=1.0):
 
 
 def check_hessian(exact, stored, dtype):
-    probes = sign_probes(SIZE, PROBES, PROBE_SEED)
+    probes = sign_probes(SIZE, SIGN_PROBES, PROBE_SEED)
     return verify_hessian(strips_of(stored, dtype), LAYOUT, probes, exact @ probes, rounding(exact, 5) @ probes, dtype)
 
 
@@ -144,7 +144,7 @@ def test_asymmetry_of_a_diagonal_block_is_found(exact):
 
 
 def test_a_float32_hessian_that_drowned_in_cancellation_is_refused(exact):
-    probes = sign_probes(SIZE, PROBES, PROBE_SEED)
+    probes = sign_probes(SIZE, SIGN_PROBES, PROBE_SEED)
     stored = rounding(exact, 3, 2e5)
     stored = (stored + stored.T) / 2
     with pytest.raises(VerificationError, match=r"set curvature\.dtype to float64") as caught:
@@ -155,7 +155,7 @@ def test_a_float32_hessian_that_drowned_in_cancellation_is_refused(exact):
 
 
 def test_amplified_rounding_is_allowed_in_proportion(exact):
-    probes = sign_probes(SIZE, PROBES, PROBE_SEED)
+    probes = sign_probes(SIZE, SIGN_PROBES, PROBE_SEED)
     stored = rounding(exact, 3, 500.0)
     stored = (stored + stored.T) / 2
     with pytest.raises(VerificationError):
@@ -200,9 +200,9 @@ def check_basis(exact, values, vectors, dtype, hessian_error=0.0, tile=64, spots
         "error_frobenius": hessian_error * norm,
         "error_norm": hessian_error * norm,
     }
-    probes = sign_probes(SIZE, PROBES, PROBE_SEED)
+    probes = sign_probes(SIZE, SIGN_PROBES, PROBE_SEED)
     chosen = basis.select(sampled_ranks(SIZE)).astype(np.float64)
-    left = project_out(basis.select(deflated_indices(values)), sign_probes(SIZE, PROBES, DEFLATED_SEED))
+    left = project_out(basis.select(deflated_indices(values)), sign_probes(SIZE, SIGN_PROBES, DEFLATED_SEED))
     evidence = BasisEvidence(
         Evidence(probes, exact @ probes),
         Evidence(chosen, exact @ chosen),
@@ -344,7 +344,7 @@ def test_small_eigenvalues_are_seen_by_the_deflated_estimates_only_after_deflati
     true = values.copy()
     small_eigenvalues(values, vectors)
     shift = abs(values.sum() - true.sum())
-    undeflated_error = np.sqrt(2 * np.square(true).sum() / PROBES)
+    undeflated_error = np.sqrt(2 * np.square(true).sum() / SIGN_PROBES)
     assert shift < module.STANDARD_ERRORS * undeflated_error
     with pytest.raises(VerificationError) as caught:
         check_basis(exact, values, vectors, "float64")
@@ -374,16 +374,16 @@ def test_hutchinson_estimates_spread_as_claimed(exact):
     """Over 400 seeds: unbiased within four standard errors, with the stated variance, and far inside the threshold."""
     found, squares, norms, fourth = [], [], [], []
     for seed in range(400):
-        z = sign_probes(SIZE, PROBES, seed)
+        z = sign_probes(SIZE, SIGN_PROBES, seed)
         y = exact @ z
-        found.append(np.einsum("pm,pm->", z, y) / PROBES)
-        squares.append(np.square(y).sum() / PROBES)
+        found.append(np.einsum("pm,pm->", z, y) / SIGN_PROBES)
+        squares.append(np.square(y).sum() / SIGN_PROBES)
         norms.append(module._root_mean_square(y))
         fourth.append(module._fourth_norm(y))
     off_diagonal = np.square(exact).sum() - np.square(np.diag(exact)).sum()
     for values, truth, error in (
-        (found, np.trace(exact), np.sqrt(2 * off_diagonal / PROBES)),
-        (squares, np.square(exact).sum(), np.sqrt(2 * (spectrum() ** 4).sum() / PROBES)),
+        (found, np.trace(exact), np.sqrt(2 * off_diagonal / SIGN_PROBES)),
+        (squares, np.square(exact).sum(), np.sqrt(2 * (spectrum() ** 4).sum() / SIGN_PROBES)),
     ):
         assert abs(np.mean(values) - truth) < 4 * error / 20
         assert np.std(values) == pytest.approx(error, rel=0.15)
@@ -396,9 +396,9 @@ def test_estimated_residuals_stay_below_their_inflated_bound():
     """Right pairs never fail by chance: the largest of many χ² means against the stated inflation."""
     size = 100_000
     generator = np.random.default_rng(0)
-    means = generator.chisquare(PROBES, (20, size)) / PROBES
+    means = generator.chisquare(SIGN_PROBES, (20, size)) / SIGN_PROBES
     tail = np.log(size / module.UNLUCKY)
-    inflation = 1 + 2 * np.sqrt(tail / PROBES) + 2 * tail / PROBES
+    inflation = 1 + 2 * np.sqrt(tail / SIGN_PROBES) + 2 * tail / SIGN_PROBES
     assert means.max() < inflation < 2.5 * means.max()
 
 

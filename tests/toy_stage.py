@@ -19,7 +19,7 @@ from quadscape.stage import lock as stage_lock
 from quadscape.stage import run as stage_run
 from quadscape.stage.finished import open_stage, verify_stage
 from quadscape.stage.lock import Lock
-from quadscape.stage.protocol import Estimate
+from quadscape.stage.protocol import Needs
 from quadscape.stage.run import run_stage
 from quadscape.store import ArraySpec, fill_value
 
@@ -90,8 +90,8 @@ class Toy:
             ArraySpec("count", (units,), "int64", ("unit",), (1,), compress=True),
         ]
 
-    def estimate(self, plan: dict[str, Any]) -> Estimate:
-        return Estimate(self.memory, self.disk, 1.0)
+    def estimate(self, plan: dict[str, Any]) -> Needs:
+        return Needs(self.memory, self.disk, 1.0)
 
     def start(self, plan: dict[str, Any]) -> None:
         self.started += 1

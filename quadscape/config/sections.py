@@ -153,7 +153,7 @@ SCHEDULES: dict[str, type[Section]] = {"constant": Constant, "steps": Steps, "co
 LearningRate = Annotated[Constant | Steps | Cosine, Field(discriminator="schedule")]
 
 
-class Trajectory(Section):
+class KeptIterates(Section):
     """Which iterations' parameters are kept."""
 
     stride: Count = 4
@@ -185,7 +185,7 @@ class Training(Section):
     survive."""
     seed: Index | None = None
     """Seed of initial parameters and batch order; none: the experiment's, so that runs share both."""
-    trajectory: Trajectory = Trajectory()
+    trajectory: KeptIterates = KeptIterates()
     """Which iterates are kept."""
     evaluate_every: Count = 200
     """Every how many iterations full loss and accuracy on all three splits are computed (and at the last one)."""

@@ -33,7 +33,7 @@ from quadscape.curvature.verification import (
     FORCED,
     FORCED_SEED,
     PROBE_SEED,
-    PROBES,
+    SIGN_PROBES,
     SPOT_SEED,
     BasisEvidence,
     Evidence,
@@ -51,7 +51,7 @@ from quadscape.network.objective import CheckpointObjectives
 from quadscape.numerics import apply_numerics, current_threads, device_memory_explained, halved, resolve_device
 from quadscape.provenance.versions import STAGE_VERSIONS
 from quadscape.stage.finished import open_stage
-from quadscape.stage.protocol import Arrays, Estimate, StageStore
+from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.store import ArraySpec
 
 _STAGE = "eigenbasis"
@@ -194,7 +194,7 @@ class EigenbasisTask:
 
     def parameters(self) -> dict[str, Any]:
         """What determines the result."""
-        seeds = {"probes": PROBES, "seed": PROBE_SEED, "deflated_seed": DEFLATED_SEED}
+        seeds = {"probes": SIGN_PROBES, "seed": PROBE_SEED, "deflated_seed": DEFLATED_SEED}
         seeds |= {"spot_seed": SPOT_SEED, "forced_seed": FORCED_SEED}
         return {
             **self._objectives.parameters(),
@@ -269,7 +269,7 @@ class EigenbasisTask:
     def _checked_count(self, plan: dict[str, Any]) -> int:
         kinds = sum(count > 0 for count in plan["generators"])
         blocks = len(self._objectives.checkpoint.layout.blocks)
-        return len(sampled_ranks(self._size)) + PROBES + blocks + FORCED * kinds
+        return len(sampled_ranks(self._size)) + SIGN_PROBES + blocks + FORCED * kinds
 
     def _solver_of(self, plan: dict[str, Any]) -> Solver:
         if self._solver is None:
@@ -292,7 +292,7 @@ class EigenbasisTask:
         """The solver's, then tiles of overlaps, then blocks of products."""
         return self._solver_of(plan).units + self._overlap_units(plan) + self._product_units(plan)
 
-    def estimate(self, plan: dict[str, Any]) -> Estimate:
+    def estimate(self, plan: dict[str, Any]) -> Needs:
         """Memory and disk of the solver, and its time at nominal rates."""
         solver = self._solver_of(plan)
         rates = NOMINAL_RATES[plan["device"]]
@@ -300,7 +300,7 @@ class EigenbasisTask:
         seconds += [self._size * plan["tile"] * 4 / 1e9] * self._overlap_units(plan)
         seconds += [plan["check_block"] * plan["product_flops"] / rates.float64] * self._product_units(plan)
         memory = host_bytes(plan, solver, plan["product_bytes"])
-        return Estimate(memory, disk_bytes(self.arrays(plan)), sum(seconds), seconds, solver.method)
+        return Needs(memory, disk_bytes(self.arrays(plan)), sum(seconds), seconds, solver.method)
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism."""
@@ -355,7 +355,7 @@ class EigenbasisTask:
         """Eigenvectors of sampled ranks, deflated sign vectors, unit vectors, sums of generators; float64."""
         if self._checked is None:
             basis = StoredBasis(store)
-            signs = sign_probes(self._size, PROBES, DEFLATED_SEED)
+            signs = sign_probes(self._size, SIGN_PROBES, DEFLATED_SEED)
             deflated = project_out(basis.select(deflated_indices(basis.eigenvalues)), signs)
             sampled = basis.select(sampled_ranks(self._size)).astype(np.float64)
             spots = spot_columns(self._objectives.checkpoint.layout)
@@ -375,7 +375,7 @@ class EigenbasisTask:
         vectors, products = self._checked_vectors(plan, store), store.read("products")
         spots = spot_columns(self._objectives.checkpoint.layout)
         sampled = len(sampled_ranks(self._size))
-        ends = np.cumsum([sampled, PROBES, len(spots)])
+        ends = np.cumsum([sampled, SIGN_PROBES, len(spots)])
         generators = self._generators(plan["device"], plan["chunk"])
         deviations: dict[str, float] = {part.kind: part.deviation for part in generators}
         gradient = self._objectives.get(torch.float64, plan["device"], plan["chunk"]).gradient(self._objectives.theta)
@@ -387,7 +387,7 @@ class EigenbasisTask:
         stored = np.concatenate([self._hessian.columns(int(j), int(j) + 1) for j in spots], axis=1)
         basis = StoredBasis(store)
         evidence = BasisEvidence(
-            Evidence(sign_probes(self._size, PROBES, PROBE_SEED), self._hessian.products()),
+            Evidence(sign_probes(self._size, SIGN_PROBES, PROBE_SEED), self._hessian.products()),
             Evidence(vectors[:, :sampled], products[:, :sampled]),
             Evidence(vectors[:, sampled : ends[1]], products[:, sampled : ends[1]]),
             Spots(stored.astype(np.float64), products[:, ends[1] : ends[2]]),

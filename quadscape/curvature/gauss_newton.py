@@ -38,7 +38,7 @@ from quadscape.curvature.strips import (
 )
 from quadscape.curvature.verification import (
     PROBE_SEED,
-    PROBES,
+    SIGN_PROBES,
     Checks,
     sign_probes,
     solver_growth,
@@ -49,7 +49,7 @@ from quadscape.network.objective import CheckpointObjectives, Objective, Paramet
 from quadscape.numerics import apply_numerics, current_threads, device_memory_explained, halved, resolve_device
 from quadscape.provenance.versions import STAGE_VERSIONS
 from quadscape.stage.finished import open_stage
-from quadscape.stage.protocol import Arrays, Estimate, StageStore
+from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.store import ArraySpec
 
 _STAGE = "gauss_newton"
@@ -211,7 +211,7 @@ class GaussNewtonTask:
 
     def parameters(self) -> dict[str, Any]:
         """What determines the result."""
-        return {**self._objectives.parameters(), "dtype": self._config.dtype, "probes": PROBES, "seed": PROBE_SEED}
+        return {**self._objectives.parameters(), "dtype": self._config.dtype, "probes": SIGN_PROBES, "seed": PROBE_SEED}
 
     def plan(self) -> dict[str, Any]:
         """Threads, device, data chunks by dtype, examples of one Jacobian, and the bounds of the runs of columns."""
@@ -249,14 +249,14 @@ class GaussNewtonTask:
         size = self._objectives.size
         return [
             matrix_spec(size, plan["block"], self._config.dtype, "Gauss–Newton matrix of the loss"),
-            *product_specs(size, PROBES, plan["probe_block"], "Gauss–Newton matrix"),
+            *product_specs(size, SIGN_PROBES, plan["probe_block"], "Gauss–Newton matrix"),
         ]
 
     def units(self, plan: dict[str, Any]) -> int:
         """Runs of columns, then blocks of probes."""
-        return len(plan["runs"]) - 1 + -(-PROBES // plan["probe_block"])
+        return len(plan["runs"]) - 1 + -(-SIGN_PROBES // plan["probe_block"])
 
-    def estimate(self, plan: dict[str, Any]) -> Estimate:
+    def estimate(self, plan: dict[str, Any]) -> Needs:
         """Half the matrix on disk; in memory a run of columns in float64 and as stored, on a CPU the Jacobians too."""
         size, itemsize = self._objectives.size, np.dtype(self._config.dtype).itemsize
         run = max(
@@ -265,8 +265,8 @@ class GaussNewtonTask:
         )
         rows = 0 if plan["device"] == "cuda" else 3 * plan["examples"] * plan["classes"] * size * itemsize
         product = 0 if plan["device"] == "cuda" else plan["product_bytes"]
-        disk = size * (size + plan["block"]) // 2 * itemsize + 2 * size * PROBES * 8
-        return Estimate(resident_bytes(plan["device"], self._objectives) + run + rows + product, disk)
+        disk = size * (size + plan["block"]) // 2 * itemsize + 2 * size * SIGN_PROBES * 8
+        return Needs(resident_bytes(plan["device"], self._objectives) + run + rows + product, disk)
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism."""
@@ -285,7 +285,7 @@ class GaussNewtonTask:
                     values[first:, first - start : first - start + strip.shape[1]] = strip.numpy()
             return {"matrix": ((slice(0, size), slice(start, stop)), values)}
         first = (unit - runs) * plan["probe_block"]
-        block = slice(first, min(PROBES, first + plan["probe_block"]))
+        block = slice(first, min(SIGN_PROBES, first + plan["probe_block"]))
         with device_memory_explained("a product with the Gauss–Newton matrix"):
             return multiply_probes(
                 size, block, lambda dtype, v: self._objective(dtype, plan).gauss_newton_product(theta, v)
@@ -304,7 +304,7 @@ class GaussNewtonTask:
         verification = verify_hessian(
             StripMatrix([(store, _strip_bounds(size, plan))]).stored_strips(),
             self._objectives.checkpoint.layout,
-            sign_probes(size, PROBES, PROBE_SEED),
+            sign_probes(size, SIGN_PROBES, PROBE_SEED),
             store.read("products"),
             store.read("float32_products"),
             self._config.dtype,

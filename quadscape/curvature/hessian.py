@@ -33,7 +33,7 @@ from quadscape.curvature.strips import (
     share_of_strips,
     strip_bounds,
 )
-from quadscape.curvature.verification import PROBE_SEED, PROBES, sign_probes, verify_hessian
+from quadscape.curvature.verification import PROBE_SEED, SIGN_PROBES, sign_probes, verify_hessian
 from quadscape.errors import DeviceMemoryError, StageError, StoreError
 from quadscape.network.objective import CheckpointObjectives, Objective
 from quadscape.numerics import (
@@ -46,7 +46,7 @@ from quadscape.numerics import (
 )
 from quadscape.provenance.versions import STAGE_VERSIONS
 from quadscape.stage.finished import FinishedStage, open_stage
-from quadscape.stage.protocol import Arrays, Estimate, StageStore
+from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.store import ArraySpec
 
 _SHARD_STAGE, _STAGE = "hessian_shard", "hessian"
@@ -169,14 +169,14 @@ class HessianShardTask:
         """Column strips."""
         return len(plan["strips"]) - 1
 
-    def estimate(self, plan: dict[str, Any]) -> Estimate:
+    def estimate(self, plan: dict[str, Any]) -> Needs:
         """The strips on disk; beside torch and data three strips in memory, and on the CPU what the engine needs."""
         size, bounds = self._objectives.size, np.array(plan["strips"])
         widths = np.diff(bounds)
         working = 0 if plan["device"] == "cuda" else plan["memory_bytes"]
         memory = resident_bytes(plan["device"], self._objectives) + working + 24 * size * int(widths.max())
         disk = int(np.dot(size - bounds[:-1], widths)) * np.dtype(self._config.dtype).itemsize
-        return Estimate(memory, disk, self._seconds, plan["flops"])
+        return Needs(memory, disk, self._seconds, plan["flops"])
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism, and makes the engine."""
@@ -264,7 +264,7 @@ class HessianTask:
             **self._objectives.parameters(),
             "dtype": self._config.dtype,
             "shards": {shard.directory.name: shard.digest for shard in self._shards},
-            "probes": PROBES,
+            "probes": SIGN_PROBES,
             "seed": PROBE_SEED,
         }
 
@@ -284,19 +284,19 @@ class HessianTask:
 
     def arrays(self, plan: dict[str, Any]) -> list[ArraySpec]:
         """The products that the matrix is verified with."""
-        return product_specs(self._objectives.size, PROBES, plan["probe_block"], "Hessian")
+        return product_specs(self._objectives.size, SIGN_PROBES, plan["probe_block"], "Hessian")
 
     def units(self, plan: dict[str, Any]) -> int:
         """Blocks of probes."""
-        return -(-PROBES // plan["probe_block"])
+        return -(-SIGN_PROBES // plan["probe_block"])
 
-    def estimate(self, plan: dict[str, Any]) -> Estimate:
+    def estimate(self, plan: dict[str, Any]) -> Needs:
         """The products on disk; in memory torch, data, three strips and (on the CPU) one product."""
         size = self._objectives.size
         widest = max(int(np.diff(strip_bounds(shard)).max()) for shard in self._shards)
         product = 0 if plan["device"] == "cuda" else plan["product_bytes"]
         memory = resident_bytes(plan["device"], self._objectives) + product + 24 * size * widest
-        return Estimate(memory, 2 * size * PROBES * 8)
+        return Needs(memory, 2 * size * SIGN_PROBES * 8)
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism."""
@@ -305,7 +305,7 @@ class HessianTask:
     def compute(self, unit: int, plan: dict[str, Any], store: StageStore) -> Arrays:
         """The products with one block of probes."""
         size, theta = self._objectives.size, self._objectives.theta
-        block = slice(unit * plan["probe_block"], min(PROBES, (unit + 1) * plan["probe_block"]))
+        block = slice(unit * plan["probe_block"], min(SIGN_PROBES, (unit + 1) * plan["probe_block"]))
         with device_memory_explained("a product with the Hessian"):
             return multiply_probes(size, block, lambda dtype, v: self._objective(dtype, plan).hessian_product(theta, v))
 
@@ -327,7 +327,7 @@ class HessianTask:
         verification = verify_hessian(
             strips(),
             self._objectives.checkpoint.layout,
-            sign_probes(self._objectives.size, PROBES, PROBE_SEED),
+            sign_probes(self._objectives.size, SIGN_PROBES, PROBE_SEED),
             products,
             store.read("float32_products"),
             self._config.dtype,
@@ -375,5 +375,5 @@ class HessianMatrix(StripMatrix):
         self.digest: str = self.results["content"]
 
     def products(self) -> np.ndarray:
-        """Independent float64 products with the sign vectors of `PROBE_SEED`, shape (P, PROBES)."""
+        """Independent float64 products with the sign vectors of `PROBE_SEED`, shape (P, SIGN_PROBES)."""
         return self._stage.read("products")

@@ -186,7 +186,7 @@ class _Walk:
         if node.target is aten.linear.default or node.target in _CONVOLUTIONS:
             handler = self._affine
         elif node.target in {aten.group_norm.default, aten.layer_norm.default}:
-            handler = self._normalisation
+            handler = self._normalization
         elif node.target in (_HOMOGENEOUS if self.kind == "scale" else _TRANSLATED):
             handler = self._same
         elif node.target is aten.mean.dim:
@@ -236,7 +236,7 @@ class _Walk:
             self.entries[bias] = _Entries(out, np.zeros_like(out))
         return _Value(out, axis)
 
-    def _normalisation(
+    def _normalization(
         self, node: Node, args: tuple[Any, ...], names: list[str | None], shape: torch.Size
     ) -> _Value | None:
         x = self._value(names[0] or "")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from quadscape.curvature.verification import PROBE_SEED, PROBES, sign_probes
+from quadscape.curvature.verification import PROBE_SEED, SIGN_PROBES, sign_probes
 from quadscape.errors import StoreError, VerificationError
 from quadscape.network.objective import Objective, Vector
 from quadscape.stage.finished import FinishedStage
@@ -207,7 +207,7 @@ def multiply_probes(size: int, block: slice, product: Callable[[str, np.ndarray]
     Returns:
         What a stage writes to the arrays of `product_specs`.
     """
-    probes = sign_probes(size, PROBES, PROBE_SEED)[:, block]
+    probes = sign_probes(size, SIGN_PROBES, PROBE_SEED)[:, block]
     found: dict[str, tuple[tuple[slice | int, ...], np.ndarray]] = {}
     for name, dtype in _PRODUCTS:
         columns = [product(dtype, probe).numpy() for probe in probes.T]

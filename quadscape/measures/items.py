@@ -18,7 +18,7 @@ from quadscape.measures.declaration import Measure
 from quadscape.measures.job import Job
 from quadscape.numerics import apply_numerics
 from quadscape.stage.finished import open_stage
-from quadscape.stage.protocol import Arrays, Estimate, StageStore
+from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.stage.run import run_stage
 from quadscape.store import ArraySpec
 from quadscape.tables import Table
@@ -94,10 +94,10 @@ class ItemsTask:
         """Number of units."""
         return -(-plan["items"] // plan["together"])
 
-    def estimate(self, plan: dict[str, Any]) -> Estimate:
+    def estimate(self, plan: dict[str, Any]) -> Needs:
         """Memory by the measure's law, and the size of all values."""
         disk = 8 * plan["items"] * sum(math.prod(shape) for shape in plan["layout"].values())
-        return Estimate(int(self._cost.memory_bytes), int(disk) + (1 << 20))
+        return Needs(int(self._cost.memory_bytes), int(disk) + (1 << 20))
 
     def start(self, plan: dict[str, Any]) -> None:
         """The threads of the plan, whatever this job was given."""

@@ -26,7 +26,7 @@ from quadscape.curvature.gauss_newton import GaussNewtonEngine, GaussNewtonTask
 from quadscape.curvature.hessian import HessianShardTask, resident_bytes
 from quadscape.curvature.solver_plan import NOMINAL_RATES, Rates, streamed_plan
 from quadscape.curvature.strips import column_block, flops_per_example, matrix_spec
-from quadscape.curvature.verification import FORCED, PROBES, sampled_ranks
+from quadscape.curvature.verification import FORCED, SIGN_PROBES, sampled_ranks
 from quadscape.measures import MEASURES
 from quadscape.network.models import build_model, cast, initial_vector
 from quadscape.network.objective import CheckpointObjectives, Objective, data_chunk
@@ -288,7 +288,7 @@ class _Estimator:
         trainer = _ImaginedTrainer(self.objective(dtype))
         state = trainer.start_state(torch.from_numpy(self.objectives.theta))
         indices = np.arange(run.batch_size) % self.count
-        optimiser = torch.optim.SGD([state.theta.clone()], lr=0.0, momentum=0.9, foreach=False)
+        optimizer = torch.optim.SGD([state.theta.clone()], lr=0.0, momentum=0.9, foreach=False)
 
         def steps() -> None:
             for _ in range(4):
@@ -296,8 +296,8 @@ class _Estimator:
                     torch.manual_seed(0)
                     _, gradient = trainer.gradient(state, indices)
                     trainer.layer_norms(gradient)
-                    optimiser.param_groups[0]["params"][0].grad = gradient
-                    optimiser.step()
+                    optimizer.param_groups[0]["params"][0].grad = gradient
+                    optimizer.step()
 
         return _seconds_of(steps, self.here, 5) / 4
 
@@ -329,12 +329,12 @@ class _Estimator:
 
     def hessian(self) -> Need:
         itemsize = np.dtype(self.experiment.curvature.dtype).itemsize
-        seconds = PROBES * (self.product(torch.float64) + self.product(torch.float32))
+        seconds = SIGN_PROBES * (self.product(torch.float64) + self.product(torch.float32))
         # The matrix is read once, and multiplied with the sign vectors in float64 on the CPU.
-        seconds += self.size**2 / 2 * (itemsize / _DISK_RATE + 4 * PROBES / NOMINAL_RATES["cpu"].float64)
+        seconds += self.size**2 / 2 * (itemsize / _DISK_RATE + 4 * SIGN_PROBES / NOMINAL_RATES["cpu"].float64)
         memory = resident_bytes(self.device, self.objectives) + self.product_bytes() + 24 * self.size * 64
-        units = -(-PROBES // 4)
-        return Need("hessian", 1, memory, 2 * self.size * PROBES * 8, seconds + units * _UNIT_OVERHEAD)
+        units = -(-SIGN_PROBES // 4)
+        return Need("hessian", 1, memory, 2 * self.size * SIGN_PROBES * 8, seconds + units * _UNIT_OVERHEAD)
 
     def product_bytes(self) -> int:
         return 0 if self.device == "cuda" else self.objective(torch.float64).product_bytes()
@@ -343,8 +343,8 @@ class _Estimator:
         config = self.experiment.curvature
         dtype = getattr(torch, config.dtype)
         entries = self.size**2 / 2
-        disk = self.matrix_bytes() + 2 * self.size * PROBES * 8
-        products = PROBES * (self.product(torch.float64) + self.product(torch.float32))
+        disk = self.matrix_bytes() + 2 * self.size * SIGN_PROBES * 8
+        products = SIGN_PROBES * (self.product(torch.float64) + self.product(torch.float32))
         if self.measured:
             task = _ImaginedGaussNewton(self.objectives, config, self.device)
             plan = task.plan()
@@ -371,13 +371,15 @@ class _Estimator:
             plan = streamed_plan(self.size, dtype, self.device)
         solver = make_solver(self.size, dtype, {**plan, "device": self.device, "threads": current_threads()}, _no_fill)
         rate = self.rates.float32 if dtype == "float32" else self.rates.float64
-        checked = len(sampled_ranks(self.size)) + PROBES + len(self.objectives.checkpoint.layout.blocks) + 2 * FORCED
+        checked = (
+            len(sampled_ranks(self.size)) + SIGN_PROBES + len(self.objectives.checkpoint.layout.blocks) + 2 * FORCED
+        )
         specs = basis_specs(self.size, dtype, plan["block"])
         disk = disk_bytes([*specs, *solver.scratch]) + 8 * self.size * checked
         units = solver.units + -(-checked // 4)
         seconds = sum(solver.seconds(self.rates)) + checked * self.product(torch.float64) + units * _UNIT_OVERHEAD
         # The check of orthogonality multiplies half of QᵀQ; estimates of all residuals are in float64.
-        seconds += self.size**3 / rate + 4 * self.size**2 * PROBES / self.rates.float64 + 3 * disk / _DISK_RATE
+        seconds += self.size**3 / rate + 4 * self.size**2 * SIGN_PROBES / self.rates.float64 + 3 * disk / _DISK_RATE
         memory = host_bytes({**plan, "device": self.device}, solver, self.product_bytes())
         return Need("eigenbasis", 1, memory, disk, seconds)
 

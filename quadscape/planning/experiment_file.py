@@ -11,7 +11,7 @@ from pydantic import (
     ValidationError,
 )
 
-from quadscape.config.sections import BUILT_IN, SCHEDULES, Curvature, Custom, Data, Run, Steps, Training, Trajectory
+from quadscape.config.sections import BUILT_IN, SCHEDULES, Curvature, Custom, Data, KeptIterates, Run, Steps, Training
 from quadscape.config.values import Section, listed
 from quadscape.config.yaml_files import read_yaml
 from quadscape.errors import ConfigError
@@ -88,7 +88,7 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section]:
     if head == "measures":
         return MEASURE_SECTIONS.get(str(location[-2]), AllMeasures)
     if location[-2] == "trajectory":
-        return Trajectory
+        return KeptIterates
     sections: dict[str, type[Section]] = {
         "data": Data,
         "training": Training,

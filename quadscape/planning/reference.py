@@ -14,12 +14,12 @@ from quadscape.config.sections import (
     Curvature,
     Custom,
     Data,
+    KeptIterates,
     Linear,
     ResNet9,
     Run,
     Steps,
     Training,
-    Trajectory,
 )
 from quadscape.config.values import Section
 from quadscape.planning.experiment import MEASURE_SECTIONS, AllMeasures, Experiment, Figures, MeasureSection
@@ -36,7 +36,7 @@ _SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("training.learning_rate (schedule: constant)", Constant),
     ("training.learning_rate (schedule: steps)", Steps),
     ("training.learning_rate (schedule: cosine)", Cosine),
-    ("training.trajectory", Trajectory),
+    ("training.trajectory", KeptIterates),
     ("runs[…]", Run),
     ("curvature", Curvature),
     ("measures", AllMeasures),

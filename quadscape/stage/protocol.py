@@ -16,7 +16,7 @@ Arrays = Mapping[str, tuple[tuple[slice | int, ...], np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Needs:
     """What a stage will need.
 
     Attributes:
@@ -84,7 +84,7 @@ class Task(Protocol):
     def units(self, plan: dict[str, Any]) -> int:
         """Number of units, each about a minute of work or less, done in order."""
 
-    def estimate(self, plan: dict[str, Any]) -> Estimate:
+    def estimate(self, plan: dict[str, Any]) -> Needs:
         """Memory, disk and time."""
 
     def start(self, plan: dict[str, Any]) -> None:

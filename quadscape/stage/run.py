@@ -34,7 +34,7 @@ from quadscape.stage.files import (
 from quadscape.stage.finished import finished_attributes, identity, make_manifest, missing_manifest
 from quadscape.stage.journal import Journal, journal_key
 from quadscape.stage.lock import HEARTBEAT_SECONDS, STALE_SECONDS, Lock
-from quadscape.stage.protocol import Arrays, Estimate, StageStore, Task
+from quadscape.stage.protocol import Arrays, Needs, StageStore, Task
 from quadscape.stage.superseded import (
     changes,
     check_movable,
@@ -251,7 +251,7 @@ class _Run:
                 if path.name != "zarr.json":
                     self.lock.discard(path)
 
-    def _check_resources(self, plan: dict[str, Any], journal: Journal | None) -> Estimate:
+    def _check_resources(self, plan: dict[str, Any], journal: Journal | None) -> Needs:
         """Refuses what cannot be done here; without a journal, what is there will be removed or set aside."""
         estimate = self.task.estimate(plan)
         kept, replaced = "", self.store_path
@@ -276,7 +276,7 @@ class _Run:
             )
         return estimate
 
-    def _announce(self, total: int, pending: list[int], estimate: Estimate) -> None:
+    def _announce(self, total: int, pending: list[int], estimate: Needs) -> None:
         text = (
             f"{self.task.name}: {len(pending)} of {total} units to compute; about "
             f"{format_bytes(estimate.memory_bytes)} of memory, {format_bytes(estimate.disk_bytes)} of disk"
@@ -294,7 +294,7 @@ class _Run:
         plan: dict[str, Any],
         journal: Journal,
         store: StageStore,
-        estimate: Estimate,
+        estimate: Needs,
     ) -> dict[str, Any]:
         """Computes units; the plan that it ends with may be a smaller one than it began with."""
         if not pending:

@@ -18,11 +18,11 @@ from quadscape.network.models import build_model, derive_seed, factory_code, ini
 from quadscape.network.parameters import ParameterLayout
 from quadscape.numerics import apply_numerics, current_threads, device_memory_explained, resolve_device
 from quadscape.provenance.versions import STAGE_VERSIONS
-from quadscape.stage.protocol import Arrays, Estimate, StageStore
+from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.store import ArraySpec
 from quadscape.training.batches import Batches
 from quadscape.training.steps import DTYPES, State, Trainer, as_real, learning_rate
-from quadscape.training.trajectory import MEASURES, STAGE
+from quadscape.training.trajectory import METRICS, STAGE
 
 _NOISE_STREAM = 0xD201
 _MAX_STEPS = 256
@@ -194,14 +194,14 @@ class TrainingTask:
             ),
             ArraySpec(
                 "evaluation",
-                (total, len(SPLITS), len(MEASURES)),
+                (total, len(SPLITS), len(METRICS)),
                 "float64",
                 ("iteration", "split", "measure"),
-                (steps, len(SPLITS), len(MEASURES)),
+                (steps, len(SPLITS), len(METRICS)),
                 attributes={
                     "description": "Mean loss and accuracy over whole splits; NaN where not evaluated.",
                     "splits": list(SPLITS),
-                    "measures": list(MEASURES),
+                    "measures": list(METRICS),
                 },
             ),
         ]
@@ -230,7 +230,7 @@ class TrainingTask:
         """Number of units."""
         return -(-self.run.iterations // plan["steps"])
 
-    def estimate(self, plan: dict[str, Any]) -> Estimate:
+    def estimate(self, plan: dict[str, Any]) -> Needs:
         """Memory, disk and, at the first start, time."""
         size, units = self._layout.size, self.units(plan)
         item = np.dtype(self.run.dtype).itemsize
@@ -241,7 +241,7 @@ class TrainingTask:
         kept = sum(self.run.is_saved(t) for t in range(self.run.iterations + 1))
         disk = 8 * size * (kept + 2 * (units + 1)) + 8 * self.run.iterations * (self.run.batch_size + 16)
         seconds = None if self._step_seconds is None else self._step_seconds * self.run.iterations
-        return Estimate(memory, disk, seconds)
+        return Needs(memory, disk, seconds)
 
     def _activations(self) -> int:
         """Numbers that the forward pass of one image makes."""
@@ -332,12 +332,12 @@ class TrainingTask:
             "theta": np.full((rows, trainer.layout.size), np.nan),
             "learning_rate": np.full(rows, np.nan),
             "batch": np.full((rows, run.batch_size), -1, dtype=np.int64),
-            "evaluation": np.full((rows, len(SPLITS), len(MEASURES)), np.nan),
+            "evaluation": np.full((rows, len(SPLITS), len(METRICS)), np.nan),
         }
         losses, norms = [], []
         theta = torch.nn.Parameter(state.theta)
         state.theta = theta.data
-        optimiser = torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             [theta],
             lr=0.0,
             momentum=run.momentum,
@@ -346,7 +346,7 @@ class TrainingTask:
             foreach=False,
             fused=False,
         )
-        optimiser.state[theta]["momentum_buffer"] = state.momentum
+        optimizer.state[theta]["momentum_buffer"] = state.momentum
         with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
             for row in range(rows):
                 iteration = first + row
@@ -365,9 +365,9 @@ class TrainingTask:
                 norms.append(trainer.layer_norms(gradient))
                 rate = learning_rate(run.learning_rate, iteration, run.iterations)
                 values["learning_rate"][row] = rate
-                optimiser.param_groups[0]["lr"] = rate
+                optimizer.param_groups[0]["lr"] = rate
                 theta.grad = gradient
-                optimiser.step()
+                optimizer.step()
         steps = stop - first
         values["loss"] = _padded(torch.stack(losses).to(torch.float64).cpu().numpy(), rows)
         values["gradient_norm"] = _padded(torch.stack(norms).cpu().numpy(), rows)
@@ -417,7 +417,7 @@ class TrainingTask:
             "layers": self.layers,
             "counts": self._info.counts,
             "final": {
-                split: {measure: finite(float(final[i, j])) for j, measure in enumerate(MEASURES)}
+                split: {measure: finite(float(final[i, j])) for j, measure in enumerate(METRICS)}
                 for i, split in enumerate(SPLITS)
             },
         }

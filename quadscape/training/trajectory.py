@@ -12,7 +12,7 @@ from quadscape.errors import ConfigError
 from quadscape.stage.finished import FinishedStage, open_stage
 
 STAGE = "training"
-MEASURES = ("loss", "accuracy")
+METRICS = ("loss", "accuracy")
 
 
 @dataclass(frozen=True)

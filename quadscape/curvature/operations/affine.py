@@ -21,7 +21,7 @@ from quadscape.curvature.operations.base import (
     laid_out,
     plain,
 )
-from quadscape.curvature.operations.normalisation import over_positions, per_channel
+from quadscape.curvature.operations.normalization import over_positions, per_channel
 
 # Columns from which one product with what they share is faster than a convolution for each, on a CPU (measured).
 _MANY_COLUMNS = 32
@@ -424,7 +424,7 @@ class Convolution(Affine):
         return output[2:].numel()
 
 
-class Linear(Affine):
+class LinearLayer(Affine):
     """y = x Wᵀ + b over the last axis."""
 
     def prepare(self, values: Sequence[Tensor], output: Tensor, adjoint: Tensor) -> None:

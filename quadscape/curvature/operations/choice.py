@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from quadscape.curvature.graph import Graph, Input, Node
-from quadscape.curvature.operations.affine import Convolution, Linear
+from quadscape.curvature.operations.affine import Convolution, LinearLayer
 from quadscape.curvature.operations.base import Operation, Tensor, aten
 from quadscape.curvature.operations.elementwise import SUMS, AveragePooling, Pointwise, SpatialMean, Sum
-from quadscape.curvature.operations.normalisation import FrozenBatchNorm, GroupNorm
+from quadscape.curvature.operations.normalization import FrozenBatchNorm, GroupNorm
 
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 
@@ -37,7 +37,7 @@ def operation_for(node: Node, graph: Graph, values: Sequence[Tensor], result: Te
     if node.target in _CONVOLUTIONS and len(shapes[0]) == len(shapes[1]) and tensors[:2] == [True, True]:
         kind = Convolution
     elif node.target is aten.linear.default and tensors[:2] == [True, True] and len(shapes[0]) > 1:
-        kind = Linear
+        kind = LinearLayer
     elif node.target in SUMS and active == [0, 1] and shapes[0] == shapes[1]:
         kind = Sum
     elif (

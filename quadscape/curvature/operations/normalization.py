@@ -1,4 +1,4 @@
-"""Normalisation over a batch's stored statistics, groups and layers."""
+"""Normalization over a batch's stored statistics, groups and layers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from quadscape.curvature.operations.base import Adjoint, Expansion, Operation, Scaled, Tangent, Tensor, plain
 
 
-class Normalisation(Operation, ABC):
+class Normalization(Operation, ABC):
     """y = γx̂ + β per channel, with inputs x, γ, β: what frozen BatchNorm and GroupNorm have in common."""
 
     def adjoint_tangent(
@@ -49,7 +49,7 @@ class Normalisation(Operation, ABC):
         """Directions of the gradients in γ and β by example, shape (S, n, channels) each."""
 
 
-class FrozenBatchNorm(Normalisation):
+class FrozenBatchNorm(Normalization):
     """y = γ(x − μ)/σ + β with fixed statistics, per channel."""
 
     def prepare(self, values: Sequence[Tensor], output: Tensor, adjoint: Tensor) -> None:
@@ -104,7 +104,7 @@ class FrozenBatchNorm(Normalisation):
         return [gamma, beta]
 
 
-class GroupNorm(Normalisation):
+class GroupNorm(Normalization):
     """y = γx̂ + β with x̂ = (x − m)·r, m the mean and r = 1/√(variance + ε) of a group of channels of one example."""
 
     def prepare(self, values: Sequence[Tensor], output: Tensor, adjoint: Tensor) -> None:
