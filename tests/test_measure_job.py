@@ -13,6 +13,7 @@ from quadscape.measures import MEASURES, items
 from quadscape.measures.job import Job
 from quadscape.measures.result import read_result, table_path
 from quadscape.measures.run import run_measure
+from quadscape.network import checkpoint as checkpoint_module
 from quadscape.planning.labels import measure_label
 from quadscape.planning.problem import Problem
 from quadscape.planning.targets import Targets
@@ -59,6 +60,16 @@ def test_a_result_is_measured_once_and_written_the_same(root: Path, name: str, k
         *(table_path(manifest, table).name for table in MEASURES[name].schemas),
     }
     assert dict(verify_results(manifest.parent)) == {manifest: None}
+
+
+def test_the_checkpoint_is_loaded_once_and_one_network_is_built(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[object] = []
+    read: list[Path] = []
+    build, read_store = checkpoint_module.build_model, checkpoint_module.read_store
+    monkeypatch.setattr(checkpoint_module, "build_model", lambda *given: built.append(given) or build(*given))
+    monkeypatch.setattr(checkpoint_module, "read_store", lambda path: read.append(path) or read_store(path))
+    measured(root, "line_search", "40")
+    assert (len(read), len(built)) == (1, 1)
 
 
 def test_a_damaged_table_is_measured_again(root: Path) -> None:

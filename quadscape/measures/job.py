@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from quadscape.curvature.eigenbasis import Eigenbasis
-    from quadscape.data.sets import Split
+    from quadscape.data.sets import DataSet, Split
     from quadscape.network.checkpoint import Checkpoint
     from quadscape.network.objective import Objective
     from quadscape.training.trajectory import Curves
@@ -48,6 +48,7 @@ class Job:
         self.run, self.iterations, self.threads, self.log = run, tuple(iterations), threads, log
         self.options = SimpleNamespace(**options)
         self.inputs, self._device = inputs, device
+        self._objectives: dict[Split, Objective] = {}
 
     def path(self, name: str, which: int = 0) -> str | Path:
         """Manifest, or root metadata, of a stage or measure that it reads; `which` of a pair."""
@@ -89,6 +90,12 @@ class Job:
         return Checkpoint.load(self.path("checkpoint"))
 
     @cached_property
+    def _data(self) -> "DataSet":
+        from quadscape.data.sets import DataSet
+
+        return DataSet.load(self.path("data"), device=self.device, dtype=self.dtype)
+
+    @cached_property
     def bases(self) -> tuple["Eigenbasis", ...]:
         """The eigenbasis of the checkpoint, or of both of a pair."""
         from quadscape.curvature.eigenbasis import Eigenbasis
@@ -116,11 +123,15 @@ class Job:
         return read_table(table_path(self.path(OWNERS[name].name, which), name), SCHEMAS[name])
 
     def objective(self, split: "Split") -> "Objective":
-        """The loss at the checkpoint on one split."""
-        from quadscape.network.objective import CheckpointObjectives
+        """The loss at the checkpoint on one split; all splits share one network."""
+        from quadscape.network.objective import objective_for
 
-        objectives = CheckpointObjectives(self.path("checkpoint"), self.path("data"), split)
-        return objectives.get(self.dtype, self.device)
+        first = next(iter(self._objectives.values()), None)
+        if first is None:
+            self._objectives[split] = objective_for(self.checkpoint, self._data, split, self.dtype, self.device)
+        elif split not in self._objectives:
+            self._objectives[split] = first.over(*self._data.split(split))
+        return self._objectives[split]
 
     @cached_property
     def head(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -56,6 +56,7 @@ class Checkpoint:
         data_digest: Digest of the data store.
         hessian_kind: `exact`, or `almost everywhere` where the network has kinks.
         digest: SHA-256 of the checkpoint's content.
+        built: The network that was built to see its layout, until it is given out.
     """
 
     theta: np.ndarray
@@ -74,6 +75,7 @@ class Checkpoint:
     data_digest: str
     hessian_kind: str
     digest: str
+    built: list[torch.nn.Module] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def load(cls, path: str | Path) -> "Checkpoint":
@@ -92,7 +94,8 @@ class Checkpoint:
         config = _MODEL.validate_json(json.dumps(attributes["model"]), strict=True)
         channels, height, width = attributes["shape"]
         classes = tuple(attributes["classes"])
-        layout = ParameterLayout.of(build_model(config, (channels, height, width), len(classes)))
+        network = build_model(config, (channels, height, width), len(classes))
+        layout = ParameterLayout.of(network)
         if layout.to_json() != attributes["layout"] or factory_code(config) != attributes["model_code"]:
             raise ModelError(
                 f"model.factory '{config.factory}' now builds another network than the one of the checkpoint {path}; "
@@ -115,6 +118,7 @@ class Checkpoint:
             data_digest=attributes["data"],
             hessian_kind=attributes["hessian_kind"],
             digest=str(dict(open_store(path).attrs)["digest"]),
+            built=[network],
         )
 
     def model(self, dtype: torch.dtype = torch.float64, device: str | torch.device = "cpu") -> torch.nn.Module:
@@ -127,7 +131,8 @@ class Checkpoint:
         Returns:
             The network, with the checkpoint's parameters and buffers.
         """
-        model = cast(build_model(self.model_config, self.shape, len(self.classes)), torch.float64)
+        network = self.built.pop() if self.built else build_model(self.model_config, self.shape, len(self.classes))
+        model = cast(network, torch.float64)
         assign_vector(model, torch.from_numpy(self.theta))
         with torch.no_grad():
             for name, buffer in model.named_buffers():

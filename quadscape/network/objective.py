@@ -93,6 +93,12 @@ class Objective:
         images, labels = self.images[examples], self.labels[examples]
         return Objective(self.model, self.layout, images, labels, self.loss_kind, self.chunk)
 
+    def over(self, images: torch.Tensor, labels: torch.Tensor) -> "Objective":
+        """The same network's loss over other examples, in chunks chosen by memory."""
+        objective = Objective(self.model, self.layout, images, labels, self.loss_kind, 1)
+        objective.chunk = data_chunk(objective.graph_bytes_per_example(), len(images), self.device)
+        return objective
+
     def chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Images and labels, chunk after chunk."""
         yield from zip(self.images.split(self.chunk), self.labels.split(self.chunk), strict=True)
@@ -351,9 +357,7 @@ def objective_for(
             "The network that the checkpoint's model section builds has other parameters than the checkpoint."
         )
     objective = Objective(model, layout, images, labels, checkpoint.loss, chunk or 1)
-    if chunk is None:
-        objective.chunk = data_chunk(objective.graph_bytes_per_example(), len(images), device)
-    return objective
+    return objective.over(images, labels) if chunk is None else objective
 
 
 class CheckpointObjectives:
