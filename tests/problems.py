@@ -8,7 +8,8 @@ from cases import write_random_data
 
 from quadscape.config.sections import CNN, MLP, Curvature, Linear, Model, ResNet9
 from quadscape.config.values import resolved
-from quadscape.curvature.hessian import HessianShardTask, HessianTask, shard_directory
+from quadscape.curvature.hessian import HessianShardTask, HessianTask
+from quadscape.curvature.shards import shard_directory, shard_name
 from quadscape.network.checkpoint import freeze_batch_norms
 from quadscape.network.models import build_model, initial_vector
 from quadscape.network.objective import Objective
@@ -110,7 +111,7 @@ def run_hessian(directory: Path, checkpoint: Path, data: Path, config: Curvature
     """All shards of a Hessian, then the stage that gathers them; returns its manifest."""
     for number in range(1, config.shards + 1):
         task = HessianShardTask(checkpoint, data, config, "cpu", number)
-        run_stage(task, shard_directory(directory, number, config.shards), log=lambda line: None)
+        run_stage(task, shard_directory(directory, shard_name(number, config.shards)), log=lambda line: None)
     return run_stage(HessianTask(directory, checkpoint, data, config, "cpu"), directory, log=lambda line: None)
 
 

@@ -22,7 +22,8 @@ from problems import (
 from quadscape.config.sections import CNN, MLP, Curvature, Linear
 from quadscape.curvature import strips
 from quadscape.curvature.engine import HessianEngine
-from quadscape.curvature.hessian import HessianMatrix, HessianShardTask, HessianTask, shard_directory
+from quadscape.curvature.hessian import HessianMatrix, HessianShardTask, HessianTask
+from quadscape.curvature.shards import shard_directory, shard_name
 from quadscape.curvature.strips import column_block, cut_strips, share_of_strips
 from quadscape.curvature.verification import sign_probes
 from quadscape.errors import ModelError, StageError, StoreError
@@ -272,7 +273,7 @@ def test_stored_matrix_equals_the_reference(finished):
     assert np.array_equal(dense, dense.T)
     assert np.linalg.norm(dense - reference) <= 1e-13 * np.linalg.norm(reference)
     assert matrix.dense("float32").dtype == np.float32
-    plan = open_stage(shard_directory(directory, 1, 1)).manifest["plan"]
+    plan = open_stage(shard_directory(directory, shard_name(1, 1))).manifest["plan"]
     assert set(plan) == {"threads", "device", "chunk", "engine", "block", "strips", "flops", "memory_bytes"}
     assert len(plan["flops"]) == len(plan["strips"]) - 1
     assert matrix.size % plan["block"]  # the last strip is ragged
@@ -283,7 +284,7 @@ def test_stored_matrix_equals_the_reference(finished):
 
 
 def test_entries_above_a_strip_are_nan_in_the_store(finished):
-    shard = open_stage(shard_directory(finished[0], 1, 1), "hessian_shard")
+    shard = open_stage(shard_directory(finished[0], shard_name(1, 1)), "hessian_shard")
     stored = shard.read("matrix")
     bounds = np.array(shard.manifest["plan"]["strips"])
     row, column = np.indices(stored.shape)
@@ -324,7 +325,7 @@ def test_float32_stage_passes_its_checks(tmp_path, normalization):
 
 def test_two_first_starts_make_the_same_plan_on_a_machine_of_any_speed(finished, monkeypatch):
     directory, manifest, _ = finished
-    shard = open_stage(shard_directory(directory, 1, 1)).manifest["plan"]
+    shard = open_stage(shard_directory(directory, shard_name(1, 1))).manifest["plan"]
     clock = iter(float(2**n) for n in range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     config = Curvature(dtype="float64")
@@ -334,7 +335,7 @@ def test_two_first_starts_make_the_same_plan_on_a_machine_of_any_speed(finished,
 
 def test_a_second_run_recomputes_nothing_and_repeats_the_manifests(finished, monkeypatch):
     directory, _, _ = finished
-    manifests = [directory / "manifest.json", shard_directory(directory, 1, 1) / "manifest.json"]
+    manifests = [directory / "manifest.json", shard_directory(directory, shard_name(1, 1)) / "manifest.json"]
     before = [path.read_bytes() for path in manifests]
     for path in manifests:
         path.unlink()
@@ -369,13 +370,13 @@ def test_interrupted_stages_resume_bit_for_bit(finished, tmp_path):
     directory, _, _ = finished
     config = Curvature(dtype="float64")
     copy = tmp_path / "hessian"
-    shard = shard_directory(copy, 1, 1)
+    shard = shard_directory(copy, shard_name(1, 1))
     until_finished(lambda: InterruptedShard(*paths(directory), config, "cpu"), shard)
     until_finished(lambda: InterruptedGather(copy, *paths(directory), config, "cpu"), copy)
     assert InterruptedShard.calls > 6
     assert InterruptedGather.calls > 4
     assert (copy / "manifest.json").read_bytes() == (directory / "manifest.json").read_bytes()
-    whole = shard_directory(directory, 1, 1)
+    whole = shard_directory(directory, shard_name(1, 1))
     assert (shard / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
 
 
@@ -415,7 +416,9 @@ def test_out_of_device_memory_halves_chunks_and_tiles(finished, tmp_path, monkey
     chunks = [entry["plan"]["engine"]["float64"]["chunk"] for entry in manifest["replanned"]]
     assert chunks == [limits[0] // 2, limits[0] // 4]
     assert sum("does not hold columns" in line and "CUDA out of memory" in line for line in log) == 2
-    found, expected = (open_stage(p).read("matrix") for p in (tmp_path / "shard", shard_directory(directory, 1, 1)))
+    found, expected = (
+        open_stage(p).read("matrix") for p in (tmp_path / "shard", shard_directory(directory, shard_name(1, 1)))
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-13)
 
 
@@ -427,7 +430,7 @@ def three_shards(finished, tmp_path):
 
 def test_a_damaged_shard_is_named(three_shards):
     assert not any(problem for _, problem in verify_results(three_shards.parent))
-    shard = shard_directory(three_shards, 2, 3)
+    shard = shard_directory(three_shards, shard_name(2, 3))
     victim = next(p for p in sorted((shard / "store.zarr/matrix/c").rglob("*")) if p.is_file())
     content = bytearray(victim.read_bytes())
     content[len(content) // 3] ^= 1
@@ -443,7 +446,7 @@ def test_a_damaged_shard_is_named(three_shards):
 
 def test_a_removed_shard_heals_and_the_manifest_stays(finished, three_shards):
     before, dense = (three_shards / "manifest.json").read_bytes(), HessianMatrix(three_shards).dense()
-    shutil.rmtree(shard_directory(three_shards, 3, 3))
+    shutil.rmtree(shard_directory(three_shards, shard_name(3, 3)))
     with pytest.raises(StoreError, match=r"hessian_shards/3-of-3: it has no manifest"):
         HessianMatrix(three_shards)
     run_hessian(three_shards, *paths(finished[0]), Curvature(dtype="float64", shards=3))
@@ -453,7 +456,7 @@ def test_a_removed_shard_heals_and_the_manifest_stays(finished, three_shards):
 
 def test_a_shard_of_another_cut_is_not_joined(finished, three_shards, monkeypatch):
     monkeypatch.setitem(strips.UNIT_FLOPS, "cpu", 1.0)
-    shard, config = shard_directory(three_shards, 2, 3), Curvature(dtype="float64", shards=3)
+    shard, config = shard_directory(three_shards, shard_name(2, 3)), Curvature(dtype="float64", shards=3)
     shutil.rmtree(shard)
     run_stage(HessianShardTask(*paths(finished[0]), config, "cpu", 2), shard, log=lambda line: None)
     with pytest.raises(StoreError, match=r"2-of-3 is not the shard that .*hessian was gathered from; remove"):

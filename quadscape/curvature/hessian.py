@@ -21,6 +21,7 @@ import torch
 
 from quadscape.config.sections import Curvature
 from quadscape.curvature.engine import HessianEngine
+from quadscape.curvature.shards import shard_directory, shard_name
 from quadscape.curvature.strips import (
     UNIT_FLOPS,
     StripMatrix,
@@ -50,21 +51,6 @@ from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.store import ArraySpec
 
 _SHARD_STAGE, _STAGE = "hessian_shard", "hessian"
-
-
-def shard_directory(hessian: str | Path, number: int, count: int) -> Path:
-    """Where a shard lies: beside the stage that gathers it, so that either can be removed without the other.
-
-    Args:
-        hessian: Directory of the stage `hessian`.
-        number: Which shard, from 1.
-        count: Number of shards.
-
-    Returns:
-        The shard's directory.
-    """
-    hessian = Path(hessian)
-    return hessian.with_name(f"{hessian.name}_shards") / f"{number}-of-{count}"
 
 
 def resident_bytes(device: str, objectives: CheckpointObjectives) -> int:
@@ -215,7 +201,10 @@ class HessianShardTask:
 
 
 def _open_shards(directory: str | Path, count: int) -> list[FinishedStage]:
-    return [open_stage(shard_directory(directory, number, count), _SHARD_STAGE) for number in range(1, count + 1)]
+    return [
+        open_stage(shard_directory(directory, shard_name(number, count)), _SHARD_STAGE)
+        for number in range(1, count + 1)
+    ]
 
 
 def _join(shards: list[FinishedStage]) -> StripMatrix:

@@ -44,6 +44,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     ),
     "hessian": (
         "quadscape.curvature.hessian",
+        "quadscape.curvature.shards",
         "quadscape.curvature.engine",
         "quadscape.curvature.graph",
         "quadscape.curvature.operations",

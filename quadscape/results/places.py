@@ -7,6 +7,7 @@ stage, the root metadata of a Zarr store, or a figure.
 from pathlib import Path
 
 from quadscape.config.sections import Curvature, Run
+from quadscape.curvature.shards import shard_directory, shard_name
 from quadscape.measures.result import manifest_name
 from quadscape.paths import user_path
 from quadscape.provenance.versions import STAGE_VERSIONS
@@ -64,7 +65,8 @@ class Places:
     def hessian_shard(self, run: str, iteration: int | str, shard: int | str, count: int | str | None = None) -> str:
         """Manifest of one shard of a checkpoint's Hessian, counted from 1, of a number of them."""
         count = self.shards(run, iteration) if count is None else count
-        return f"{self.root}/runs/{run}/checkpoints/{iteration}/hessian_shards/{shard}-of-{count}/manifest.json"
+        directory = shard_directory(Path(self.hessian(run, iteration)).parent, shard_name(shard, count))
+        return (directory / "manifest.json").as_posix()
 
     def hessian_shards(self, run: str, iteration: int | str) -> list[str]:
         """Manifests of all shards of a checkpoint's Hessian."""

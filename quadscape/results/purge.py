@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from quadscape.curvature.shards import checkpoint_of, is_shard
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import STAGES
@@ -89,7 +90,7 @@ def _find_superseded(root: Path) -> Iterator[Removable]:
 
 
 def _stage_of(directory: Path) -> str:
-    return "hessian_shard" if directory.parent.name == "hessian_shards" else directory.name
+    return "hessian_shard" if is_shard(directory) else directory.name
 
 
 def _is_finished(directory: Path) -> bool:
@@ -102,7 +103,7 @@ def _is_finished(directory: Path) -> bool:
 
 def _needed_by(directory: Path, stage: str) -> str:
     """What is not finished yet and will read the stage; empty when nothing is."""
-    checkpoint = directory.parents[1] if stage == "hessian_shard" else directory.parent
+    checkpoint = checkpoint_of(directory)
     run = checkpoint.parents[1]
     if checkpoint.parent.name != "checkpoints" or run.parent.name != "runs":
         return "it lies in no runs/<run>/checkpoints/<iteration>, so that what needs it cannot be told"

@@ -13,6 +13,7 @@ from typing import Any
 
 import zarr
 
+from quadscape.curvature.shards import checkpoint_of, is_shard, shard_directory, shard_name
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import Measure, fingerprint_digits, subject_iterations, subject_key
@@ -130,9 +131,9 @@ def _check_place(directory: Path, manifest: dict[str, Any]) -> None:
     """Compares a stage with the directory that it lies in."""
     stage, parameters = manifest["stage"], manifest["parameters"]
     expected = _STAGE_OF_DIRECTORY.get(directory.name, stage)
-    if directory.parent.name == "hessian_shards":
+    if is_shard(directory):
         expected = "hessian_shard"
-        number = f"{parameters.get('shard')}-of-{parameters.get('shards')}"
+        number = shard_name(parameters.get("shard", "?"), parameters.get("shards", "?"))
         if stage == expected and number != directory.name:
             _refuse(directory, f"holds the shard {number}")
     if stage != expected:
@@ -141,8 +142,7 @@ def _check_place(directory: Path, manifest: dict[str, Any]) -> None:
 
 def _check_origin(directory: Path, parameters: dict[str, Any]) -> None:
     """Compares digests of what a stage was computed from with what lies beside it, as far as that is there."""
-    in_shards = directory.parent.name == "hessian_shards"
-    checkpoint = directory.parents[1] if in_shards else directory.parent
+    checkpoint = checkpoint_of(directory)
     _check_digest(directory, parameters, "checkpoint", checkpoint / "checkpoint.zarr", "digest")
     # results/<name>/runs/<run>/trajectory, and two levels more for what belongs to a checkpoint.
     for level in (2, 4, 5):
@@ -153,7 +153,7 @@ def _check_origin(directory: Path, parameters: dict[str, Any]) -> None:
         if hessian is not None and hessian["results"].get("content") != parameters["hessian"]:
             _refuse_origin(directory, "another Hessian", checkpoint / "hessian")
     for name, digest in parameters["shards"].items() if isinstance(parameters.get("shards"), dict) else ():
-        shard = checkpoint / "hessian_shards" / name
+        shard = shard_directory(checkpoint / "hessian", name)
         manifest = _manifest_beside(shard)
         if manifest is not None and stage_digest(manifest) != digest:
             _refuse_origin(directory, "another shard", shard)
