@@ -93,7 +93,7 @@ _MANY = 1 << 62
 
 @contextmanager
 def _steady() -> Generator[None]:
-    """Torch as in the workflow's jobs, deterministic and in plain precision; afterwards it is as the user had set it."""
+    """Torch as in the workflow's jobs, deterministic and in plain precision; afterwards as the user had set it."""
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     mode, cudnn = torch.get_deterministic_debug_mode(), torch.backends.cudnn
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
