@@ -1,14 +1,8 @@
 """The exact Hessian, and its whole eigenbasis, of a neural network's loss: what the landscape really looks like.
 
->>> import torch, quadscape
->>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
->>> loss = quadscape.objective(model, torch.randn(20, 4), torch.randint(2, (20,)))
->>> basis = quadscape.eigenbasis(loss)
->>> basis.eigenvectors.shape
-(23, 23)
->>> figure = quadscape.draw("spectrum", quadscape.measure("spectrum", basis))
-
-docs/library.md shows more. Importing this package loads none of what it needs; each name does, when it is first used.
+`quadscape.objective(model, inputs, labels)` begins with a plain torch module and tensors, `quadscape.load_experiment`
+with an experiment file, `quadscape.open_results` with what a workflow has left; docs/library.md shows them in use.
+Importing this package loads nothing that it needs; a name does, when it is first used.
 """
 
 from typing import TYPE_CHECKING, Any
