@@ -99,8 +99,9 @@ def _steady() -> Generator[None]:
     flags = cudnn.benchmark, cudnn.deterministic, torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32
     apply_numerics(current_threads())
     try:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            yield
+        with torch.inference_mode(False), torch.enable_grad():
+            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                yield
     finally:
         torch.set_default_dtype(dtype)
         torch.set_default_device(device if device.type != "cpu" else None)
@@ -233,15 +234,13 @@ def objective(
     precision = _DTYPES.get(_name(dtype))
     if precision is None:
         raise ConfigError(f"dtype is '{_name(dtype)}'; valid are {listed(list(_DTYPES))}.")
-    given, targets = _examples(inputs, labels)
-    own = _copied(model)
-    device = next(own.parameters()).device
-    own.to("cpu")
-    theta = current_vector(own).to(torch.float64)
-    bad = int((~torch.isfinite(theta)).sum())
-    if bad:
-        raise ModelError(f"{bad} of the {len(theta)} parameters of the network are not finite.")
     with _steady():
+        given, targets = _examples(inputs, labels)
+        own, device = _copied(model)
+        theta = current_vector(own).to(torch.float64)
+        bad = int((~torch.isfinite(theta)).sum())
+        if bad:
+            raise ModelError(f"{bad} of the {len(theta)} parameters of the network are not finite.")
         double, classes, found = _checked(own, theta, given, targets, loss, device)
         shape = tuple(given.shape[1:])
         checked = CheckedNetwork(
@@ -284,12 +283,16 @@ def _check_labels(labels: torch.Tensor, classes: int) -> None:
         )
 
 
-def _copied(model: torch.nn.Module) -> torch.nn.Module:
+def _copied(model: torch.nn.Module) -> tuple[torch.nn.Module, torch.device]:
+    """A copy of a user's module on the CPU, and where the module is."""
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"The network is a {type(model).__name__}; it must be a torch.nn.Module.")
     ParameterLayout.of(model)
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1 or devices == ["meta"]:
+        raise ModelError(f"The network is on {' and '.join(devices)}; it must be on one device that holds numbers.")
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model).to("cpu"), torch.device(devices[0])
     except Exception as error:
         raise ModelError(
             f"The network cannot be copied ({type(error).__name__}: {' '.join(str(error).split())[:160]}), as where "
@@ -330,7 +333,7 @@ def _checked(
         warnings.warn(
             f"Of the network's parameters, {', '.join(found.unused)} have no effect on its outputs; their rows of the "
             "Hessian are zero.",
-            stacklevel=4,
+            stacklevel=3,
         )
     assign_vector(double, theta)
     return double.eval(), classes, found
@@ -736,14 +739,19 @@ def measure(
     declared = _declared(name)
     subject = of.objective if isinstance(of, DenseEigenbasis) else of
     if not isinstance(subject, NetworkObjective):
-        raise ConfigError(f"'{name}' is not measured of a {type(of).__name__}; give an eigenbasis, or an objective.")
+        raise ConfigError(
+            f"'{name}' is measured of what quadscape.objective made, or of its eigenbasis, not of the class "
+            f"{type(subject).__name__}."
+        )
     chosen = _options(declared, options, subject)
     for wanted, given, what in (("overlap", other, "other"), ("line_search", validation, "validation")):
         if given is not None and name != wanted:
             raise ConfigError(f"'{name}' takes no {what}, which belongs to '{wanted}'.")
-    head = checkpoint_head(subject.checked, subject.size, subject.count)
+    if validation is not None and (not isinstance(validation, Objective) or validation.layout != subject.layout):
+        raise ConfigError("validation is no objective of the same network; give loss.on(inputs, labels).")
     with _steady():
         if name == "density":
+            head = checkpoint_head(subject.checked, subject.size, subject.count)
             return {"density": density.measure(CurvatureOperator(subject, of.theta), chosen, head)}
         if not isinstance(of, DenseEigenbasis):
             raise ConfigError(f"'{name}' is measured of an eigenbasis; give quadscape.eigenbasis(objective).")
@@ -809,13 +817,14 @@ def _options(declared: Measure, options: Mapping[str, Any], loss: NetworkObjecti
     for name in options:
         if name not in known:
             raise ConfigError(f"'{declared.name}' has no option '{name}'; its options are {listed(known)}.")
-    experiment = parse_experiment({"measures": {declared.name: dict(options)}})
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    experiment = parse_experiment({"measures": {declared.name: plain}})
     check_problem(experiment, loss.size, _MANY)  # nothing is trained here: no batch is too large
     given = experiment.measures.given(declared.name) | {"dtype": _name(loss.dtype)}
     return SimpleNamespace(**effective_options(declared, given, loss.size))
 
 
-def draw(name: str, *tables: Mapping[str, Table | Sequence[Table]]) -> "Figure":
+def draw(name: str, *tables: Table | Mapping[str, Table | Sequence[Table]]) -> "Figure":
     """One figure of the report, by its name.
 
     Args:
@@ -839,7 +848,8 @@ def draw(name: str, *tables: Mapping[str, Table | Sequence[Table]]) -> "Figure":
     for table in FIGURES[name].tables:
         found[table] = []
         for given in tables:
-            one = given.get(table, ())
+            named = {given.schema.name: given} if isinstance(given, Table) else given
+            one = named.get(table, ())
             found[table] += [one] if isinstance(one, Table) else list(one)
         if not found[table]:
             raise ConfigError(

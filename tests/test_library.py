@@ -155,11 +155,12 @@ def test_every_measure_of_a_basis_and_its_figures(basis: library.DenseEigenbasis
     for name in ("spectrum", "gradients", "localisation"):
         tables |= library.measure(name, basis)
     tables |= library.measure("density", basis, vectors=2, steps=8)
-    tables |= library.measure("line_search", basis, directions=2, points=9)
+    tables |= library.measure("line_search", basis, directions=2, points=np.int64(9))
     tables |= library.measure("overlap", basis, basis)
     for name in ("spectrum", "gradient_cosine", "spectral_density", "eigenvector_localisation", "quadratic_radius"):
         assert library.draw(name, tables).axes
     assert library.draw("eigenvector_overlap", tables).axes
+    assert len(library.draw("spectrum", tables["spectrum"], tables).axes) == 2
     spectrum = tables["spectrum"]
     assert spectrum.attributes["run"] == "network"
     assert spectrum.attributes["P"] == basis.size
@@ -219,6 +220,7 @@ MISTAKES: dict[str, tuple[type[QuadscapeError], str, dict[str, Any]]] = {
     "no module": (ModelError, "The network is a function; it must be a torch.nn.Module", {"model": lambda x: x}),
     "frozen": (ModelError, "'weight' does not require gradients", {
         "model": changed(nn.Linear(4, 3), lambda m: m.weight.requires_grad_(False))}),
+    "meta": (ModelError, "The network is on meta; it must be on one device", {"model": nn.Linear(4, 3, device="meta")}),
     "lazy": (ModelError, "lazy module", {"model": nn.LazyLinear(3)}),
     "labels' shape": (DataError, r"shape \(6, 1\) and are int64; they must be class indices", {"labels": Y[:, None]}),
     "labels' dtype": (DataError, "are float32; they must be class indices", {"labels": Y.float()}),
@@ -262,6 +264,10 @@ def test_what_measures_and_figures_refuse(basis: library.DenseEigenbasis, monkey
         library.measure("line_search", basis, directions=99)
     with pytest.raises(ConfigError, match="'spectrum' takes no validation, which belongs to 'line_search'"):
         library.measure("spectrum", basis, validation=loss)
+    with pytest.raises(ConfigError, match="validation is no objective of the same network"):
+        library.measure("line_search", basis, validation=loss.loss)
+    with pytest.raises(ConfigError, match=r"of what quadscape\.objective made, .* not of the class Objective"):
+        library.measure("density", loss.part(slice(3)))
     with pytest.raises(ConfigError, match="'spectrum' is measured of an eigenbasis"):
         library.measure("spectrum", loss)
     with pytest.raises(ConfigError, match="compares two eigenbases of one network"):
@@ -289,16 +295,17 @@ def test_parameters_without_effect_are_named() -> None:
     model = nn.Sequential(nn.Linear(4, 3))
     model.unused = nn.Linear(2, 2)
     model.forward = model[0].forward
-    with pytest.warns(UserWarning, match=r"unused\.weight, unused\.bias have no effect"):
+    with pytest.warns(UserWarning, match=r"unused\.weight, unused\.bias have no effect") as told:
         library.objective(model, X, Y)
+    assert told[0].filename == __file__
 
 
 def test_torch_is_left_as_the_user_had_set_it() -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        with torch.no_grad():
-            library.objective(nn.Linear(4, 3), X.double(), Y)
-            assert not torch.is_grad_enabled()
+        with torch.inference_mode():
+            library.objective(nn.Linear(4, 3), X.double() + 1, Y)
+            assert torch.is_inference_mode_enabled()
         assert torch.get_default_dtype() == torch.float64
         assert torch.get_deterministic_debug_mode() == 0
     finally:
