@@ -99,9 +99,13 @@ def _steady() -> Generator[None]:
     flags = cudnn.benchmark, cudnn.deterministic, torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32
     apply_numerics(current_threads())
     try:
-        with torch.inference_mode(False), torch.enable_grad():
-            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-                yield
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            yield
     finally:
         torch.set_default_dtype(dtype)
         torch.set_default_device(device if device.type != "cpu" else None)
@@ -606,11 +610,13 @@ def _verified(found: Hessian, pairs: _Pairs) -> DenseEigenbasis:
 
     signs = sign_probes(size, PROBES, DEFLATED_SEED)
     spots = spot_columns(found.objective.layout)
+    units = np.zeros((size, len(spots)))
+    units[spots, np.arange(len(spots))] = 1.0
     evidence = BasisEvidence(
         Evidence(sign_probes(size, PROBES, PROBE_SEED), found.products),
         evidence_of(pairs.select(sampled_ranks(size))),
         evidence_of(project_out(pairs.select(deflated_indices(pairs.eigenvalues)), signs)),
-        Spots(found.matrix[:, spots].astype(np.float64), evidence_of(np.eye(size)[:, spots]).products),
+        Spots(found.matrix[:, spots].astype(np.float64), evidence_of(units).products),
         _forced(generators, double.gradient(found.theta).numpy(), evidence_of),
     )
     verification = verify_eigenbasis(
