@@ -148,6 +148,8 @@ def test_line_searches(basis: library.DenseEigenbasis) -> None:
     np.testing.assert_array_equal(again["difference"], lines["difference"])
     one, two = (len(library.draw("line_searches", *given).axes) for given in ((tables,), (tables, both)))
     assert two == 2 * one > 0
+    keys = [[text.get_text() for text in library.draw("line_searches", t).legends[0].texts] for t in (tables, both)]
+    assert sorted(set(keys[1]) - set(keys[0])) == ["validation loss, 95 % over examples"]
 
 
 def test_every_measure_of_a_basis_and_its_figures(basis: library.DenseEigenbasis) -> None:

@@ -46,17 +46,16 @@ def draw(tables: "Tables") -> "Figure":
         row_axes[0].set_ylabel(f"{name}\n\nΔL (loss)", linespacing=1.1)
     for axis in axes[-1]:
         axis.set_xlabel("t (distance along q)")
-    style.legend(
-        figure,
-        [
-            style.line_key("training loss", color=style.BLUE, marker="o", linestyle="", markersize=4),
-            style.line_key("form fitted to it", color=style.BLUE),
-            style.line_key("validation loss, 95 % over examples", color=style.ORANGE, linestyle="--"),
-            style.line_key("quadratic gt + ½λt²", color=style.BLACK, linestyle="-", linewidth=0.9),
-            style.line_key("quadratic radius", color=style.GREY, linestyle=":", linewidth=1.3),
-        ],
-        columns=5,
-    )
+    keys = [
+        style.line_key("training loss", color=style.BLUE, marker="o", linestyle="", markersize=4),
+        style.line_key("form fitted to it", color=style.BLUE),
+        style.line_key("validation loss, 95 % over examples", color=style.ORANGE, linestyle="--"),
+        style.line_key("quadratic gt + ½λt²", color=style.BLACK, linestyle="-", linewidth=0.9),
+        style.line_key("quadratic radius", color=style.GREY, linestyle=":", linewidth=1.3),
+    ]
+    if all((lines["split"] == "train").all() for lines, _ in pairs):  # of a notebook, without validation data
+        del keys[2]
+    style.legend(figure, keys, columns=5)
     figure.suptitle(TITLE)
     return figure
 
