@@ -10,17 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quadscape import figures, measures
     from quadscape.errors import QuadscapeError
-    from quadscape.library import (
-        DenseEigenbasis,
-        Hessian,
-        NetworkObjective,
-        draw,
-        eigenbasis,
-        hessian,
-        measure,
-        objective,
-        top_eigenpairs,
-    )
+    from quadscape.library.curvature import DenseEigenbasis, Hessian, eigenbasis, hessian, top_eigenpairs
+    from quadscape.library.loss import NetworkObjective, objective
+    from quadscape.library.measuring import draw, measure
     from quadscape.network.checkpoint import Checkpoint
     from quadscape.network.objective import Objective
     from quadscape.planning.experiment import Experiment

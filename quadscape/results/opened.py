@@ -12,7 +12,7 @@ from quadscape.data.sets import Split
 from quadscape.errors import ConfigError, StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import subject_iterations
-from quadscape.measures.job import read_result, table_path
+from quadscape.measures.result import read_result, table_path
 from quadscape.network.checkpoint import Checkpoint
 from quadscape.network.objective import CheckpointObjectives, Objective
 from quadscape.results.places import Places
