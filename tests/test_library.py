@@ -286,7 +286,7 @@ def test_what_measures_and_figures_refuse(basis: library.DenseEigenbasis, monkey
         library.top_eigenpairs(loss, 44)
     with pytest.raises(DataError, match=r"has shape \(3,\); valid here is \(4,\)"):
         loss.on(X[:, :3], Y)
-    monkeypatch.setattr(library, "memory_available", lambda: 10_000)
+    monkeypatch.setattr(library.curvature, "memory_available", lambda: 10_000)
     with pytest.raises(StageError, match=r"of 43 parameters in float64 takes 14\.8 kB of memory, of which 10 kB"):
         library.hessian(loss)
 
@@ -371,7 +371,7 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def test_examples_in_docstrings() -> None:
-    runner, names = doctest.DocTestRunner(optionflags=OPTIONS), dict(vars(library))
+    runner, names = doctest.DocTestRunner(optionflags=OPTIONS), {**vars(library), "np": np}
     modules = (library, library.loss, library.curvature, library.measuring)
     found = [test for module in modules for test in doctest.DocTestFinder().find(module) if test.examples]
     found.sort(key=lambda test: test.name != "quadscape.library")
