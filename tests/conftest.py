@@ -118,6 +118,17 @@ def checkout(finished: Checkout, tmp_path: Path) -> Checkout:
 
 
 @pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread of torch: small networks gain nothing from more, and lose much where other tests run beside."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
 def kept_exports() -> Iterator[None]:
     """In the tests of a module, the same network is exported once for all losses, cuts, shards and restarts."""
     from quadscape.curvature import graph

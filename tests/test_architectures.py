@@ -18,18 +18,10 @@ from quadscape.errors import ModelError
 from quadscape.network.objective import Objective
 from quadscape.network.parameters import ParameterLayout, current_vector
 
-pytestmark = pytest.mark.usefixtures("kept_exports")
+pytestmark = pytest.mark.usefixtures("kept_exports", "one_thread")
 
 LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
 LOSSES = ("cross_entropy", "squared_error")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def objective_of(model, shape, classes, dtype, loss, count=7, chunk=4):

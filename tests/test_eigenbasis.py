@@ -13,12 +13,7 @@ from quadscape.curvature.hessian import HessianMatrix
 from quadscape.errors import VerificationError
 from quadscape.stage.run import run_stage
 
-pytestmark = pytest.mark.usefixtures("kept_exports")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("kept_exports", "one_thread")
 
 
 EPS = {"float32": float(np.finfo("float32").eps), "float64": float(np.finfo("float64").eps)}

@@ -32,12 +32,9 @@ from quadscape.network.parameters import ParameterLayout, current_vector
 from quadscape.results.verify import verify_results
 from quadscape.stage.run import run_stage
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LIMIT = {torch.float64: 1e-13, torch.float32: 1e-5}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def explicit(objective, theta):

@@ -32,14 +32,9 @@ from quadscape.results.verify import verify_results
 from quadscape.stage.finished import open_stage
 from quadscape.stage.run import run_stage
 
-pytestmark = pytest.mark.usefixtures("kept_exports")
+pytestmark = pytest.mark.usefixtures("kept_exports", "one_thread")
 
 LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def whole(objective, theta, block=64):

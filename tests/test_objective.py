@@ -7,10 +7,7 @@ from quadscape.errors import DataError
 from quadscape.network.objective import Objective, data_chunk
 from quadscape.network.parameters import ParameterLayout, current_vector
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", SMALL)
