@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -55,23 +56,10 @@ class Checkout:
         """Of its commands, which run its own code."""
         return {**os.environ, "PYTHONPATH": str(self.path), "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def run(self, *command: str, timeout: float = 600) -> tuple[int, str]:
-        """Exit code and output of a command."""
-        done = subprocess.run(
-            command,
-            cwd=self.path,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout,
-        )
-        return done.returncode, done.stdout
-
-    def start(self, *arguments: str, profile: str = "profiles/local") -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "snakemake", *arguments, "--profile", profile, "--configfile", "tiny.yaml"]
+    def begin(self, *command: str) -> subprocess.Popen[str]:
+        """Starts a command, in a session of its own."""
         return subprocess.Popen(
-            [*command, *(["--cores", "2"] if profile == "profiles/local" else [])],
+            command,
             cwd=self.path,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -80,11 +68,24 @@ class Checkout:
             start_new_session=True,
         )
 
+    def run(self, *command: str, timeout: float = 600) -> tuple[int, str]:
+        """Exit code and output of a command."""
+        child = self.begin(*command)
+        try:
+            output, _ = child.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
+        return child.returncode, output
+
+    def command(self, *arguments: str, profile: str = "profiles/local") -> list[str]:
+        """Snakemake's."""
+        command = [sys.executable, "-m", "snakemake", *arguments, "--profile", profile, "--configfile", "tiny.yaml"]
+        return [*command, *(["--cores", "2"] if profile == "profiles/local" else [])]
+
     def snakemake(self, *arguments: str, profile: str = "profiles/local") -> tuple[int, str]:
         """Exit code and output."""
-        child = self.start(*arguments, profile=profile)
-        output, _ = child.communicate(timeout=600)
-        return child.returncode, output
+        return self.run(*self.command(*arguments, profile=profile))
 
     def plan(self, *targets: str) -> Counter[str]:
         """Rules that a dry run lists, with counts."""

@@ -54,6 +54,23 @@ def place(tmp_path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.fixture(scope="module")
+def toy_server() -> None:
+    """Processes are forked from one that has imported the toy stage."""
+    from fork_server import start_server
+
+    start_server("toy_stage")
+
+
+@pytest.fixture
+def workers_end() -> Iterator[None]:
+    """No process of the toy stage outlives its test."""
+    from toy_stage import Worker
+
+    yield
+    Worker.end()
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     """Makes a folder of a name, which all processes of pytest-xdist share: the first makes it, and others wait for it.

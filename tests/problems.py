@@ -8,6 +8,7 @@ from cases import write_random_data
 
 from quadscape.config.sections import CNN, MLP, Curvature, Linear, Model, ResNet9
 from quadscape.config.values import resolved
+from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.hessian import HessianShardTask, HessianTask
 from quadscape.curvature.shards import shard_directory, shard_name
 from quadscape.network.checkpoint import freeze_batch_norms
@@ -77,6 +78,18 @@ def dense_hessian(objective: Objective, theta: torch.Tensor) -> torch.Tensor:
         return objective.chunk_loss(parameters, objective.images, objective.labels) / objective.count
 
     return torch.func.hessian(loss)(theta)
+
+
+def lower_triangle(engine: HessianEngine, size: int, block: int) -> torch.Tensor:
+    """All columns in strips, as the lower block triangle; zero above."""
+    result = torch.zeros(size, size, dtype=torch.float64)
+    for start in range(0, size, block):
+        stop = min(size, start + block)
+        columns = engine.columns(start, stop)
+        assert columns.shape == (size - start, stop - start)
+        assert columns.dtype == torch.float64
+        result[start:, start:stop] = columns
+    return result
 
 
 def relative_error(found: torch.Tensor, reference: torch.Tensor) -> float:

@@ -95,7 +95,7 @@ def test_killed_with_all_its_jobs_the_same_command_goes_on(
     checkout.configure()
     chance, kills = random.Random(1), 0
     while kills < most:
-        child = checkout.start(*targets)
+        child = checkout.begin(*checkout.command(*targets))
         kills += _kill(child, chance.randint(1, jobs), chance.uniform(0, 1))
         if child.returncode != -signal.SIGKILL:  # it ended before
             break
