@@ -1,5 +1,6 @@
 """Small networks and data that several test modules share."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +71,15 @@ def scalar_problem() -> tuple[Objective, torch.Tensor]:
     return Objective(model, ParameterLayout.of(model), images, labels, "squared_error", 2), torch.tensor([0.3]).double()
 
 
+def mean_loss(objective: Objective, vector: torch.Tensor) -> torch.Tensor:
+    """The loss over all examples at once as a function of flat parameters."""
+    parameters = objective.layout.unflatten(vector)
+    return objective.chunk_loss(parameters, objective.images, objective.labels) / objective.count
+
+
 def dense_hessian(objective: Objective, theta: torch.Tensor) -> torch.Tensor:
     """The Hessian by torch.func.hessian of the flat mean loss over all examples at once: an independent reference."""
-
-    def loss(vector: torch.Tensor) -> torch.Tensor:
-        parameters = objective.layout.unflatten(vector)
-        return objective.chunk_loss(parameters, objective.images, objective.labels) / objective.count
-
-    return torch.func.hessian(loss)(theta)
+    return torch.func.hessian(partial(mean_loss, objective))(theta)
 
 
 def lower_triangle(engine: HessianEngine, size: int, block: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from architectures import ARCHITECTURES, REFUSED
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from problems import lower_triangle
+from problems import lower_triangle, mean_loss
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -34,12 +34,6 @@ def objective_of(model, shape, classes, dtype, loss, count=7, chunk=4):
     theta += 0.05 * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
     layout = ParameterLayout.of(model)
     return Objective(model.to(dtype), layout, images.to(dtype), labels, loss, chunk), theta
-
-
-def mean_loss(objective, vector):
-    """The loss over all examples at once as a function of flat parameters."""
-    parameters = objective.layout.unflatten(vector)
-    return objective.chunk_loss(parameters, objective.images, objective.labels) / objective.count
 
 
 def dense_hessian(objective, theta):

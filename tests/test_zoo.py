@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
+from problems import relative_error
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo import REFUSED, ZOO
@@ -90,10 +91,6 @@ class Reference:
 
     def column(self, index):
         return self._of(self.gradient[index], retain_graph=True)
-
-
-def relative_error(found, expected):
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
