@@ -592,7 +592,7 @@ def test_heartbeat_ends_with_its_owner(place: Path) -> None:
 def test_owner_that_holds_the_interpreter_keeps_the_stage(place: Path) -> None:
     """A heartbeat of a thread would stand still during one long call of LAPACK."""
     command = (
-        "import ctypes, sys; from pathlib import Path; from quadscape.stage import Lock\n"
+        "import ctypes, sys; from pathlib import Path; from quadscape.stage.lock import Lock\n"
         "lock = Lock(Path(sys.argv[1]), 0.05, 0.5); lock.acquire(print, lambda *a, **k: None)\n"
         "print('held', flush=True); ctypes.PyDLL(None).usleep(1_500_000); print(lock.is_mine(), flush=True)"
     )
