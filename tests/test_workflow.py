@@ -187,7 +187,7 @@ def test_a_changed_figure_is_drawn_again(checkout: Checkout) -> None:
 
 @pytest.mark.slow
 def test_a_changed_measure_is_measured_again(checkout: Checkout) -> None:
-    path = checkout.path / "quadscape/measures/line_search/compute.py"
+    path = checkout.path / "quadscape/measures/line_search/analysis.py"
     path.write_text(path.read_text().replace("CLUSTERING = 6.0", "CLUSTERING = 5.0"))
     assert checkout.plan() == Counter(measure_line_search=2, draw_figure=2, write_findings=1)
     assert checkout.figures() == {"line_searches", "quadratic_radius"}
