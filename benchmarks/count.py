@@ -19,7 +19,6 @@ later layer, the tangents of input, output and their adjoints are written once a
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -28,7 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.setting import CLASSES, SHAPE, random_data
+from benchmarks.setting import CLASSES, SHAPE, benchmark, option, random_data
 from quadscape.config.sections import ResNet9
 from quadscape.network.models import build_model
 
@@ -139,23 +138,15 @@ def stages(layers: Sequence[Layer], images: int, classes: int) -> dict[str, tupl
     }
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Prints the tables.
-
-    Args:
-        argv: Arguments; None: those of the command.
-
-    Returns:
-        What the line of JSON says.
-    """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument(
-        "--tflops", type=float, nargs="+", default=[67, 45], help="rates, in 10¹² operations per second"
-    )
-    parser.add_argument("--bandwidth", type=float, default=3.0, help="of memory, in 10¹² bytes per second")
-    arguments = parser.parse_args(argv)
+@benchmark(
+    __doc__,
+    option("--widths", type=int, nargs="+", default=[1, 2]),
+    option("--images", type=int, default=50_000),
+    option("--tflops", type=float, nargs="+", default=[67, 45], help="rates, in 10¹² operations per second"),
+    option("--bandwidth", type=float, default=3.0, help="of memory, in 10¹² bytes per second"),
+)
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Prints the tables."""
     summary: dict[str, Any] = {"images": arguments.images}
     for width in arguments.widths:
         config = ResNet9.model_validate({"factory": "resnet9", "width": width, "normalization": "group"})
@@ -178,7 +169,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             memory = "– | –" if moved is None else f"{moved:.1e} | {_duration(moved / arguments.bandwidth / 1e12)}"
             print(f"| {name} | {flops:.1e} | {times} | {memory} |")
         summary[f"width {width}"] = {name: {"flops": flops, "bytes": moved} for name, (flops, moved) in found.items()}
-    print(json.dumps(summary))
     return summary
 
 

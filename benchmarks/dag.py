@@ -5,18 +5,16 @@ first start with nothing made, with the profile for SLURM. It prints one line of
 """
 
 import argparse
-import json
 import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.setting import machine
+from benchmarks.setting import benchmark, machine, option
 
 _ROOT = Path(__file__).resolve().parents[1]
 _EXPERIMENT = """
@@ -28,22 +26,10 @@ runs: [{{name: many, checkpoints: {checkpoints}}}]
 """
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Times the dry run.
-
-    Args:
-        argv: Arguments; None: those of the command.
-
-    Returns:
-        What the line of JSON says.
-
-    Raises:
-        RuntimeError: Snakemake failed.
-    """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", type=int, default=25, help="8 jobs each, and one per pair (default: 25)")
-    checkpoints = parser.parse_args(argv).checkpoints
-    iterations = [100 * number for number in range(checkpoints)]
+@benchmark(__doc__, option("--checkpoints", type=int, default=25, help="8 jobs each, and one per pair (default: 25)"))
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Times the dry run."""
+    iterations = [100 * number for number in range(arguments.checkpoints)]
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "dag.yaml"
         config.write_text(_EXPERIMENT.format(last=iterations[-1], checkpoints=iterations))
@@ -60,15 +46,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     found = re.search(r"^total\s+(\d+)", done.stdout + done.stderr, flags=re.MULTILINE)
     if done.returncode or found is None:
         raise RuntimeError(done.stdout + done.stderr)
-    result = {
+    return {
         "benchmark": "dag",
         "jobs": int(found[1]),
         "seconds": round(seconds, 2),
         "head_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3),
         **machine("cpu"),
     }
-    print(json.dumps(result))
-    return result
 
 
 if __name__ == "__main__":

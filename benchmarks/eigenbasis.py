@@ -28,7 +28,7 @@ import scipy.fft
 import scipy.linalg
 import torch
 
-from benchmarks.setting import gemm_rate, machine, timed
+from benchmarks.setting import THREADS, benchmark, gemm_rate, machine, option, timed
 from quadscape.curvature.eigensolver import basis_specs, blas_threads, make_solver
 from quadscape.curvature.solver_plan import streamed_plan
 from quadscape.memory_limits import peak_memory
@@ -382,35 +382,25 @@ def _growth(arguments: argparse.Namespace, threads: int) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the benchmark.
-
-    Args:
-        argv: Arguments; None: those of the command.
-
-    Returns:
-        What the line of JSON says.
-    """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=6000, help="size of the matrix (default: 6000)")
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    parser.add_argument("--threads", type=int, help="threads (default: torch's)")
-    parser.add_argument("--growth", action="store_true", help="the power law at growing sizes instead")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="sizes of --growth")
-    parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("path", nargs="?", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+@benchmark(
+    __doc__,
+    option("--n", type=int, default=6000, help="size of the matrix (default: 6000)"),
+    option("--dtype", choices=["float32", "float64"], default="float32"),
+    THREADS,
+    option("--growth", action="store_true", help="the power law at growing sizes instead"),
+    option("--sizes", type=int, nargs="+", default=SIZES, help="sizes of --growth"),
+    option("--child", choices=WAYS, help=argparse.SUPPRESS),
+    option("--folder", type=Path, help=argparse.SUPPRESS),
+    option("path", nargs="?", type=Path, help=argparse.SUPPRESS),
+)
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs the benchmark."""
     apply_numerics(arguments.threads or current_threads())
     threads = torch.get_num_threads()
     if arguments.child:
-        summary = WAYS[arguments.child](arguments.path, arguments.n, arguments.dtype, threads, arguments.folder)
-    else:
-        found = (_growth if arguments.growth else _spectra)(arguments, threads)
-        rate = gemm_rate()
-        summary = {**found, "dtype": arguments.dtype, "driver": DRIVER, "gemm_gflops": rate / 1e9, **machine()}
-    print(json.dumps(summary))
-    return summary
+        return WAYS[arguments.child](arguments.path, arguments.n, arguments.dtype, threads, arguments.folder)
+    found = (_growth if arguments.growth else _spectra)(arguments, threads)
+    return {**found, "dtype": arguments.dtype, "driver": DRIVER, "gemm_gflops": gemm_rate() / 1e9, **machine()}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ numpy, scipy, psutil and threadpoolctl only.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.setting import gemm_rate, machine, timed
+from benchmarks.setting import DEVICE, benchmark, gemm_rate, machine, option, timed
 from quadscape.curvature.divide_and_conquer import Tree, merge_level, solve_leaves
 from quadscape.curvature.solver_plan import depth
 from quadscape.curvature.tridiagonal_reduction import Reflectors, panels, reduce_panel
@@ -266,23 +265,17 @@ def library(sizes: Sequence[int], device: torch.device, limit: float) -> dict[st
     return {"sizes": rows, "largest_right": largest}
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs one part.
-
-    Args:
-        argv: Arguments; None: those of the command.
-
-    Returns:
-        What the line of JSON says.
-    """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=["reduction", "vectors", "library"], required=True)
-    parser.add_argument("--n", type=int, default=104_234, help="size of the matrix (default: 104234)")
-    parser.add_argument("--sizes", type=int, nargs="+", help="of --stage library (default: 16384, then 4096 more each)")
-    parser.add_argument("--whole", action="store_true", help="all panels of --stage reduction, and a check")
-    parser.add_argument("--seconds", type=float, default=400.0, help="time limit of the measurements (default: 400)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    arguments = parser.parse_args(argv)
+@benchmark(
+    __doc__,
+    option("--stage", choices=["reduction", "vectors", "library"], required=True),
+    option("--n", type=int, default=104_234, help="size of the matrix (default: 104234)"),
+    option("--sizes", type=int, nargs="+", help="of --stage library (default: 16384, then 4096 more each)"),
+    option("--whole", action="store_true", help="all panels of --stage reduction, and a check"),
+    option("--seconds", type=float, default=400.0, help="time limit of the measurements (default: 400)"),
+    DEVICE,
+)
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs one part."""
     device = resolve_device(arguments.device)
     apply_numerics(current_threads())
     large = device.type == "cuda"
@@ -298,9 +291,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "library": lambda: library(sizes, device, arguments.seconds),
     }
     measured = work[arguments.stage]()
-    summary = {"stage": arguments.stage, "n": arguments.n, **measured, **rates, **machine(device)}
-    print(json.dumps(summary))
-    return summary
+    return {"stage": arguments.stage, "n": arguments.n, **measured, **rates, **machine(device)}
 
 
 if __name__ == "__main__":

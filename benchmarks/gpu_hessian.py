@@ -11,8 +11,8 @@ Pillow for real images. These are CIFAR-10 from an npz file of JPEGs (arrays `jp
 `label`, `split` with 0 for training) or, where there is no such file, random; the JSON says which.
 """
 
+import argparse
 import io
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +22,14 @@ import numpy as np
 import torch
 
 from benchmarks.setting import (
+    BLOCK,
+    DEVICE,
     Strip,
+    benchmark,
     gemm_rate,
     machine,
-    parser,
+    network,
+    option,
     prepare,
     problem,
     random_data,
@@ -100,22 +104,17 @@ def profile(engine: HessianEngine, strips: Sequence[Strip]) -> None:
         print(profiler.key_averages().table(sort_by=key, row_limit=_PROFILE_ROWS, max_name_column_width=70))
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the benchmark.
-
-    Args:
-        argv: Arguments; None: those of the command.
-
-    Returns:
-        What the line of JSON says.
-    """
-    options = parser(__doc__, width=2, images=50_000)
-    options.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    options.add_argument("--data", type=Path, default=Path("data/cifar10-jpeg.npz"), help="npz file of JPEGs")
-    options.add_argument("--seconds", type=float, default=420.0, help="time for the strips (default: 420)")
-    options.add_argument("--block", type=int, default=256, help="columns per strip (default: 256, as in the stage)")
-    options.add_argument("--profile", action="store_true", help="also profile some columns over one data chunk")
-    arguments = options.parse_args(argv)
+@benchmark(
+    __doc__,
+    *network(width=2, images=50_000),
+    DEVICE,
+    option("--data", type=Path, default=Path("data/cifar10-jpeg.npz"), help="npz file of JPEGs"),
+    option("--seconds", type=float, default=420.0, help="time for the strips (default: 420)"),
+    BLOCK,
+    option("--profile", action="store_true", help="also profile some columns over one data chunk"),
+)
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs the benchmark."""
     device = resolve_device(arguments.device)
     prepare()
     real = arguments.data.is_file()
@@ -189,7 +188,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         summary["memory_bytes_estimated"] = engine.memory_bytes(arguments.block)
     if arguments.profile:
         profile(HessianEngine(objective.part(slice(0, objective.chunk)), theta), strips)
-    print(json.dumps(summary))
     return summary
 
 

@@ -11,8 +11,8 @@ Warm-ups are left out. Ours comes first; nothing else runs beside. The error is 
 against double backward in float64.
 """
 
+import argparse
 import gc
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -30,10 +30,14 @@ from benchmarks.peers import (
     package_missing,
 )
 from benchmarks.setting import (
+    BLOCK,
+    THREADS,
     Strip,
+    benchmark,
     gemm_rate,
     machine,
-    parser,
+    network,
+    option,
     prepare,
     problem,
     random_data,
@@ -125,21 +129,16 @@ def time_peers(objective: Objective, theta: torch.Tensor, compiled: bool) -> tup
     return found, skipped
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the benchmark.
-
-    Args:
-        argv: Arguments; None: those of the command.
-
-    Returns:
-        What the line of JSON says.
-    """
-    options = parser(__doc__, width=1, images=256)
-    options.add_argument("--block", type=int, default=256, help="columns per strip (default: 256, as in the stage)")
-    options.add_argument("--reference", type=int, default=200, help="columns compared with float64 (default: 200)")
-    options.add_argument("--threads", type=int, help="threads (default: torch's)")
-    options.add_argument("--no-compile", action="store_true", help="leave the compiled peer out")
-    arguments = options.parse_args(argv)
+@benchmark(
+    __doc__,
+    *network(width=1, images=256),
+    BLOCK,
+    option("--reference", type=int, default=200, help="columns compared with float64 (default: 200)"),
+    THREADS,
+    option("--no-compile", action="store_true", help="leave the compiled peer out"),
+)
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs the benchmark."""
     prepare(arguments.threads)
     data = random_data(arguments.images, (3, arguments.pixels, arguments.pixels))
     objective, theta = problem(arguments.width, arguments.norm, torch.float32, data)
@@ -175,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             f"{group:52s} {weight:7.0f} {mine * 1e3:8.2f} {peers[best].seconds[name] * 1e3:21.1f} "
             f"{peers[strongest].seconds[name] * 1e3:26.1f} {rate / peak:11.0%}"
         )
-    summary = {
+    return {
         "width": arguments.width,
         "images": arguments.images,
         "norm": arguments.norm,
@@ -200,8 +199,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "skipped": skipped,
         **machine(),
     }
-    print(json.dumps(summary))
-    return summary
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ number of parameters, b the columns of a panel of the reduction.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.count import Layer, layers_of, stages
-from benchmarks.setting import CLASSES, SHAPE
+from benchmarks.setting import CLASSES, SHAPE, benchmark
 from quadscape.config.sections import ResNet9
 from quadscape.curvature.solver_plan import PANEL
 from quadscape.measures import MEASURES
@@ -269,26 +268,16 @@ def table(name: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" if line[0] != "---" else "|" + "---|" * len(line) for line in lines)
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Prints the tables.
-
-    Args:
-        argv: Arguments; None: those of the command.
-
-    Returns:
-        What the line of JSON says.
-    """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args(argv)
+@benchmark(__doc__)
+def main(_: argparse.Namespace) -> dict[str, Any]:
+    """Prints the tables."""
     for name in TABLES:
         print(f"\n{name}\n\n{table(name)}")
-    summary = {
+    return {
         "largest": {device.name: largest_size(device, 4) for device in DEVICES},
         "parameters": {str(width): parameters(layers(width)) for width in WIDTHS},
         "basis_seconds": {device.name: basis_seconds(104_234, device) for device in DEVICES},
     }
-    print(json.dumps(summary))
-    return summary
 
 
 def _time(seconds: float) -> str:

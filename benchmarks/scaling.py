@@ -5,14 +5,23 @@ are sampled as in `benchmarks.hessian`.
 """
 
 import argparse
-import json
-from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
 import torch
 
-from benchmarks.setting import machine, prepare, problem, random_data, sampled_strips, timed
+from benchmarks.setting import (
+    NORM,
+    THREADS,
+    benchmark,
+    machine,
+    option,
+    prepare,
+    problem,
+    random_data,
+    sampled_strips,
+    timed,
+)
 from quadscape.curvature.engine import HessianEngine
 from quadscape.network.objective import Objective
 
@@ -44,23 +53,17 @@ def measure(objective: Objective, theta: torch.Tensor, block: int) -> dict[str, 
     }
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the benchmark.
-
-    Args:
-        argv: Arguments; None: those of the command.
-
-    Returns:
-        What the line of JSON says.
-    """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--images", type=int, nargs="+", default=[64, 256], help="N; the first is used elsewhere")
-    parser.add_argument("--blocks", type=int, nargs="+", default=[16, 64, 256], help="K (default: 16 64 256)")
-    parser.add_argument("--norm", choices=["group", "none", "batch"], default="group")
-    parser.add_argument("--pixels", type=int, default=32, help="height and width of an image (default: 32)")
-    parser.add_argument("--threads", type=int, help="threads (default: torch's)")
-    arguments = parser.parse_args(argv)
+@benchmark(
+    __doc__,
+    option("--widths", type=int, nargs="+", default=[1, 2]),
+    option("--images", type=int, nargs="+", default=[64, 256], help="N; the first is used elsewhere"),
+    option("--blocks", type=int, nargs="+", default=[16, 64, 256], help="K (default: 16 64 256)"),
+    NORM,
+    option("--pixels", type=int, default=32, help="height and width of an image (default: 32)"),
+    THREADS,
+)
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs the benchmark."""
     prepare(arguments.threads)
 
     @cache  # the three series meet in one setting
@@ -78,9 +81,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         print(f"{key:>12s} {'ms per column':>14s} {'GFLOP/s':>9s}")
         for row in rows:
             print(f"{row[key]:12.0f} {row['ms_per_column']:14.3f} {row['gflops']:9.1f}")
-    summary = {"norm": arguments.norm, "width": width, "images": images, "block": block, "series": series, **machine()}
-    print(json.dumps(summary))
-    return summary
+    return {"norm": arguments.norm, "width": width, "images": images, "block": block, "series": series, **machine()}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import json
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -76,26 +77,64 @@ def problem(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Machine and clocks
+# Commands
 
 
-def parser(documentation: str | None, width: int = 1, images: int = 64) -> argparse.ArgumentParser:
-    """A parser of the arguments that choose one network and its data.
+Option = tuple[tuple[str, ...], dict[str, Any]]
+
+
+def option(*names: str, **keys: Any) -> Option:
+    """An argument of a command, said as to `add_argument` of argparse."""
+    return names, keys
+
+
+BLOCK = option("--block", type=int, default=256, help="columns per strip (default: 256, as in the stage)")
+DEVICE = option("--device", choices=["auto", "cpu", "cuda"], default="auto")
+NORM = option("--norm", choices=["group", "none", "batch"], default="group")
+THREADS = option("--threads", type=int, help="threads (default: torch's)")
+
+
+def network(width: int, images: int) -> list[Option]:
+    """The arguments that choose one network and its data, with these defaults."""
+    return [
+        option("--width", type=int, default=width),
+        option("--images", type=int, default=images),
+        NORM,
+        option("--pixels", type=int, default=32, help="height and width of a random image (default: 32)"),
+    ]
+
+
+def benchmark(
+    documentation: str | None, *options: Option
+) -> Callable[[Callable[[argparse.Namespace], dict[str, Any]]], Callable[..., dict[str, Any]]]:
+    """Makes a benchmark a command, whose last line is what the benchmark returns, in JSON.
 
     Args:
         documentation: What the command does.
-        width: Default multiplier w.
-        images: Default N.
+        options: Its arguments.
 
     Returns:
-        The parser, to be given more arguments.
+        A decorator. The function it makes takes the words of the command, or None for those of the process.
     """
-    found = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--width", type=int, default=width)
-    found.add_argument("--images", type=int, default=images)
-    found.add_argument("--norm", choices=["group", "none", "batch"], default="group")
-    found.add_argument("--pixels", type=int, default=32, help="height and width of a random image (default: 32)")
-    return found
+
+    def decorate(run: Callable[[argparse.Namespace], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+        def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+            parser = argparse.ArgumentParser(
+                description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
+            )
+            for names, keys in options:
+                parser.add_argument(*names, **keys)
+            summary = run(parser.parse_args(argv))
+            print(json.dumps(summary))
+            return summary
+
+        return main
+
+    return decorate
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Machine and clocks
 
 
 def prepare(threads: int | None = None) -> None:

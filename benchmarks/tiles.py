@@ -9,9 +9,8 @@ rate of one large product of the same dtype, measured in the same run.
 """
 
 import argparse
-import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.setting import gemm_rate, machine, prepare, timed
+from benchmarks.setting import THREADS, benchmark, gemm_rate, machine, option, prepare, timed
 from quadscape.curvature.eigenbasis import StoredBasis
 from quadscape.curvature.eigensolver import basis_specs
 from quadscape.curvature.projections import Tile, displacements, overlap_tiles, project
@@ -113,22 +112,16 @@ class Sampled:
         return cls(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the benchmark.
-
-    Args:
-        argv: Arguments; None: those of the command.
-
-    Returns:
-        What the line of JSON says.
-    """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=6000, help="size of the bases (default: 6000)")
-    parser.add_argument("--rows", type=int, default=500, help="iterates of the trajectory (default: 500)")
-    parser.add_argument("--memory", type=int, help="MiB that tiles may take (default: the library's)")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--threads", type=int, help="threads (default: torch's)")
-    arguments = parser.parse_args(argv)
+@benchmark(
+    __doc__,
+    option("--n", type=int, default=6000, help="size of the bases (default: 6000)"),
+    option("--rows", type=int, default=500, help="iterates of the trajectory (default: 500)"),
+    option("--memory", type=int, help="MiB that tiles may take (default: the library's)"),
+    option("--device", default="cpu", help="cpu (default) or cuda"),
+    THREADS,
+)
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs the benchmark."""
     prepare(arguments.threads)
     n, rows = arguments.n, arguments.rows
     options = {"memory": arguments.memory and arguments.memory << 20, "device": arguments.device}
@@ -179,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             f"{name:12s} {row['dtype']:>8s} {row['seconds']:9.3f} {row['gflops']:9.1f} {row['share']:7.2f} "
             f"{row['read_gb']:8.3f} {row['error']:8.1e}"
         )
-    summary = {
+    return {
         "n": n,
         "rows": rows,
         "memory_mib": arguments.memory,
@@ -187,8 +180,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "products": products,
         **machine(arguments.device),
     }
-    print(json.dumps(summary))
-    return summary
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ nothing: it is run with a number that grows by a half until its residuals meet t
 runs counts.
 """
 
-import json
-from collections.abc import Callable, Sequence
+import argparse
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.peers import package_missing
-from benchmarks.setting import machine, parser, prepare, problem, random_data, timed
+from benchmarks.setting import THREADS, benchmark, machine, network, option, prepare, problem, random_data, timed
 from quadscape.curvature.matrix_free import CurvatureOperator, extreme_eigenpairs
 from quadscape.network.objective import Objective
 
@@ -62,20 +62,15 @@ def eigenthings(
         steps = min(objective.size, steps * 3 // 2)
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs the benchmark.
-
-    Args:
-        argv: Arguments; None: those of the command.
-
-    Returns:
-        What the line of JSON says.
-    """
-    options = parser(__doc__, width=1, images=64)
-    options.add_argument("--count", type=int, default=10, help="number of eigenpairs (default: 10)")
-    options.add_argument("--tolerance", type=float, default=1e-4, help="residual in units of λ₁ (default: 1e-4)")
-    options.add_argument("--threads", type=int, help="threads (default: torch's)")
-    arguments = options.parse_args(argv)
+@benchmark(
+    __doc__,
+    *network(width=1, images=64),
+    option("--count", type=int, default=10, help="number of eigenpairs (default: 10)"),
+    option("--tolerance", type=float, default=1e-4, help="residual in units of λ₁ (default: 1e-4)"),
+    THREADS,
+)
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs the benchmark."""
     prepare(arguments.threads)
     data = random_data(arguments.images, (3, arguments.pixels, arguments.pixels))
     objective, theta = problem(arguments.width, arguments.norm, torch.float32, data)
@@ -92,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     print(f"{'':20s} {'products':>9s} {'seconds':>9s} {'residual':>9s} {'largest':>11s}")
     for name, row in results.items():
         print(f"{name:20s} {row['products']:9d} {row['seconds']:9.2f} {row['residual']:9.1e} {row['largest']:11.6f}")
-    summary = {
+    return {
         "width": arguments.width,
         "images": arguments.images,
         "norm": arguments.norm,
@@ -102,8 +97,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "skipped": {} if reason is None else {"hessian_eigenthings": reason},
         **machine(),
     }
-    print(json.dumps(summary))
-    return summary
 
 
 if __name__ == "__main__":

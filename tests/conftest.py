@@ -14,6 +14,8 @@ from exports import KeptExports
 from fake_slurm import FakeSlurm
 from hypothesis import settings
 
+from tests.checkouts import Checkout
+
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
@@ -50,6 +52,23 @@ def place(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir=memory, prefix="quadscape-test-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def toy_server() -> None:
+    """Processes are forked from one that has imported the toy stage."""
+    from fork_server import start_server
+
+    start_server("toy_stage")
+
+
+@pytest.fixture
+def workers_end() -> Iterator[None]:
+    """No process of the toy stage outlives its test."""
+    from toy_stage import Worker
+
+    yield
+    Worker.end()
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +113,36 @@ def make_apart() -> Callable[..., None]:
 def made_results(made_once: MadeOnce, make_apart: Callable[..., None]) -> Path:
     """Where `make_results` has put its results; only to be read."""
     return made_once("results", make_apart)
+
+
+def _finish(path: Path) -> None:
+    checkout = Checkout(path)
+    checkout.configure()
+    code, output = checkout.snakemake()
+    assert code == 0, output
+
+
+@pytest.fixture(scope="session")
+def finished(made_once: MadeOnce) -> Checkout:
+    """The whole workflow, run once for all tests; only to be read, for others copy it at the same time."""
+    return Checkout.at(made_once("workflow", _finish))
+
+
+@pytest.fixture
+def checkout(finished: Checkout, tmp_path: Path) -> Checkout:
+    """A copy of the finished one, with all times as they are, for one test to change."""
+    return Checkout.at(Path(shutil.copytree(finished.path, tmp_path / "copy", symlinks=True)))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread of torch: small networks gain nothing from more, and lose much where other tests run beside."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Small networks and data that several test modules share."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from cases import write_random_data
 
 from quadscape.config.sections import CNN, MLP, Curvature, Linear, Model, ResNet9
 from quadscape.config.values import resolved
+from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.hessian import HessianShardTask, HessianTask
 from quadscape.curvature.shards import shard_directory, shard_name
 from quadscape.network.checkpoint import freeze_batch_norms
@@ -69,14 +71,27 @@ def scalar_problem() -> tuple[Objective, torch.Tensor]:
     return Objective(model, ParameterLayout.of(model), images, labels, "squared_error", 2), torch.tensor([0.3]).double()
 
 
+def mean_loss(objective: Objective, vector: torch.Tensor) -> torch.Tensor:
+    """The loss over all examples at once as a function of flat parameters."""
+    parameters = objective.layout.unflatten(vector)
+    return objective.chunk_loss(parameters, objective.images, objective.labels) / objective.count
+
+
 def dense_hessian(objective: Objective, theta: torch.Tensor) -> torch.Tensor:
     """The Hessian by torch.func.hessian of the flat mean loss over all examples at once: an independent reference."""
+    return torch.func.hessian(partial(mean_loss, objective))(theta)
 
-    def loss(vector: torch.Tensor) -> torch.Tensor:
-        parameters = objective.layout.unflatten(vector)
-        return objective.chunk_loss(parameters, objective.images, objective.labels) / objective.count
 
-    return torch.func.hessian(loss)(theta)
+def lower_triangle(engine: HessianEngine, size: int, block: int) -> torch.Tensor:
+    """All columns in strips, as the lower block triangle; zero above."""
+    result = torch.zeros(size, size, dtype=torch.float64)
+    for start in range(0, size, block):
+        stop = min(size, start + block)
+        columns = engine.columns(start, stop)
+        assert columns.shape == (size - start, stop - start)
+        assert columns.dtype == torch.float64
+        result[start:, start:stop] = columns
+    return result
 
 
 def relative_error(found: torch.Tensor, reference: torch.Tensor) -> float:

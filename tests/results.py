@@ -20,24 +20,9 @@ from quadscape.stage.protocol import Task
 from quadscape.stage.run import run_stage
 from quadscape.training.extraction import extract_checkpoint
 from quadscape.training.task import TrainingTask
+from tests.experiments import SMALL
 
 ITERATIONS = (0, 40)
-
-
-SMALL = {
-    "name": "small",
-    "data": {"source": "digits", "held_out": 0.8},
-    "model": {"factory": "mlp", "hidden": [3]},
-    "training": {
-        "iterations": 40,
-        "batch_size": 32,
-        "learning_rate": {"schedule": "constant", "value": 0.1},
-        "trajectory": {"stride": 5, "dense": 2},
-        "evaluate_every": 10,
-    },
-    "runs": [{"name": "a", "checkpoints": list(ITERATIONS)}],
-    "curvature": {"dtype": "float64"},
-}
 
 
 def small_experiment(**changes: object) -> Experiment:

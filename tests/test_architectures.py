@@ -9,6 +9,7 @@ import torch
 from architectures import ARCHITECTURES, REFUSED
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from problems import lower_triangle, mean_loss
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -18,18 +19,10 @@ from quadscape.errors import ModelError
 from quadscape.network.objective import Objective
 from quadscape.network.parameters import ParameterLayout, current_vector
 
-pytestmark = pytest.mark.usefixtures("kept_exports")
+pytestmark = pytest.mark.usefixtures("kept_exports", "one_thread")
 
 LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
 LOSSES = ("cross_entropy", "squared_error")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def objective_of(model, shape, classes, dtype, loss, count=7, chunk=4):
@@ -41,12 +34,6 @@ def objective_of(model, shape, classes, dtype, loss, count=7, chunk=4):
     theta += 0.05 * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
     layout = ParameterLayout.of(model)
     return Objective(model.to(dtype), layout, images.to(dtype), labels, loss, chunk), theta
-
-
-def mean_loss(objective, vector):
-    """The loss over all examples at once as a function of flat parameters."""
-    parameters = objective.layout.unflatten(vector)
-    return objective.chunk_loss(parameters, objective.images, objective.labels) / objective.count
 
 
 def dense_hessian(objective, theta):
@@ -69,20 +56,8 @@ def reference(name, loss):
     return dense_hessian(*objective_of(*ARCHITECTURES[name](), torch.float64, loss))
 
 
-def whole(engine, size, block):
-    """All columns, as the lower block triangle; zero above."""
-    result = torch.zeros(size, size, dtype=torch.float64)
-    for start in range(0, size, block):
-        stop = min(size, start + block)
-        columns = engine.columns(start, stop)
-        assert columns.shape == (size - start, stop - start)
-        assert columns.dtype == torch.float64
-        result[start:, start:stop] = columns
-    return result
-
-
 def block_triangle(matrix, block):
-    """What `whole` finds of a matrix."""
+    """What `lower_triangle` finds of a matrix."""
     strip = torch.arange(len(matrix)) // block
     return matrix * (strip[:, None] >= strip)
 
@@ -124,7 +99,7 @@ def test_double_precision(name, loss):
     norm = float(torch.linalg.norm(exact))
     engine = HessianEngine(objective, theta)
     block = {"cross_entropy": 64, "squared_error": size}[loss]
-    found = whole(engine, size, block)
+    found = lower_triangle(engine, size, block)
     expected = block_triangle(exact, block)
     assert_close(found, expected, 1e-10)
     for part in objective.layout.blocks:  # a small layer does not hide behind a large one
@@ -141,7 +116,7 @@ def test_single_precision(name, monkeypatch):
     for many in (1, 10**9) if convolves else (1,):  # one product for all columns, a convolution for each
         monkeypatch.setattr(affine, "_MANY_COLUMNS", many)
         monkeypatch.setattr(affine, "_PIECE", 17)
-        assert_close(whole(engine, objective.size, 64).tril(), exact.tril(), 1e-5)
+        assert_close(lower_triangle(engine, objective.size, 64).tril(), exact.tril(), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +127,7 @@ def test_narrow_blocks(name):
     exact = reference(name, "cross_entropy")
     norm = float(torch.linalg.norm(exact))
     engine = HessianEngine(objective, theta)
-    assert_close(whole(engine, objective.size, 7), block_triangle(exact, 7), 1e-10)
+    assert_close(lower_triangle(engine, objective.size, 7), block_triangle(exact, 7), 1e-10)
     for part in objective.layout.blocks:
         column = part.stop - 1
         assert_close(engine.columns(column, column + 1), exact[column:, column : column + 1], 1e-10, norm)
@@ -162,7 +137,7 @@ def test_narrow_blocks(name):
 @pytest.mark.parametrize("name", ["conv1d", "preactivation-resnet", "multihead-attention", "einsum", "recurrent"])
 def test_ragged_batches(name, count, chunk):
     objective, theta = objective_of(*ARCHITECTURES[name](), torch.float64, "cross_entropy", count, chunk)
-    found = whole(HessianEngine(objective, theta), objective.size, 64)
+    found = lower_triangle(HessianEngine(objective, theta), objective.size, 64)
     assert_close(found, block_triangle(dense_hessian(objective, theta), 64), 1e-10)
 
 
@@ -201,7 +176,7 @@ def check_convolution(layer, data):
         model = nn.Sequential(convolution, activation, nn.Flatten(), nn.Linear(features, 2))
     exact = dense_hessian(*objective_of(model, shape, 2, torch.float64, loss, count=5, chunk=3))
     objective, theta = objective_of(model, shape, 2, dtype, loss, count=5, chunk=3)
-    found = whole(HessianEngine(objective, theta), objective.size, 64)
+    found = lower_triangle(HessianEngine(objective, theta), objective.size, 64)
     assert_close(found.tril(), exact.tril(), LIMIT[dtype])
 
 

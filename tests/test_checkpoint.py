@@ -19,14 +19,9 @@ from quadscape.stage.run import run_stage
 from quadscape.training.task import TrainingTask
 from quadscape.training.trajectory import Trajectory
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CNN = {"factory": "cnn", "channels": [4, 8]}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    # Small networks gain nothing from more, and lose much where other tests run beside.
-    monkeypatch.setattr("quadscape.training.task.current_threads", lambda: 1)
-    monkeypatch.setattr("quadscape.training.extraction.current_threads", lambda: 1)
 
 
 @pytest.fixture(scope="module")

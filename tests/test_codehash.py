@@ -182,7 +182,7 @@ def hashes_of(python: str) -> dict[str, str] | None:
     """Hashes of every file of the package as another Python computes them; None when that one does not start."""
     package = Path(quadscape.__file__).parent
     program = (
-        "import json, sys; from pathlib import Path; from quadscape.codehash import source_hash\n"
+        "import json, sys; from pathlib import Path; from quadscape.provenance.source import source_hash\n"
         "files = sorted(Path(sys.argv[1]).rglob('*.py')) + [Path(sys.argv[2])]\n"
         "print(json.dumps({path.name: source_hash(path.read_text()) for path in files}))"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from test_finished_results import ARCHIVE
-from test_workflow import PER_CHECKPOINT, TINY, Checkout, checkout, finished  # ruff: ignore[unused-import]
+from test_workflow import PER_CHECKPOINT
 
 from quadscape.digests import canonical_digest
 from quadscape.planning.consistency import find_differences
@@ -21,15 +21,10 @@ from quadscape.results.places import Places
 from quadscape.results.sizes import Kept
 from quadscape.stage.purging import purge_stage
 from results import small_experiment
+from tests.checkouts import Checkout
+from tests.experiments import SMALL, TINY
 
-RUN = {"name": "a", "checkpoints": [0, 40]}
-TRAINING = {
-    "iterations": 40,
-    "batch_size": 32,
-    "learning_rate": {"schedule": "constant", "value": 0.1},
-    "trajectory": {"stride": 5, "dense": 2},
-    "evaluate_every": 10,
-}
+[RUN], TRAINING = SMALL["runs"], SMALL["training"]
 
 
 @pytest.fixture
@@ -236,12 +231,12 @@ def test_cleaning_keeps_what_snakemake_knows(tmp_path: Path) -> None:
 # The workflow
 
 
-def _forget(checkout: Checkout) -> None:  # ruff: ignore[redefined-while-unused]
+def _forget(checkout: Checkout) -> None:
     shutil.rmtree(checkout.path / ".snakemake")
 
 
 @pytest.mark.slow
-def test_without_its_memory_the_workflow_notices_another_seed(checkout: Checkout) -> None:  # ruff: ignore[redefined-while-unused]
+def test_without_its_memory_the_workflow_notices_another_seed(checkout: Checkout) -> None:
     _forget(checkout)
     assert not checkout.plan()
     checkout.configure(seed=1)

@@ -11,12 +11,9 @@ from quadscape.curvature import solver_plan
 from quadscape.curvature.divide_and_conquer import Tree, decompose_tridiagonal
 from quadscape.curvature.solver_plan import bounds, depth
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EPS = float(np.finfo("float64").eps)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def generator(seed=0):

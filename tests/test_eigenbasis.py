@@ -12,20 +12,12 @@ from quadscape.curvature.eigenbasis import Eigenbasis, EigenbasisTask
 from quadscape.curvature.hessian import HessianMatrix
 from quadscape.errors import VerificationError
 from quadscape.stage.run import run_stage
+from results import silent
 
-pytestmark = pytest.mark.usefixtures("kept_exports")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("kept_exports", "one_thread")
 
 
 EPS = {"float32": float(np.finfo("float32").eps), "float64": float(np.finfo("float64").eps)}
-
-
-def quiet(line):
-    pass
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -116,7 +108,7 @@ def test_an_interrupted_chain_resumes_bit_for_bit(network, finished, tmp_path):
     for _ in range(60):
         try:
             with forced(undisturbed["plan"]["solver"]):
-                run_stage(make(Interrupted), tmp_path / "eigenbasis", log=quiet)
+                run_stage(make(Interrupted), tmp_path / "eigenbasis", log=silent)
             break
         except KeyboardInterrupt:
             pass
@@ -144,7 +136,7 @@ def test_a_damaged_chunk_is_made_again_although_what_it_came_from_is_gone(finish
     chunk = min((directory / "store.zarr/eigenvectors/c/0").iterdir())
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
-    run_stage(tasks(directory.parent, dtype)(), directory, log=quiet)
+    run_stage(tasks(directory.parent, dtype)(), directory, log=silent)
     assert chunk.read_bytes() == whole
     assert (directory / "manifest.json").read_bytes() == before
 
@@ -160,7 +152,7 @@ def test_a_wrong_hessian_is_found_although_it_is_decomposed_correctly(network, t
 
     monkeypatch.setattr(HessianMatrix, "fill", lambda self, target: target.copy_(torch.from_numpy(wrong(self))))
     with pytest.raises(VerificationError, match=r"is .*, allowed is "):
-        run_stage(make(), tmp_path / "eigenbasis", log=quiet)
+        run_stage(make(), tmp_path / "eigenbasis", log=silent)
 
 
 class Scale(torch.nn.Module):
@@ -199,7 +191,7 @@ def make_constant(shape, classes):
 def test_degenerate_networks_pass_the_whole_chain(tmp_path, factory, size, dtype):
     write_checkpoint(tmp_path, Custom(factory=f"test_eigenbasis:{factory}"), (1, 4, 4))
     make = tasks(tmp_path, dtype)
-    run_stage(make(), tmp_path / "eigenbasis", log=quiet)
+    run_stage(make(), tmp_path / "eigenbasis", log=silent)
     basis = Eigenbasis(tmp_path / "eigenbasis")
     assert basis.size == size
     assert (basis.eigenvalues > 0).all() if size == 1 else (basis.eigenvalues == 0).all()
@@ -210,7 +202,7 @@ def test_degenerate_networks_pass_the_whole_chain(tmp_path, factory, size, dtype
 def test_a_network_with_a_large_null_space(tmp_path):
     write_checkpoint(tmp_path, MLP(factory="mlp", hidden=(12,)), (1, 8, 8), counts=(3, 3, 3))
     make = tasks(tmp_path)
-    run_stage(make(), tmp_path / "eigenbasis", log=quiet)
+    run_stage(make(), tmp_path / "eigenbasis", log=silent)
     basis = Eigenbasis(tmp_path / "eigenbasis")
     # Three examples: all curvature lies in few of the 819 directions, the others are numerically zero.
     assert basis.size == 819

@@ -18,13 +18,10 @@ from quadscape.curvature.tridiagonal_reduction import Reflectors, panels, reduce
 from quadscape.errors import StageError, VerificationError
 from quadscape.store import fill_value
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 EPS = {"float32": float(np.finfo("float32").eps), "float64": float(np.finfo("float64").eps)}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 class Memory:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from quadscape.cli import main
 from quadscape.measures import MEASURES
@@ -11,14 +12,8 @@ from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.problem import Problem
 from quadscape.stage.events import read_events
 from results import small_experiment
+from tests.experiments import SMALL
 
-SMALL = """
-name: small
-data: {source: digits, held_out: 0.8}
-model: {factory: mlp, hidden: [3]}
-training: {iterations: 40, batch_size: 32, learning_rate: {schedule: constant, value: 0.1}, evaluate_every: 10}
-runs: [{name: a, checkpoints: [0, 40]}]
-"""
 STAGES = ["training", "hessian_shard", "hessian", "gauss_newton", "eigenbasis"]
 # Of a Gauss–Newton matrix, which is not asked for.
 STAGES += [f"measure_{name}" for name in MEASURES if name != "parts"]
@@ -126,13 +121,14 @@ def test_totals_and_table() -> None:
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "small.yaml").write_text(SMALL)
+    text = yaml.safe_dump(SMALL)
+    (tmp_path / "small.yaml").write_text(text)
     assert main(["estimate", str(tmp_path / "small.yaml"), "--device", "cuda"]) == 0
     said = capsys.readouterr().out
     assert "235 parameters" in said
     for stage in STAGES:
         assert (stage in said) == (stage != "gauss_newton")
-    (tmp_path / "wrong.yaml").write_text(SMALL.replace("training:", "trainig:"))
+    (tmp_path / "wrong.yaml").write_text(text.replace("training:", "trainig:"))
     assert main(["estimate", str(tmp_path / "wrong.yaml")]) == 1
     error = capsys.readouterr().err
     assert "did you mean 'training'" in error

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_workflow import Checkout
 
 from quadscape.measures import MEASURES
 from quadscape.measures.earlier import earlier_tables, replaced_tables
@@ -23,6 +22,7 @@ from quadscape.results.verify import verify_results
 from quadscape.stage.finished import load_purged
 from quadscape.store import read_store
 from quadscape.tables import read_table
+from tests.checkouts import Checkout
 
 ARCHIVE = Path(__file__).with_name("data") / "results-21e0d71.tar.gz"
 # What is never to be computed again: data, training, checkpoints and curvature.

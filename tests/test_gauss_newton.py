@@ -31,13 +31,11 @@ from quadscape.network.objective import CheckpointObjectives, Objective
 from quadscape.network.parameters import ParameterLayout, current_vector
 from quadscape.results.verify import verify_results
 from quadscape.stage.run import run_stage
+from results import silent
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LIMIT = {torch.float64: 1e-13, torch.float32: 1e-5}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def explicit(objective, theta):
@@ -162,12 +160,8 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     paths = write_checkpoint(folder, CNN(factory="cnn", channels=(4, 8)), (1, 8, 8))
     run_hessian(folder / "hessian", *paths, CONFIG)
-    run_stage(GaussNewtonTask(*paths, CONFIG, "cpu"), folder / "gauss_newton", log=quiet)
+    run_stage(GaussNewtonTask(*paths, CONFIG, "cpu"), folder / "gauss_newton", log=silent)
     return folder
-
-
-def quiet(line):
-    pass
 
 
 def paths(folder):
@@ -195,7 +189,7 @@ def test_stored_parts_add_up(folder):
 
 def test_float32_parts_pass_their_checks(folder, tmp_path):
     config = Curvature(dtype="float32")
-    run_stage(GaussNewtonTask(*paths(folder), config, "cpu"), tmp_path / "gauss_newton", log=quiet)
+    run_stage(GaussNewtonTask(*paths(folder), config, "cpu"), tmp_path / "gauss_newton", log=silent)
     found, exact = GaussNewtonMatrix(tmp_path / "gauss_newton"), parts(folder)[1].dense()
     error = np.linalg.norm(found.dense("float64") - exact)
     assert 0 < error < 1e-5 * np.linalg.norm(exact)
@@ -211,10 +205,10 @@ class Interrupted(DiesAtEveryThirdUnit, GaussNewtonTask):
 def test_an_interrupted_stage_resumes_bit_for_bit(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(strips.UNIT_FLOPS, "cpu", 1.0)
     monkeypatch.setattr(gauss_newton, "_JACOBIAN_SHARE", 0.1)
-    run_stage(GaussNewtonTask(*paths(folder), CONFIG, "cpu"), tmp_path / "whole", log=quiet)
+    run_stage(GaussNewtonTask(*paths(folder), CONFIG, "cpu"), tmp_path / "whole", log=silent)
     for _ in range(30):
         try:
-            run_stage(Interrupted(*paths(folder), CONFIG, "cpu"), tmp_path / "gauss_newton", log=quiet)
+            run_stage(Interrupted(*paths(folder), CONFIG, "cpu"), tmp_path / "gauss_newton", log=silent)
             break
         except KeyboardInterrupt:
             pass
@@ -227,7 +221,7 @@ def test_an_interrupted_stage_resumes_bit_for_bit(folder, tmp_path, monkeypatch)
 
 
 def test_damage_is_named(folder, tmp_path):
-    run_stage(GaussNewtonTask(*paths(folder), CONFIG, "cpu"), tmp_path / "gauss_newton", log=quiet)
+    run_stage(GaussNewtonTask(*paths(folder), CONFIG, "cpu"), tmp_path / "gauss_newton", log=silent)
     victim = sorted(p for p in (tmp_path / "gauss_newton/store.zarr/matrix/c").rglob("*") if p.is_file())[1]
     content = bytearray(victim.read_bytes())
     content[len(content) // 3] ^= 1
@@ -247,7 +241,7 @@ def test_a_wrong_matrix_is_found(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(GaussNewtonEngine, "rows", wrong)
     with pytest.raises(VerificationError, match="The Gauss–Newton matrix failed its verification"):
-        run_stage(GaussNewtonTask(*paths(folder), CONFIG, "cpu"), tmp_path / "gauss_newton", log=quiet)
+        run_stage(GaussNewtonTask(*paths(folder), CONFIG, "cpu"), tmp_path / "gauss_newton", log=silent)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

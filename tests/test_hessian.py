@@ -12,6 +12,7 @@ from problems import (
     SMALL,
     DiesAtEveryThirdUnit,
     dense_hessian,
+    lower_triangle,
     problem,
     relative_error,
     run_hessian,
@@ -32,28 +33,17 @@ from quadscape.results.verify import verify_results
 from quadscape.stage.finished import open_stage
 from quadscape.stage.run import run_stage
 
-pytestmark = pytest.mark.usefixtures("kept_exports")
+pytestmark = pytest.mark.usefixtures("kept_exports", "one_thread")
 
 LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def whole(objective, theta, block=64):
     """The dense Hessian from the engine's lower triangle, mirrored."""
-    size = objective.size
-    result = torch.zeros(size, size, dtype=torch.float64)
-    engine = HessianEngine(objective, theta)
-    for start in range(0, size, block):
-        stop = min(size, start + block)
-        columns = engine.columns(start, stop)
-        assert columns.shape == (size - start, stop - start)
-        assert columns.dtype == torch.float64
-        result[start:, start:stop] = columns
-        result[start:stop, start:] = columns.T
+    result = lower_triangle(HessianEngine(objective, theta), objective.size, block)
+    for start in range(0, objective.size, block):
+        strip = slice(start, start + block)
+        result[strip, start:] = result[start:, strip].T.clone()
     return result
 
 

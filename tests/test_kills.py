@@ -30,22 +30,20 @@ from quadscape.stage.protocol import StageStore, Task
 from quadscape.stage.run import run_stage
 from quadscape.training.task import TrainingTask
 from results import extract
+from tests.experiments import on_digits, steps
 
 # Of each stage; the more, the longer.
 KILLS = [6, pytest.param(30, marks=pytest.mark.long)]
-EXPERIMENT = {
-    "data": {"source": "digits", "held_out": 0.9},
-    "model": {"factory": "cnn", "channels": [4, 4]},
-    "training": {
-        "iterations": 900,
-        "batch_size": 50,
-        "learning_rate": {"schedule": "steps", "value": 0.05, "milestones": [500]},
-        "trajectory": {"stride": 3, "dense": 9},
-        "evaluate_every": 100,
-    },
-    "runs": [{"name": "a", "checkpoints": [300, 900]}],
-    "curvature": {"dtype": "float32"},
-}
+EXPERIMENT = on_digits(
+    0.9,
+    {"factory": "cnn", "channels": [4, 4]},
+    [300, 900],
+    iterations=900,
+    batch_size=50,
+    learning_rate=steps(0.05, 500),
+    trajectory={"stride": 3, "dense": 9},
+    evaluate_every=100,
+) | {"curvature": {"dtype": "float32"}}
 
 
 def _task(stage: str, root: str) -> Task:

@@ -21,12 +21,9 @@ from quadscape.errors import ModelError, VerificationError
 from quadscape.network.objective import Objective
 from quadscape.network.parameters import ParameterLayout, current_vector
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LOSSES = ["cross_entropy", "squared_error"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 def dense_gauss_newton(objective: Objective, theta: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from quadscape.errors import QuadscapeError
 from quadscape.network.checkpoint import load_foreign
 from quadscape.network.models import build_model
 from quadscape.planning.experiment_file import load_experiment
+from tests.experiments import TINY
 
 
 def seeds(few: int, many: int) -> list[Any]:
@@ -48,23 +49,16 @@ def validate(file: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
 # Experiment files
 
 VALID: dict[str, Any] = {
-    "name": "tiny",
+    **TINY,
     "seed": 3,
     "device": "cpu",
-    "data": {"source": "digits", "held_out": 0.8, "validation": 0.5},
-    "model": {"factory": "mlp", "hidden": [3], "activation": "gelu"},
+    "data": {**TINY["data"], "validation": 0.5},
+    "model": {**TINY["model"], "activation": "gelu"},
     "loss": "cross_entropy",
-    "training": {
-        "iterations": 40,
-        "batch_size": 32,
-        "momentum": 0.9,
-        "learning_rate": {"schedule": "steps", "value": 0.1, "milestones": [30]},
-        "trajectory": {"stride": 5, "dense": 2},
-        "evaluate_every": 10,
-    },
-    "runs": [{"name": "a", "checkpoints": [0, 40]}, {"name": "b", "weight_decay": 0.1}],
+    "training": {**TINY["training"], "momentum": 0.9},
+    "runs": [*TINY["runs"], {"name": "b", "weight_decay": 0.1}],
     "curvature": {"dtype": "float64", "shards": 2},
-    "measures": {"line_search": {"directions": 6, "points": 21}, "density": {"vectors": 2, "steps": 8}},
+    "measures": {name: TINY["measures"][name] for name in ("line_search", "density")},
 }
 VALUES: list[Any] = [None, True, -1, 0, 10**9, 2**70, -0.5, 1e308, float("nan"), float("inf"), "", "x", "1", "é\u200b"]
 VALUES += [[], {}, [1, [2]], {"x": {"y": 1}}, [None], "nan", "{iteration}", "../..", "a/b", "\x7f", "name: x", 5e-324]

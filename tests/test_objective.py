@@ -1,29 +1,24 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from problems import SMALL, dense_hessian, problem, relative_error
+from problems import SMALL, dense_hessian, mean_loss, problem, relative_error
 
 from quadscape.errors import DataError
 from quadscape.network.objective import Objective, data_chunk
 from quadscape.network.parameters import ParameterLayout, current_vector
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
 def test_gradient_and_product_agree_with_autograd(name, loss):
     objective, theta = problem(*SMALL[name], loss=loss)
-
-    def mean_loss(vector):
-        parameters = objective.layout.unflatten(vector)
-        return objective.chunk_loss(parameters, objective.images, objective.labels) / objective.count
-
-    assert objective.loss(theta) == pytest.approx(float(mean_loss(theta)), rel=1e-14)
-    assert relative_error(objective.gradient(theta), torch.func.grad(mean_loss)(theta)) < 1e-13
+    assert objective.loss(theta) == pytest.approx(float(mean_loss(objective, theta)), rel=1e-14)
+    gradient = torch.func.grad(partial(mean_loss, objective))(theta)
+    assert relative_error(objective.gradient(theta), gradient) < 1e-13
     v = torch.randn(objective.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert relative_error(objective.hessian_product(theta, v), dense_hessian(objective, theta) @ v) < 1e-12
 

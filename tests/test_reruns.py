@@ -19,7 +19,7 @@ WITH_BASIS = {name for name, measure in MEASURES.items() if "eigenbasis" in meas
 # File, what is replaced by what in it, and the measures that are measured again for it.
 CHANGES: dict[str, tuple[str, str, str, set[str]]] = {
     "a constant of one measure": (
-        "measures/line_search/compute.py",
+        "measures/line_search/analysis.py",
         "CLUSTERING = 6.0",
         "CLUSTERING = 5.0",
         {"line_search"},
@@ -37,7 +37,7 @@ CHANGES: dict[str, tuple[str, str, str, set[str]]] = {
         OF_CHECKPOINTS,
     ),
     "the gradient, doubled": (
-        "objective.py",
+        "network/objective.py",
         "return self._mean(",
         "return 2 * self._mean(",
         NETWORK,
@@ -50,7 +50,7 @@ CHANGES: dict[str, tuple[str, str, str, set[str]]] = {
     ),
     "a default of a figure": ("figures/style.py", "DPI = ", "DPI = 2 * ", set()),
     "the word of an error": (
-        "data.py",
+        "data/sets.py",
         "raise DataError(",
         'raise DataError("Oh: " + ',
         set(),

@@ -1,8 +1,6 @@
 """What the workflow's head finds out and keeps: without torch, once, and never from what is no longer so."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_workflow import TINY, Checkout
 
 from quadscape.config.sections import CNN, MLP, Custom, Linear, ResNet9
 from quadscape.data.sources import describe
@@ -22,6 +19,8 @@ from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.problem import Problem
 from quadscape.results import sizes
 from quadscape.results.sizes import Kept, look_at_data, look_at_network
+from tests.checkouts import Checkout
+from tests.experiments import TINY
 
 HEAVY = ("torch", "torchvision", "scipy", "sklearn", "zarr", "matplotlib")
 HEAD = f"""
@@ -75,15 +74,9 @@ def test_what_no_tensor_can_be_is_refused() -> None:
 
 
 def dry_run(checkout: Checkout) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", HEAD, "-n", "-q", "all", "--cores", "1", "--configfile", "tiny.yaml"],
-        cwd=checkout.path,
-        env={**os.environ, "PYTHONPATH": str(checkout.path), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = [sys.executable, "-c", HEAD, "-n", "-q", "all", "--cores", "1", "--configfile", "tiny.yaml"]
+    code, output = checkout.run(*command)
+    assert code == 0, output
 
 
 def test_the_head_imports_nothing_heavy(tmp_path: Path) -> None:

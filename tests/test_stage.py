@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from fork_server import start_server
-from toy_stage import FLAWS, Toy, Worker, compete, finished, run
+from toy_stage import FLAWS, PATIENT, QUICK, Toy, Worker, compete, finished, run, silent, stopped_in, wait_for
 
 import quadscape
 from quadscape.errors import DeviceMemoryError, FencedError, RoundingError, StageError, StoreError, VerificationError
@@ -31,23 +29,7 @@ from quadscape.stage.lock import Lock, present_owner
 from quadscape.stage.protocol import Needs
 from quadscape.stage.run import run_stage
 
-QUICK = {"heartbeat": 0.05, "stale_after": 0.5}
-PATIENT = {"heartbeat": 0.05, "stale_after": 60.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> None:
-    start_server("toy_stage")
-
-
-@pytest.fixture(autouse=True)
-def workers_end() -> Iterator[None]:
-    yield
-    Worker.end()
-
-
-def silent(_: str) -> None:
-    return None
+pytestmark = pytest.mark.usefixtures("toy_server", "workers_end")
 
 
 def complete(directory: Path, protocol: dict[str, Any] | None = None, **task: Any) -> list[str]:
@@ -103,16 +85,6 @@ def assert_undisturbed(directory: Path, undisturbed: tuple[dict[str, np.ndarray]
 
 def journal_lines(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line.partition(" ")[2]) for line in (directory / "journal").read_text().splitlines()]
-
-
-def wait_for(condition: Callable[[], Any], limit: float = 60.0) -> Any:
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.005)
-    raise TimeoutError
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -215,10 +187,7 @@ CHUNKS = ["rows/c/1/0", "triangle/c/4/1", "count/c/3"]
 
 def interrupted(directory: Path, unit: int = 4) -> None:
     """Leaves a stage that was killed while it computed that unit."""
-    mark = directory.parent / f"mark.{uuid.uuid4().hex}"
-    worker = run(directory, {"stop_in": unit, "mark": str(mark)}, PATIENT)
-    wait_for(Path(f"{mark}.{unit}").exists)
-    worker.kill()
+    stopped_in(directory, unit).kill()
     assert not (directory / "manifest.json").exists()
 
 
@@ -248,9 +217,7 @@ def test_damaged_chunks(place: Path, undisturbed: Any, damage: str, when: str) -
 def test_damage_takes_the_manifest_away_until_it_is_healed(place: Path, undisturbed: Any) -> None:
     complete(place / "toy")
     flip(place / "toy/store.zarr" / CHUNKS[0])
-    mark = place / "mark"
-    worker = run(place / "toy", {"stop_in": 1, "mark": str(mark)}, PATIENT)
-    wait_for(Path(f"{mark}.1").exists)
+    worker = stopped_in(place / "toy", 1)
     assert not (place / "toy/manifest.json").exists()
     with pytest.raises(StoreError, match="no finished stage"):
         open_stage(place / "toy")
@@ -314,9 +281,7 @@ def test_damaged_journal(place: Path, undisturbed: Any, damage: str, when: str) 
 
 
 def test_journal_deleted_while_at_work(place: Path, undisturbed: Any) -> None:
-    mark = place / "mark"
-    worker = run(place / "toy", {"stop_in": 3, "mark": str(mark)}, PATIENT)
-    wait_for(Path(f"{mark}.3").exists)
+    worker = stopped_in(place / "toy", 3)
     (place / "toy/journal").unlink()
     worker.signal(signal.SIGCONT)
     outcome = worker.outcome()
@@ -329,9 +294,7 @@ def test_journal_deleted_while_at_work(place: Path, undisturbed: Any) -> None:
 
 
 def test_chunk_damaged_while_at_work(place: Path, undisturbed: Any) -> None:
-    mark = place / "mark"
-    worker = run(place / "toy", {"stop_in": 3, "mark": str(mark)}, PATIENT)
-    wait_for(Path(f"{mark}.3").exists)
+    worker = stopped_in(place / "toy", 3)
     zero(place / "toy/store.zarr/triangle/c/1/1")
     worker.signal(signal.SIGCONT)
     outcome = worker.outcome()
@@ -606,9 +569,7 @@ def test_units_must_write_whole_files_of_their_own(place: Path, undisturbed: Any
 
 
 def test_second_process_waits_and_finds_it_complete(place: Path, undisturbed: Any) -> None:
-    mark = place / "mark"
-    first = run(place / "toy", {"stop_in": 2, "mark": str(mark)}, PATIENT)
-    wait_for(Path(f"{mark}.2").exists)
+    first = stopped_in(place / "toy", 2)
     second = run(place / "toy", {"mark": str(place / "second")}, PATIENT)
     assert second.receive() == ("ready", "")
     assert "Waiting: " in second.receive()[1]
@@ -621,9 +582,7 @@ def test_second_process_waits_and_finds_it_complete(place: Path, undisturbed: An
 
 
 def test_heartbeat_ends_with_its_owner(place: Path) -> None:
-    mark = place / "mark"
-    worker = run(place / "toy", {"stop_in": 2, "mark": str(mark)}, {"heartbeat": 3600.0, "stale_after": 7200.0})
-    wait_for(Path(f"{mark}.2").exists)
+    worker = stopped_in(place / "toy", 2, {"heartbeat": 3600.0, "stale_after": 7200.0})
     (beating,) = psutil.Process(worker.process.pid).children()
     worker.kill()
     # At once, not only at its next beat.
@@ -633,7 +592,7 @@ def test_heartbeat_ends_with_its_owner(place: Path) -> None:
 def test_owner_that_holds_the_interpreter_keeps_the_stage(place: Path) -> None:
     """A heartbeat of a thread would stand still during one long call of LAPACK."""
     command = (
-        "import ctypes, sys; from pathlib import Path; from quadscape.stage import Lock\n"
+        "import ctypes, sys; from pathlib import Path; from quadscape.stage.lock import Lock\n"
         "lock = Lock(Path(sys.argv[1]), 0.05, 0.5); lock.acquire(print, lambda *a, **k: None)\n"
         "print('held', flush=True); ctypes.PyDLL(None).usleep(1_500_000); print(lock.is_mine(), flush=True)"
     )
@@ -652,9 +611,7 @@ def test_owner_that_holds_the_interpreter_keeps_the_stage(place: Path) -> None:
 
 
 def test_stopped_owner_is_fenced(place: Path, undisturbed: Any) -> None:
-    mark = place / "mark"
-    first = run(place / "toy", {"stop_in": 2, "mark": str(mark)}, QUICK)
-    wait_for(Path(f"{mark}.2").exists)
+    first = stopped_in(place / "toy", 2, QUICK)
     second = run(place / "toy", {}, QUICK)
     assert second.outcome() == ("done", "")
     assert any("Took over from" in line for line in second.log)
@@ -726,9 +683,7 @@ def test_stopped_waiter_does_not_take_over_when_it_wakes(place: Path, undisturbe
 
 def test_owner_elsewhere_is_judged_by_its_heartbeat_only(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another host: another machine identity, and on NFS another device number for the same directory."""
-    mark = place / "mark"
-    first = run(place / "toy", {"stop_in": 2, "mark": str(mark)}, QUICK)
-    wait_for(Path(f"{mark}.2").exists)
+    first = stopped_in(place / "toy", 2, QUICK)
     monkeypatch.setattr(lock_module, "this_machine", lambda: ["elsewhere", "", ""])
     owner = present_owner(place / "toy")
     assert owner is not None
@@ -761,9 +716,7 @@ def test_contenders_one_owner(place: Path, repetitions: int) -> None:
 def test_contenders_for_a_stopped_owner(place: Path, undisturbed: Any, repetitions: int) -> None:
     for repetition in range(repetitions):
         directory = place / str(repetition)
-        mark = place / f"mark.{repetition}"
-        stopped = run(directory, {"stop_in": 2, "mark": str(mark)}, QUICK)
-        wait_for(Path(f"{mark}.2").exists)
+        stopped = stopped_in(directory, 2, QUICK)
         contenders = [run(directory, {}, {"heartbeat": 0.02, "stale_after": 0.1}) for _ in range(3)]
         assert [contender.outcome() for contender in contenders] == [("done", "")] * 3
         events = [event["event"] for event in read_events(directory)]
@@ -936,9 +889,7 @@ def test_copied_directory(place: Path, undisturbed: Any) -> None:
     shutil.rmtree(place / "done")
     complete(place / "done copy")
     assert_undisturbed(place / "done copy", undisturbed)
-    mark = place / "mark"
-    original = run(place / "toy", {"stop_in": 2, "mark": str(mark)}, PATIENT)
-    wait_for(Path(f"{mark}.2").exists)
+    original = stopped_in(place / "toy", 2)
     subprocess.run(["cp", "-a", str(place / "toy"), str(place / "copy")], check=True)
     complete(place / "copy")
     original.signal(signal.SIGCONT)
@@ -967,9 +918,7 @@ def test_moved_directory(place: Path, undisturbed: Any) -> None:
     (place / "done").rename(place / "done moved")
     complete(place / "done moved")
     assert_undisturbed(place / "done moved", undisturbed)
-    mark = place / "mark"
-    owner = run(place / "toy", {"stop_in": 2, "mark": str(mark)}, QUICK)
-    wait_for(Path(f"{mark}.2").exists)
+    owner = stopped_in(place / "toy", 2, QUICK)
     (place / "toy").rename(place / "moved")
     owner.signal(signal.SIGCONT)
     outcome = owner.outcome()

@@ -4,12 +4,11 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_stage import Toy, Worker, run
+from toy_stage import Toy, silent, stopped_in
 
 from quadscape.cli import main
 from quadscape.errors import StageError, StoreError, VerificationError
@@ -17,27 +16,7 @@ from quadscape.results.status import StageStatus, find_stages, format_status, st
 from quadscape.stage.lock import Lock
 from quadscape.stage.run import run_stage
 
-LIMIT = 60.0
-
-
-@pytest.fixture(autouse=True)
-def workers_end() -> Iterator[None]:
-    yield
-    Worker.end()
-
-
-def silent(_: str) -> None:
-    return None
-
-
-def stopped_in(directory: Path, unit: int, **task: Any) -> Worker:
-    """A toy stage whose owner lives, and has come to that unit."""
-    mark = directory.parent / f"mark-{directory.name}"
-    worker = run(directory, {"stop_in": unit, "mark": str(mark), **task}, {"heartbeat": 0.05, "stale_after": 60.0})
-    end = time.monotonic() + LIMIT
-    while not Path(f"{mark}.{unit}").exists() and time.monotonic() < end:
-        time.sleep(0.005)
-    return worker
+pytestmark = pytest.mark.usefixtures("workers_end")
 
 
 def write_events(directory: Path, *events: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 import pytest
 from fake_slurm import FakeSlurm
-from test_workflow import Checkout
 
 from quadscape.cli import main
 from quadscape.cluster import controller, slurm
@@ -24,6 +23,7 @@ from quadscape.cluster.heads import PLACE, process_record, write_json
 from quadscape.cluster.submission import read_profile, submit
 from quadscape.errors import ClusterError
 from quadscape.stage.lock import present_owner
+from tests.checkouts import Checkout
 
 LIMIT = 180.0
 
@@ -275,16 +275,7 @@ class Local:
         )
 
     def quadscape(self, *arguments: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "quadscape.cli", *arguments],
-            cwd=self.path,
-            env={**os.environ, "PYTHONPATH": str(self.path), "PYTHONDONTWRITEBYTECODE": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=60,
-        )
-        return done.returncode, done.stdout
+        return self.checkout.run(sys.executable, "-m", "quadscape.cli", *arguments, timeout=60)
 
     def submit(self) -> int:
         """The number that the user is told."""
@@ -387,32 +378,20 @@ def test_a_locked_directory_says_what_to_do(tmp_path: Path) -> None:
     checkout.configure()
     target = "results/tiny/data.zarr/zarr.json"
     command = [sys.executable, "-m", "snakemake", target, "--cores", "1", "--configfile", "tiny.yaml"]
-    environment = {**os.environ, "PYTHONPATH": str(checkout.path), "PYTHONDONTWRITEBYTECODE": "1"}
-
-    def run(*more: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [*command, *more],
-            cwd=checkout.path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        return done.returncode, done.stdout
 
     # What the job makes does not matter here.
     script, text = checkout.path / "workflow_scripts/prepare_data.py", "open(snakemake.output[0], 'w').close()\n"
     script.write_text("import time\ntime.sleep(300)\n" + text)
-    child = subprocess.Popen(command, cwd=checkout.path, env=environment, start_new_session=True)
+    child = subprocess.Popen(command, cwd=checkout.path, env=checkout.environment, start_new_session=True)
     record = checkout.path / PLACE / "head.json"
     wait_until(record.exists, "the head had begun")
-    code, output = run()
+    code, output = checkout.run(*command)
     assert code == 1
     assert f"Another snakemake (process {child.pid} on {socket.gethostname()}) is at work in this directory" in output
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     script.write_text(text)
-    code, output = run()
+    code, output = checkout.run(*command)
     assert code == 1
     assert (
         f"The last snakemake in this directory (process {child.pid} on {socket.gethostname()}) was killed and has left "
@@ -420,7 +399,7 @@ def test_a_locked_directory_says_what_to_do(tmp_path: Path) -> None:
     ) in output
     assert "--unlock argument" not in output
     for arguments in (["-n"], ["--nolock", "--rerun-incomplete"]):
-        code, output = run(*arguments)
+        code, output = checkout.run(*command, *arguments)
         assert code == 0, output
         assert "quadscape submit" not in output
     assert json.loads(record.read_text())["state"] == "finished"

@@ -7,15 +7,12 @@ import random
 import shutil
 import signal
 import time
-import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_stage import server as server  # a fixture
-from toy_stage import Toy, Worker, finished, run
+from toy_stage import PATIENT, Toy, Worker, finished, run, stopped_in
 
 from quadscape.errors import StageError
 from quadscape.results.purge import find_removable, purge
@@ -28,14 +25,9 @@ from quadscape.stage.purging import purge_stage
 from quadscape.stage.run import run_stage
 from quadscape.stage.superseded import changes, superseded_directory
 
-PATIENT = {"heartbeat": 0.05, "stale_after": 60.0}
+pytestmark = pytest.mark.usefixtures("toy_server", "workers_end")
+
 PIECES = {"manifest.json", "journal", "store.zarr", "events.jsonl"}
-
-
-@pytest.fixture(autouse=True)
-def workers_end() -> Iterator[None]:
-    yield
-    Worker.end()
 
 
 @pytest.fixture(scope="module")
@@ -80,22 +72,9 @@ def assert_clean(directory: Path) -> None:
     assert [path.name for path in owner.iterdir()] == ["owner"]
 
 
-def stopped_in(directory: Path, seed: int, unit: int = 3) -> Worker:
-    """A stage whose owner is stopped while it computes that unit."""
-    mark = directory.parent / f"mark.{uuid.uuid4().hex}"
-    worker = run(directory, {"seed": seed, "stop_in": unit, "mark": str(mark)}, PATIENT)
-    end = time.monotonic() + 60
-    while not Path(f"{mark}.{unit}").exists():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    for path in directory.parent.glob("mark.*"):
-        path.unlink()
-    return worker
-
-
 def interrupted(directory: Path, seed: int) -> None:
     """Leaves a stage that was killed in the middle."""
-    stopped_in(directory, seed).kill()
+    stopped_in(directory, 3, seed=seed).kill()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,7 +220,7 @@ def test_a_linked_stage_keeps_its_disk(tmp_path: Path, place: Path, manifests: d
 def test_one_who_waits_gets_its_result_back(place: Path, manifests: dict[int, bytes]) -> None:
     toy = place / "toy"
     complete(toy, 1)
-    first = stopped_in(toy, 2)
+    first = stopped_in(toy, 3, seed=2)
     second = run(toy, {"seed": 1}, PATIENT)
     assert second.receive() == ("ready", "")
     assert "Waiting" in second.receive()[1]
@@ -527,7 +506,7 @@ def test_purge_removes_it_first_and_whole(place: Path) -> None:
         path.stat().st_size for path in (place / "a.superseded").rglob("*") if path.is_file()
     )
     # While another process is at work in the stage, too.
-    worker = stopped_in(place / "a", 3)
+    worker = stopped_in(place / "a", 3, seed=3)
     for item in find_removable(place):
         purge(item, lambda _: None)
     worker.signal(signal.SIGCONT)

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_workflow import TINY, Checkout
 from toy_stage import Toy
 
 from quadscape.cli import main
@@ -24,9 +23,8 @@ from quadscape.numerics import apply_numerics
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.problem import MOST_PARAMETERS, Problem, check_places
 from quadscape.stage.run import run_stage
-from results import SMALL
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.checkouts import ROOT, Checkout
+from tests.experiments import SMALL, TINY
 
 
 def command(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -148,19 +146,13 @@ def test_the_repository_may_lie_in_a_folder_of_any_name(name: str, made_results:
     library = checkout.path / ".venv/lib" / packages.parent.name
     library.mkdir(parents=True)
     (library / "site-packages").symlink_to(packages)
-    done = subprocess.run(
-        [
-            *(str(checkout.path / ".venv/bin/python"), "-m", "snakemake", "results/small/figures/spectrum.svg"),
-            *("--profile", "profiles/local", "--cores", "1", "--configfile", "tiny.yaml"),
-        ],
-        cwd=checkout.path,
-        env={**os.environ, "PYTHONPATH": str(checkout.path), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
+    code, output = checkout.run(
+        *(str(checkout.path / ".venv/bin/python"), "-m", "snakemake", "results/small/figures/spectrum.svg"),
+        *("--profile", "profiles/local", "--cores", "1", "--configfile", "tiny.yaml"),
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert code == 0, output
     assert (checkout.path / "results/small/figures/spectrum.svg").exists()
-    jobs = set(re.findall(r"rule (\w+):", done.stdout + done.stderr))
+    jobs = set(re.findall(r"rule (\w+):", output))
     assert jobs == {"draw_figure"}, "the cheapest job is enough"
 
 

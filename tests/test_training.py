@@ -21,6 +21,8 @@ from quadscape.training.steps import learning_rate
 from quadscape.training.task import TrainingTask
 from quadscape.training.trajectory import Trajectory
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LINEAR = Linear(factory="linear")
 LAYOUT_ARRAYS = ("theta", "loss", "learning_rate", "gradient_norm", "batch", "evaluation")
 
@@ -51,12 +53,6 @@ def make_run(**keys):
 def train(path, run, data, model=LINEAR, seed=0, loss="squared_error", task=ShortUnits):
     manifest = run_stage(task(run, seed, model, loss, data, "cpu"), path, log=lambda text: None)
     return manifest, Trajectory.open(path)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    # Small networks gain nothing from more, and lose much where other tests run beside.
-    monkeypatch.setattr("quadscape.training.task.current_threads", lambda: 1)
 
 
 @pytest.fixture(scope="module")

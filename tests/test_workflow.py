@@ -9,123 +9,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
-import yaml
 
 from quadscape.measures import MEASURES
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.problem import Problem
 from quadscape.planning.targets import Targets, measure_rules
-
-ROOT = Path(__file__).resolve().parents[1]
-PROJECT = [
-    "Snakefile",
-    "config.yaml",
-    "rules",
-    "workflow_scripts",
-    "quadscape",
-    "profiles",
-    "experiments",
-    "envs",
-    "docs",
-]
-TINY: dict[str, Any] = {
-    "name": "tiny",
-    "data": {"source": "digits", "held_out": 0.8},
-    "model": {"factory": "mlp", "hidden": [3]},
-    "training": {
-        "iterations": 40,
-        "batch_size": 32,
-        "learning_rate": {"schedule": "steps", "value": 0.1, "milestones": [30]},
-        "trajectory": {"stride": 5, "dense": 2},
-        "evaluate_every": 10,
-    },
-    "runs": [{"name": "a", "checkpoints": [0, 40]}],
-    "measures": {
-        "line_search": {"directions": 6, "points": 21},
-        "overlap": {"bands": 8},
-        "density": {"vectors": 2, "steps": 8},
-    },
-}
-
-
-class Checkout:
-    """A copy of the project, with an experiment file, in which commands are run."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        for name in PROJECT:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, path / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                path.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, path / name)
-
-    def configure(self, **changes: Any) -> None:
-        (self.path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **changes}))
-
-    def start(self, *arguments: str, profile: str = "profiles/local") -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "snakemake", *arguments, "--profile", profile, "--configfile", "tiny.yaml"]
-        return subprocess.Popen(
-            [*command, *(["--cores", "2"] if profile == "profiles/local" else [])],
-            cwd=self.path,
-            env={**os.environ, "PYTHONPATH": str(self.path), "PYTHONDONTWRITEBYTECODE": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
-    def snakemake(self, *arguments: str, profile: str = "profiles/local") -> tuple[int, str]:
-        """Exit code and output."""
-        child = self.start(*arguments, profile=profile)
-        output, _ = child.communicate(timeout=600)
-        return child.returncode, output
-
-    def plan(self, *targets: str) -> Counter[str]:
-        """Rules that a dry run lists, with counts."""
-        code, self.listing = self.snakemake("-n", *targets)
-        assert code == 0, self.listing
-        listed = Counter(re.findall(r"^ *(?:local)?rule (\w+):", self.listing, flags=re.MULTILINE))
-        del listed["all"]
-        return listed
-
-    def figures(self) -> set[str]:
-        """Figures that the last dry run lists."""
-        return set(re.findall(r"wildcards: figure=(\w+)", self.listing))
-
-
-def _finish(path: Path) -> None:
-    checkout = Checkout(path)
-    checkout.configure()
-    code, output = checkout.snakemake()
-    assert code == 0, output
-
-
-def _at(path: Path) -> Checkout:
-    """The checkout that lies there."""
-    checkout = object.__new__(Checkout)
-    checkout.path = path
-    return checkout
-
-
-@pytest.fixture(scope="session")
-def finished(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Checkout:
-    """The whole workflow, run once for all tests; only to be read, for others copy it at the same time."""
-    return _at(made_once("workflow", _finish))
-
-
-@pytest.fixture
-def checkout(finished: Checkout, tmp_path: Path) -> Checkout:
-    """A copy of the finished one, with all times as they are, for one test to change."""
-    return _at(Path(shutil.copytree(finished.path, tmp_path / "copy", symlinks=True)))
+from tests.checkouts import ROOT, Checkout
+from tests.experiments import TINY
 
 
 def _content(checkout: Checkout) -> dict[str, bytes]:
@@ -199,7 +95,7 @@ def test_killed_with_all_its_jobs_the_same_command_goes_on(
     checkout.configure()
     chance, kills = random.Random(1), 0
     while kills < most:
-        child = checkout.start(*targets)
+        child = checkout.begin(*checkout.command(*targets))
         kills += _kill(child, chance.randint(1, jobs), chance.uniform(0, 1))
         if child.returncode != -signal.SIGKILL:  # it ended before
             break
@@ -291,7 +187,7 @@ def test_a_changed_figure_is_drawn_again(checkout: Checkout) -> None:
 
 @pytest.mark.slow
 def test_a_changed_measure_is_measured_again(checkout: Checkout) -> None:
-    path = checkout.path / "quadscape/measures/line_search/compute.py"
+    path = checkout.path / "quadscape/measures/line_search/analysis.py"
     path.write_text(path.read_text().replace("CLUSTERING = 6.0", "CLUSTERING = 5.0"))
     assert checkout.plan() == Counter(measure_line_search=2, draw_figure=2, write_findings=1)
     assert checkout.figures() == {"line_searches", "quadratic_radius"}
@@ -330,15 +226,9 @@ def test_another_number_of_shards_computes_the_same(checkout: Checkout) -> None:
     assert {path.name for path in (results / "hessian_shards").iterdir()} == {"1-of-1", "1-of-2", "2-of-2"}
     assert {path: path.read_bytes() for path in bases} == bases
     assert '"event": "unit"' not in (results / "eigenbasis/events.jsonl").read_text().rpartition('"event": "start"')[2]
-    status = subprocess.run(
-        [sys.executable, "-m", "quadscape.cli", "status", "results"],
-        cwd=checkout.path,
-        env={**os.environ, "PYTHONPATH": str(checkout.path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert len(re.findall(r"checkpoints/40/hessian_shards/\d-of-2 +complete", status.stdout)) == 2
+    code, status = checkout.run(sys.executable, "-m", "quadscape.cli", "status", "results")
+    assert code == 0, status
+    assert len(re.findall(r"checkpoints/40/hessian_shards/\d-of-2 +complete", status)) == 2
     # It keeps these when others are asked for, and is made of as many when it must be made again.
     checkout.configure(curvature={"shards": 1})
     assert not {"compute_hessian_shard", "compute_hessian", "compute_eigenbasis"} & set(checkout.plan())

@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
+from problems import relative_error
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo import REFUSED, ZOO
@@ -17,19 +18,11 @@ from quadscape.network.models import cast
 from quadscape.network.objective import Objective
 from quadscape.network.parameters import ParameterLayout, assign_vector, current_vector
 
-pytestmark = pytest.mark.usefixtures("kept_exports")
+pytestmark = pytest.mark.usefixtures("kept_exports", "one_thread")
 
 LIMIT = 1e-10
 NAMES = [pytest.param(name, id=name, marks=[pytest.mark.long] if animal.long else []) for name, animal in ZOO.items()]
 ACCEPTED = [name for name in NAMES if name.values[0] not in REFUSED]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def problem(name):
@@ -98,10 +91,6 @@ class Reference:
 
     def column(self, index):
         return self._of(self.gradient[index], retain_graph=True)
-
-
-def relative_error(found, expected):
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("name", ACCEPTED)

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import time
+import uuid
+from collections.abc import Callable
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +26,8 @@ from quadscape.stage.run import run_stage
 from quadscape.store import ArraySpec, fill_value
 
 STEP = 4
+QUICK = {"heartbeat": 0.05, "stale_after": 0.5}
+PATIENT = {"heartbeat": 0.05, "stale_after": 60.0}
 
 # Reading them takes longer than a unit; what a server of workers has read once, each of them has.
 stage_run.installed_version = cache(stage_run.installed_version)
@@ -304,6 +308,30 @@ def run(directory: Path, task: Options | None = None, protocol: Options | None =
     """Starts the toy stage in a process of its own."""
 
     return Worker(_Call(work, hooks), str(directory), task or {}, protocol or {})
+
+
+def silent(_: str) -> None:
+    return None
+
+
+def stopped_in(directory: Path, unit: int, protocol: Options | None = None, **task: Any) -> Worker:
+    """The toy stage in a process of its own, which is stopped while it computes that unit."""
+    mark = directory.parent / f"mark.{uuid.uuid4().hex}"
+    worker = run(directory, {"stop_in": unit, "mark": str(mark), **task}, protocol or PATIENT)
+    wait_for(Path(f"{mark}.{unit}").exists)
+    for path in directory.parent.glob(f"{mark.name}.*"):
+        path.unlink()
+    return worker
+
+
+def wait_for(condition: Callable[[], Any], limit: float = 60.0) -> Any:
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.005)
+    raise TimeoutError
 
 
 class _Call:

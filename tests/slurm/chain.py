@@ -21,23 +21,24 @@ import zarr
 
 from quadscape.stage.events import read_events
 from quadscape.stage.finished import open_stage
+from tests.checkouts import ROOT, Checkout
+from tests.experiments import on_digits, steps
 from tests.slurm.cluster import Slot, show_job
-from tests.test_workflow import ROOT, Checkout
 
 RUN = "results/tiny/runs/a"
 CHECKPOINT = f"{RUN}/checkpoints/256"
 EXPERIMENT: dict[str, Any] = {
     "device": "cpu",  # the GPUs are fake
-    "data": {"source": "digits", "held_out": 0.3},
-    "model": {"factory": "cnn", "channels": [4, 8]},
-    "training": {
-        "iterations": 6144,
-        "batch_size": 32,
-        "learning_rate": {"schedule": "steps", "value": 0.05, "milestones": [3000]},
-        "trajectory": {"stride": 64, "dense": 2},
-        "evaluate_every": 512,
-    },
-    "runs": [{"name": "a", "checkpoints": [256]}],
+    **on_digits(
+        0.3,
+        {"factory": "cnn", "channels": [4, 8]},
+        [256],
+        iterations=6144,
+        batch_size=32,
+        learning_rate=steps(0.05, 3000),
+        trajectory={"stride": 64, "dense": 2},
+        evaluate_every=512,
+    ),
 }
 
 
@@ -232,8 +233,7 @@ class Prepared:
     def copy(self, path: Path, chain: Chain) -> ClusterCheckout:
         """A checkout in which one chain is yet to be computed."""
         shutil.copytree(self.checkout.path, path, symlinks=True)
-        copy = object.__new__(ClusterCheckout)
-        copy.path = path
+        copy = ClusterCheckout.at(path)
         for stage in chain.stages:
             shutil.rmtree(path / stage)
         shutil.rmtree(path / "logs", ignore_errors=True)

@@ -23,10 +23,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from tests.checkouts import ROOT
 from tests.slurm.chain import CHAINS, TRAINING, Prepared
 from tests.slurm.cluster import CPUS, GRACE, KILL_WAIT, NODE_TIMEOUT, UnavailableError, ask, running
 from tests.slurm.events import EVENTS, LONGEST, ImpossibleError, Pool, Record
-from tests.test_workflow import ROOT
 
 
 @dataclass
