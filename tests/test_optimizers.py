@@ -11,12 +11,13 @@ from test_training import Interrupted, make_run, train
 from quadscape.config.sections import CNN, METHODS, Adam, AdamW, Exponential, RMSProp, Training
 from quadscape.config.values import resolved
 from quadscape.data.sets import DataSet
-from quadscape.errors import ConfigError, StageError
+from quadscape.errors import ConfigError, StageError, StoreError
 from quadscape.network.losses import example_losses
 from quadscape.network.models import build_model
 from quadscape.network.parameters import ParameterLayout, assign_vector, current_vector
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.training.batches import Batches
+from quadscape.training.replay import replay
 from quadscape.training.steps import learning_rate
 
 STEPS, RATE, DECAY = 70, 0.02, 1e-2
@@ -199,6 +200,25 @@ def test_resumed_runs_are_bitwise_the_undisturbed_ones(name, batch, data, tmp_pa
     assert whole.stage.digest == pieces.stage.digest
     kept = {path.name for path in (tmp_path / "whole/store.zarr/resume").iterdir() if path.is_dir()}
     assert kept == {"theta", "mean_square", *(["mean"] if name != "rmsprop" else [])}
+
+
+@pytest.mark.parametrize(
+    ("name", "batch"), [("nesterov", {}), ("adam", {"sampling": "independent"}), ("rmsprop", {"batch_size": "full"})]
+)
+def test_a_replay_is_bitwise_what_was_kept(name, batch, data, tmp_path):
+    config = CNN(factory="cnn", channels=(4,), normalization="none" if batch else "batch")
+    run = constant(**OPTIMIZERS[name], **batch)
+    _, trajectory = train(tmp_path / "run", run, data, config, loss="cross_entropy")
+    kept = trajectory.stage.read("theta")
+    for first, stop in ((0, 3), (30, 35), (64, 64), (STEPS - 2, STEPS), (STEPS, STEPS)):
+        torch.manual_seed(first)  # what else the process did must not matter
+        found = list(replay(tmp_path / "run", data, first, stop))
+        np.testing.assert_array_equal(found, kept[first : stop + 1])
+    with pytest.raises(ConfigError, match=r"Iterations 0 to 71 .* from 0 to 70"):
+        next(replay(tmp_path / "run", data, 0, STEPS + 1))
+    other = write_random_data(tmp_path / "other.zarr", seed=1)
+    with pytest.raises(StoreError, match="trained with another data set"):
+        next(replay(tmp_path / "run", other, 0, 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ class TrainingTask:
         for _ in range(2):
             began = time.perf_counter()
             with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
-                loss, _ = self._gradient(state, 0, plan)
+                loss, _ = self._gradient(state, self._indices(0), plan)
             float(loss)
             best = min(best, time.perf_counter() - began)
         return best
@@ -319,11 +320,11 @@ class TrainingTask:
             plan.get("gradient_chunk", FULL_CHUNK["cpu"]) if self.run.batch_size == "full" else self._batch_size,
         )
 
-    def _gradient(self, state: State, iteration: int, plan: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _gradient(self, state: State, indices: np.ndarray, plan: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and gradient of the batch of a step."""
         if self.run.batch_size == "full":
             return self._ready().full_gradient(state, plan["gradient_chunk"])
-        return self._ready().gradient(state, self._batches.batch(iteration))
+        return self._ready().gradient(state, indices)
 
     def _memory_explained(self) -> contextlib.AbstractContextManager[None]:
         return device_memory_explained(
@@ -369,9 +370,7 @@ class TrainingTask:
             "evaluation": np.full((rows, len(SPLITS), len(METRICS)), np.nan),
         }
         losses, norms = [], []
-        theta = torch.nn.Parameter(state.theta)
-        state.theta = theta.data
-        optimizer = make_optimizer(run, theta, state.moments, first)
+        theta, optimizer = self._optimizer(state, first)
         with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
             for row in range(rows):
                 iteration = first + row
@@ -381,20 +380,12 @@ class TrainingTask:
                     values["evaluation"][row] = trainer.evaluate(state, plan["evaluation_chunk"])
                 if iteration == run.iterations:
                     break
-                if run.batch_size != "full":
-                    indices = self._batches.batch(iteration)
-                    values["batch"][row, : len(indices)] = indices
-                # Dropout and the like: a step's noise depends on seed and step, not on where a unit began.
-                torch.manual_seed(derive_seed(_NOISE_STREAM, self.seed, iteration))
-                loss, gradient = self._gradient(state, iteration, plan)
+                indices = self._indices(iteration)
+                values["batch"][row, : len(indices)] = indices
+                loss, gradient_norms = self._step(state, theta, optimizer, iteration, indices, plan)
                 losses.append(loss)
-                norms.append(trainer.layer_norms(gradient))
-                rate = learning_rate(run.learning_rate, iteration, run.iterations)
-                values["learning_rate"][row] = rate
-                optimizer.param_groups[0]["lr"] = rate
-                theta.grad = gradient
-                clip(run, theta)
-                optimizer.step()
+                norms.append(gradient_norms)
+                values["learning_rate"][row] = optimizer.param_groups[0]["lr"]
         steps = stop - first
         values["loss"] = _padded(torch.stack(losses).to(torch.float64).cpu().numpy(), rows)
         values["gradient_norm"] = _padded(torch.stack(norms).cpu().numpy(), rows)
@@ -408,6 +399,61 @@ class TrainingTask:
             states = np.stack([before[name], vector]) if unit == 0 else vector[None]
             written[f"resume/{name}"] = _rows(unit + 2 - len(states), states)
         return written
+
+    def _optimizer(self, state: State, steps: int) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        """θ as a parameter that shares the state's memory, and the optimizer where it stands after some steps."""
+        theta = torch.nn.Parameter(state.theta)
+        state.theta = theta.data
+        return theta, make_optimizer(self.run, theta, state.moments, steps)
+
+    def _indices(self, iteration: int) -> np.ndarray:
+        """Examples of a step's batch; none where it holds all, in their order."""
+        return np.zeros(0, np.int64) if self.run.batch_size == "full" else self._batches.batch(iteration)
+
+    def _step(
+        self,
+        state: State,
+        theta: torch.nn.Parameter,
+        optimizer: torch.optim.Optimizer,
+        iteration: int,
+        indices: np.ndarray,
+        plan: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes one step; returns the loss of its batch before it, and the norm of its gradient by layer."""
+        trainer = self._ready()
+        # Dropout and the like: a step's noise depends on seed and step, not on where a unit began.
+        torch.manual_seed(derive_seed(_NOISE_STREAM, self.seed, iteration))
+        loss, gradient = self._gradient(state, indices, plan)
+        norms = trainer.layer_norms(gradient)
+        optimizer.param_groups[0]["lr"] = learning_rate(self.run.learning_rate, iteration, self.run.iterations)
+        theta.grad = gradient
+        clip(self.run, theta)
+        optimizer.step()
+        return loss, norms
+
+    def iterates(self, first: int, stop: int, plan: dict[str, Any], store: StageStore) -> Iterator[np.ndarray]:
+        """θ after every number of steps in a range, trained again from the resume point before it, bit by bit.
+
+        Args:
+            first: First number of steps.
+            stop: Last number of steps, at most the run's iterations.
+            plan: The plan under which the run was trained.
+            store: What it has written.
+
+        Yields:
+            θ, float64, shape (P,).
+        """
+        self.start(plan)
+        unit = min(first // plan["steps"], self.units(plan) - 1)
+        begin = unit * plan["steps"]
+        state = self._state(unit, store)
+        theta, optimizer = self._optimizer(state, begin)
+        for iteration in range(begin, stop + 1):
+            if iteration >= first:
+                yield theta.detach().cpu().numpy().copy()
+            if iteration < stop:
+                with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
+                    self._step(state, theta, optimizer, iteration, self._indices(iteration), plan)
 
     def _check_finite(self, first: int, steps: int, losses: np.ndarray, theta: torch.Tensor) -> None:
         """Checks that the run has not diverged.
