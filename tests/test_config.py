@@ -58,7 +58,7 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         {"curvature": {"dtype": "float64", "tf32": True}},
         ("curvature", "tf32 needs dtype float32", "float64"),
     ),
-    ("text for a number", {"training": {"batch_size": "many"}}, ("training.batch_size", "many", "integer")),
+    ("text for a number", {"training": {"batch_size": "many"}}, ("training.batch_size", "many", "number of examples")),
     ("quoted number", {"training": {"batch_size": "512"}}, ("training.batch_size", "512")),
     ("fraction for a count", {"training": {"iterations": 10.5}}, ("training.iterations", "10.5")),
     ("truth value for a number", {"seed": True}, ("seed", "true", "integer")),

@@ -1,11 +1,13 @@
 """Sections of the experiment file that say what is trained and how curvature is computed."""
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Discriminator,
     Field,
+    PlainValidator,
     Tag,
     field_validator,
     model_validator,
@@ -149,8 +151,90 @@ class Cosine(Schedule):
     """Learning rate at the last iteration."""
 
 
-SCHEDULES: dict[str, type[Section]] = {"constant": Constant, "steps": Steps, "cosine": Cosine}
-LearningRate = Annotated[Constant | Steps | Cosine, Field(discriminator="schedule")]
+class Exponential(Schedule):
+    """A learning rate that changes by the same factor at every iteration: a ramp for range tests, or a decay."""
+
+    schedule: Literal["exponential"]
+    """The kind of schedule."""
+    final: Positive
+    """Learning rate of the last step."""
+
+
+SCHEDULES: dict[str, type[Section]] = {
+    "constant": Constant,
+    "steps": Steps,
+    "cosine": Cosine,
+    "exponential": Exponential,
+}
+LearningRate = Annotated[Constant | Steps | Cosine | Exponential, Field(discriminator="schedule")]
+
+
+class SGD(Section):
+    """Stochastic gradient descent, with `momentum` and `nesterov` as `training` says."""
+
+    method: Literal["sgd"] = "sgd"
+    """The method."""
+
+
+class RMSProp(Section):
+    """RMSProp in PyTorch's convention: s ← αs + (1−α)g², θ ← θ − ηg/(√s + ε), where g contains δθ."""
+
+    method: Literal["rmsprop"]
+    """The method."""
+    smoothing: Annotated[Real, Field(ge=0, lt=1)] = 0.99
+    """α, the weight of the past in the mean of squares."""
+    epsilon: Positive = 1e-8
+    """ε."""
+
+
+class Adam(Section):
+    """Adam in PyTorch's convention.
+
+    m ← β₁m + (1−β₁)g, s ← β₂s + (1−β₂)g², θ ← θ − η m̂/(√ŝ + ε), where m̂ = m/(1−β₁ᵗ), ŝ = s/(1−β₂ᵗ), and g contains δθ.
+    """
+
+    method: Literal["adam"]
+    """The method."""
+    beta1: Annotated[Real, Field(ge=0, lt=1)] = 0.9
+    """β₁, the weight of the past in the mean of gradients."""
+    beta2: Annotated[Real, Field(ge=0, lt=1)] = 0.999
+    """β₂, the weight of the past in the mean of squares."""
+    epsilon: Positive = 1e-8
+    """ε."""
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: θ ← (1−ηδ)θ before each step, and no δθ in g.
+
+    What is minimised is then no loss with a decay term, so that the decay enters no curvature (δ counts as 0 there).
+    """
+
+    method: Literal["adamw"]  # type: ignore[assignment]
+    """The method."""
+
+
+_OF_SGD = {"momentum", "nesterov"}
+METHODS: dict[str, type[Section]] = {"sgd": SGD, "rmsprop": RMSProp, "adam": Adam, "adamw": AdamW}
+
+
+def _named_method(value: Any) -> Any:
+    """`optimizer: adam` is short for `optimizer: {method: adam}`."""
+    return {"method": value} if isinstance(value, str) else value
+
+
+Optimizer = Annotated[
+    Annotated[SGD | RMSProp | Adam | AdamW, Field(discriminator="method")], BeforeValidator(_named_method)
+]
+
+
+def _checked_batch_size(value: Any) -> Any:
+    if value == "full" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError("valid are a number of examples, at least 1, or 'full'")
+
+
+# By hand: a union of types would name its branch in every message.
+BatchSize = Annotated[int | Literal["full"], PlainValidator(_checked_batch_size)]
 
 
 class KeptIterates(Section):
@@ -163,12 +247,17 @@ class KeptIterates(Section):
 
 
 class Training(Section):
-    """SGD with momentum, in PyTorch's convention: v ← μv + g + δθ, θ ← θ − ηv (Nesterov: θ ← θ − η(g + δθ + μv))."""
+    """What is trained, and how.
+
+    SGD in PyTorch's convention: v ← μv + g + δθ, θ ← θ − ηv (Nesterov: θ ← θ − η(g + δθ + μv)); or another optimizer.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("optimizer", "clip_norm", "clip_value", "sampling")
 
     iterations: Count = 48800
     """Number of steps."""
-    batch_size: Count = 512
-    """Examples of one step, B."""
+    batch_size: BatchSize = 512
+    """Examples of one step, B; `full` for all of them, whose gradient is summed over chunks."""
     remainder: Literal["wrap", "keep", "drop"] = "wrap"
     """What happens to the N mod B examples left at an epoch's end: the batch is filled from the next epoch's shuffle,
     kept as a smaller batch, or dropped."""
@@ -189,16 +278,57 @@ class Training(Section):
     """Which iterates are kept."""
     evaluate_every: Count = 200
     """Every how many iterations full loss and accuracy on all three splits are computed (and at the last one)."""
+    optimizer: Optimizer = SGD()
+    """The optimizer: `sgd`, `rmsprop`, `adam` or `adamw`, or a section with its options."""
+    clip_norm: Positive | None = None
+    """Largest norm of a step's gradient (of the batch loss, without weight decay): a longer one is shortened to it."""
+    clip_value: Positive | None = None
+    """Largest absolute value of an entry of a step's gradient: larger ones are cut."""
+    sampling: Literal["reshuffled", "independent"] = "reshuffled"
+    """How batches are drawn: from a permutation of all examples in every epoch, or each anew, independently of all
+    others (within a batch no example twice)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
+        if not isinstance(self.optimizer, SGD):
+            for key in self.model_fields_set & _OF_SGD:
+                raise ValueError(f"{key} is an option of optimizer sgd, but the optimizer is {self.optimizer.method}")
+        if self.clip_norm is not None and self.clip_value is not None:
+            raise ValueError("clip_norm and clip_value are both given; valid is one of them")
         if self.learning_rate.warmup > self.iterations:
             raise ValueError(
                 f"learning_rate.warmup is {self.learning_rate.warmup}, more than the {self.iterations} iterations"
             )
         return self
+
+    def without_meaning(self) -> set[str]:
+        """Keys added later, and of other optimizers the options of SGD."""
+        return super().without_meaning() | (set() if isinstance(self.optimizer, SGD) else _OF_SGD)
+
+    def batch_of(self, count: int) -> int:
+        """Examples of one step.
+
+        Args:
+            count: N, the number of training examples.
+
+        Returns:
+            B.
+        """
+        return count if self.batch_size == "full" else self.batch_size
+
+    def rule(self) -> dict[str, Any]:
+        """What of the rule of a step enters stability and stationary states.
+
+        Returns:
+            weight_decay, δ as far as it belongs to the loss that is minimised; momentum, μ of SGD, None for others.
+        """
+        sgd, decoupled = isinstance(self.optimizer, SGD), isinstance(self.optimizer, AdamW)
+        return {
+            "weight_decay": 0.0 if decoupled else self.weight_decay,
+            "momentum": self.momentum if sgd else None,
+        }
 
     def dense_windows(self) -> list[range]:
         """The ranges of iterations kept with stride 1: around every milestone within the run."""

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -42,14 +42,29 @@ FloatType = Literal["float32", "float64"]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are errors, types are not coerced, instances are immutable."""
+    """Base of every section: unknown keys are errors, types are not coerced, instances are immutable.
+
+    Attributes:
+        later: Keys that were added after results had been made without them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    later: ClassVar[tuple[str, ...]] = ()
+
+    def without_meaning(self) -> set[str]:
+        """Keys that are left out of what fingerprints are made of: those added later, while they have their default."""
+        return {key for key in self.later if getattr(self, key) == type(self).model_fields[key].default}
 
 
 def resolved(section: Section) -> dict[str, Any]:
     """A section as plain JSON values: what fingerprints and Snakemake's params are made of."""
-    return json.loads(section.model_dump_json())
+    return _meant(section, json.loads(section.model_dump_json()))
+
+
+def _meant(section: Section, values: dict[str, Any]) -> dict[str, Any]:
+    left_out = section.without_meaning()
+    parts = {key: getattr(section, key) for key in values if key not in left_out}
+    return {key: _meant(own, values[key]) if isinstance(own, Section) else values[key] for key, own in parts.items()}
 
 
 def finite(value: float) -> float | None:

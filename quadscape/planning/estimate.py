@@ -35,6 +35,7 @@ from quadscape.numerics import apply_numerics, current_threads
 from quadscape.planning.experiment import Experiment
 from quadscape.planning.problem import Problem, memory_mb
 from quadscape.planning.targets import Targets
+from quadscape.training.optimizers import make_optimizer, state_names
 from quadscape.training.steps import DTYPES, Trainer
 
 _UNIT_OVERHEAD = 0.04
@@ -271,14 +272,14 @@ class _Estimator:
         if self.measured:
             step = self.step(run, dtype)
         else:
-            step = _CUDA_LAUNCH + 3 * run.batch_size * self.forward / self.rate(dtype)
+            step = _CUDA_LAUNCH + 3 * run.batch_of(self.count) * self.forward / self.rate(dtype)
         evaluations = -(-run.iterations // run.evaluate_every) + 1
         evaluated = evaluations * self.evaluation(dtype) * total / self.count
         kept = sum(run.is_saved(t) for t in range(run.iterations + 1))
         units = -(-run.iterations // 256)
         layers = len({block.layer for block in self.objectives.checkpoint.layout.blocks})
         # Of each step: batch, loss, learning rate, norms by layer, two measures of three splits.
-        disk = 8 * self.size * (kept + 2 * (units + 1)) + 8 * run.iterations * (run.batch_size + 8 + layers)
+        disk = 8 * self.size * (kept + 2 * (units + 1)) + 8 * run.iterations * (run.batch_of(self.count) + 8 + layers)
         memory = 1e6 * self.problem.memory_mb("training")
         seconds = _START + run.iterations * step + evaluated + units * _UNIT_OVERHEAD + disk / _DISK_RATE
         return Need("training", 1, memory, disk, seconds)
@@ -286,17 +287,21 @@ class _Estimator:
     def step(self, run: Run, dtype: torch.dtype) -> float:
         """Seconds of one training step."""
         trainer = _ImaginedTrainer(self.objective(dtype))
-        state = trainer.start_state(torch.from_numpy(self.objectives.theta))
-        indices = np.arange(run.batch_size) % self.count
-        optimizer = torch.optim.SGD([state.theta.clone()], lr=0.0, momentum=0.9, foreach=False)
+        state = trainer.start_state(torch.from_numpy(self.objectives.theta), state_names(run))
+        indices = np.arange(run.batch_of(self.count)) % self.count
+        theta = torch.nn.Parameter(state.theta.clone())
+        optimizer = make_optimizer(run, theta, state.moments, 0)
 
         def steps() -> None:
             for _ in range(4):
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
-                    _, gradient = trainer.gradient(state, indices)
+                    if run.batch_size == "full":
+                        _, gradient = trainer.full_gradient(state, 512)
+                    else:
+                        _, gradient = trainer.gradient(state, indices)
                     trainer.layer_norms(gradient)
-                    optimizer.param_groups[0]["params"][0].grad = gradient
+                    theta.grad = gradient
                     optimizer.step()
 
         return _seconds_of(steps, self.here, 5) / 4

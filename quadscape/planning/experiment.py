@@ -217,7 +217,13 @@ def check_problem(experiment: Experiment, parameters: int, training_images: int)
             f"are 1 to the number of its column strips, which is at most {parameters}."
         )
     for index, run in enumerate(experiment.runs):
-        if run.path is None and run.batch_size > training_images:
+        if run.path is None and run.batch_size == "full" and getattr(experiment.model, "normalization", "") == "batch":
+            raise ConfigError(
+                f"runs[{index}].batch_size is full, whose gradient is summed over chunks of examples, but "
+                "model.normalization is batch, whose statistics are those of a whole batch; valid are a number of "
+                f"examples from 1 to {training_images}, or another normalization."
+            )
+        if run.path is None and run.batch_of(training_images) > training_images:
             raise ConfigError(
                 f"runs[{index}].batch_size is {run.batch_size}, but there are only {training_images} training images; "
                 f"valid are 1 to {training_images}."

@@ -11,7 +11,19 @@ from pydantic import (
     ValidationError,
 )
 
-from quadscape.config.sections import BUILT_IN, SCHEDULES, Curvature, Custom, Data, KeptIterates, Run, Steps, Training
+from quadscape.config.sections import (
+    BUILT_IN,
+    METHODS,
+    SCHEDULES,
+    SGD,
+    Curvature,
+    Custom,
+    Data,
+    KeptIterates,
+    Run,
+    Steps,
+    Training,
+)
 from quadscape.config.values import Section, listed
 from quadscape.config.yaml_files import read_yaml
 from quadscape.errors import ConfigError
@@ -23,13 +35,28 @@ _DEEPEST = 40
 
 
 def _inherit(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Gives every run the keys of `training` that it does not override (each whole: a run's schedule replaces it)."""
+    """Gives every run the keys of `training` that it does not override (each whole: a run's schedule replaces it).
+
+    A run with an optimizer of its own does not inherit the options of SGD either.
+
+    Args:
+        raw: The experiment file's content.
+
+    Returns:
+        The same, with whole runs.
+    """
     shared = raw.get("training")
     runs = raw.get(
         "runs", [run.model_dump(mode="json", exclude_unset=True) for run in Experiment.model_fields["runs"].default]
     )
     if isinstance(shared, dict) and isinstance(runs, list):
-        runs = [{**shared, **run} if isinstance(run, dict) else run for run in runs]
+        of_sgd = {"momentum", "nesterov"}
+        runs = [
+            {**{k: v for k, v in shared.items() if "optimizer" not in run or k not in of_sgd}, **run}
+            if isinstance(run, dict)
+            else run
+            for run in runs
+        ]
     return {**raw, "runs": runs}
 
 
@@ -67,8 +94,8 @@ def _key(location: tuple[int | str, ...]) -> str:
     for previous, part in zip(("", *location), location, strict=False):
         if isinstance(part, int):
             text += f"[{part}]"
-        elif (previous == "model" and part in {*BUILT_IN, "custom"}) or (
-            previous == "learning_rate" and part in SCHEDULES
+        elif part in {"model": {*BUILT_IN, "custom"}, "learning_rate": SCHEDULES, "optimizer": METHODS}.get(
+            str(previous), ()
         ):
             continue
         else:
@@ -85,6 +112,8 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section]:
         return BUILT_IN.get(str(location[1]), Custom)
     if "learning_rate" in location:
         return SCHEDULES.get(str(location[list(location).index("learning_rate") + 1]), Steps)
+    if "optimizer" in location:
+        return METHODS.get(str(location[list(location).index("optimizer") + 1]), SGD)
     if head == "measures":
         return MEASURE_SECTIONS.get(str(location[-2]), AllMeasures)
     if location[-2] == "trajectory":
@@ -126,8 +155,9 @@ def _sentence(error: ValidationError) -> str:
             else (f"{where}: {context['error']}")
         )
     elif kind in {"union_tag_invalid", "union_tag_not_found"}:
-        tag = f"is {_shown(value['schedule'])}" if isinstance(value, dict) and "schedule" in value else "is missing"
-        sentence = f"{where}.schedule {tag}; valid are {listed(sorted(SCHEDULES))}"
+        key, valid = ("method", METHODS) if where.endswith("optimizer") else ("schedule", SCHEDULES)
+        tag = f"is {_shown(value[key])}" if isinstance(value, dict) and key in value else "is missing"
+        sentence = f"{where}.{key} {tag}; valid are {listed(sorted(valid))}"
     elif kind == "literal_error":
         close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", context["expected"]), n=1)
         hint = f" (did you mean '{close[0]}'?)" if close else ""

@@ -232,7 +232,7 @@ class Problem:
         size, count = float(self.parameters), float(self.data.training)
         extra = {
             "data": count / 5e3,
-            "training": 0.0 if run is None else run.iterations * (0.03 + 2e-5 * run.batch_size) / 60,
+            "training": 0.0 if run is None else run.iterations * (0.03 + 2e-5 * run.batch_of(self.data.training)) / 60,
             "checkpoint": count / 5e3,
             # 8e6 counted operations per column and example (P=104,234: docs/performance.md) at 2.6e12 a second.
             "hessian_shard": size * count / 2e7 / self.experiment.curvature.shards,

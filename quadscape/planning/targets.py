@@ -6,6 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from quadscape.config.sections import SGD
 from quadscape.figures import FIGURES
 from quadscape.measures import MEASURES, OWNERS
 from quadscape.measures.declaration import (
@@ -238,8 +239,12 @@ class Targets:
             shared["normalization"] = normalization
         found = {}
         for run in experiment.runs:
-            names = ("momentum", "nesterov", "batch_size", "weight_decay")
-            trained = {name: getattr(run, name) for name in names} | {"sampling": "reshuffled"}
+            trained = {
+                **({"momentum": run.momentum, "nesterov": run.nesterov} if isinstance(run.optimizer, SGD) else {}),
+                "batch_size": run.batch_of(data.training),
+                "weight_decay": run.rule()["weight_decay"],
+                "sampling": run.sampling,
+            }
             found[run.name] = shared | (trained if run.path is None else {})
         return found
 

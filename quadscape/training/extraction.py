@@ -239,7 +239,7 @@ def _record(out: Path, network: str, found: SelfCheck) -> None:
 
 def _rule(run: Run, trained: bool) -> dict[str, Any]:
     """Weight decay and momentum; of parameters trained elsewhere only the weight decay means anything."""
-    return {"weight_decay": run.weight_decay, "momentum": run.momentum if trained else None}
+    return run.rule() if trained else run.rule() | {"momentum": None}
 
 
 def _freeze_and_check(

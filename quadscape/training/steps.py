@@ -1,6 +1,7 @@
 """One step of training: the learning rate, the state between two steps, and the loss of a batch."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from quadscape.config.sections import Constant, Model, Steps
+from quadscape.config.sections import Constant, Exponential, Model, Steps
 from quadscape.config.sections import LearningRate as Schedule
 from quadscape.data.sets import SPLITS, DataSet
 from quadscape.network.losses import example_losses
@@ -32,6 +33,9 @@ def learning_rate(schedule: Schedule, iteration: int, iterations: int) -> float:
     rate = schedule.value
     if isinstance(schedule, Steps):
         rate *= schedule.factor ** sum(iteration >= milestone for milestone in schedule.milestones)
+    elif isinstance(schedule, Exponential):
+        length = max(1, iterations - 1 - schedule.warmup)
+        rate *= (schedule.final / schedule.value) ** min(1.0, max(0, iteration - schedule.warmup) / length)
     elif not isinstance(schedule, Constant):
         length = max(1, iterations - 1 - schedule.warmup)
         progress = min(1.0, max(0, iteration - schedule.warmup) / length)
@@ -47,12 +51,12 @@ class State:
 
     Attributes:
         theta: θ, float64, shape (P,).
-        momentum: SGD's momentum buffer, float64, shape (P,).
+        moments: What the optimizer keeps of the past, by name (`quadscape.training.optimizers`), float64, shape (P,).
         buffers: The network's buffers by name.
     """
 
     theta: torch.Tensor
-    momentum: torch.Tensor
+    moments: dict[str, torch.Tensor]
     buffers: dict[str, torch.Tensor]
 
 
@@ -70,6 +74,18 @@ class Trainer:
         self.layout = ParameterLayout.of(self.model)
         numbers = self.layout.layer_index()
         self.layer_sizes = np.diff(np.flatnonzero(np.diff(numbers, prepend=-1, append=-1))).tolist()
+
+    def full_gradient(self, state: State, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of all examples, summed over chunks of them, each counted with its own size."""
+        count = len(self.splits["train"][1])
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        gradient = torch.zeros_like(state.theta)
+        for start in range(0, count, chunk):
+            part = np.arange(start, min(start + chunk, count))
+            part_loss, part_gradient = self.gradient(state, part)
+            loss += part_loss * (len(part) / count)
+            gradient += part_gradient * (len(part) / count)
+        return loss, gradient
 
     def gradient(self, state: State, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss (a scalar) and gradient (float64, flat) of a batch in training mode; updates the state's buffers."""
@@ -106,10 +122,11 @@ class Trainer:
         """Euclidean norm of each layer's part of a flat gradient."""
         return torch.stack([torch.linalg.vector_norm(part) for part in gradient.split(self.layer_sizes)])
 
-    def start_state(self, theta: torch.Tensor) -> State:
-        """The state before the first step."""
+    def start_state(self, theta: torch.Tensor, names: Sequence[str]) -> State:
+        """The state before the first step of an optimizer that keeps vectors of these names."""
         theta = theta.to(self.device)
-        return State(theta, torch.zeros_like(theta), {n: b.detach().clone() for n, b in self.model.named_buffers()})
+        moments = {name: torch.zeros_like(theta) for name in names}
+        return State(theta, moments, {n: b.detach().clone() for n, b in self.model.named_buffers()})
 
 
 def as_real(buffer: torch.Tensor) -> torch.Tensor:

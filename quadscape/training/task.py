@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from quadscape.config.sections import Model, Run, Training
 from quadscape.config.values import finite, resolved
 from quadscape.data.sets import SPLITS, data_info
 from quadscape.errors import StageError
+from quadscape.network.checkpoint import batch_norms
 from quadscape.network.models import build_model, derive_seed, factory_code, initial_vector
 from quadscape.network.parameters import ParameterLayout
 from quadscape.numerics import apply_numerics, current_threads, device_memory_explained, resolve_device
@@ -21,10 +23,13 @@ from quadscape.provenance.versions import STAGE_VERSIONS
 from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.store import ArraySpec
 from quadscape.training.batches import Batches
+from quadscape.training.optimizers import clip, make_optimizer, state_names
 from quadscape.training.steps import DTYPES, State, Trainer, as_real, learning_rate
 from quadscape.training.trajectory import METRICS, STAGE
 
 _NOISE_STREAM = 0xD201
+FULL_CHUNK = {"cpu": 512, "cuda": 4096}
+"""Examples at once in the gradient of a full batch, by kind of device."""
 _MAX_STEPS = 256
 _MAX_SHARD_BYTES = 64 * 2**20
 _MAX_UNIT_SECONDS = 30.0
@@ -56,7 +61,9 @@ class TrainingTask:
         self._trainer: Trainer | None = None
         self._step_seconds: float | None = None
         self._info = data_info(self.data)
-        self._batches = Batches(self._info.counts["train"], run.batch_size, run.remainder, seed)
+        count = self._info.counts["train"]
+        self._batch_size = run.batch_of(count)
+        self._batches = Batches(count, self._batch_size, run.remainder, seed, run.sampling)
 
     @cached_property
     def _layout(self) -> ParameterLayout:
@@ -97,7 +104,7 @@ class TrainingTask:
         device, allowed = resolve_device(self._requested), current_threads()
         # Checks the network before it is measured.
         self.start({"device": device.type, "threads": 1})
-        operations = 3 * self.run.batch_size * self._operations()
+        operations = 3 * self._batch_size * self._operations()
         # More threads than one only delay small steps, and make their sums depend on the machine.
         threads = allowed if operations > _THREADING_OPERATIONS else 1
         rate = _CUDA_RATE if device.type == "cuda" else _CPU_RATE * threads
@@ -110,8 +117,10 @@ class TrainingTask:
             "evaluation_chunk": 4096 if device.type == "cuda" else 512,
             "steps": 2 ** int(math.log2(steps)),
         }
+        if self.run.batch_size == "full":
+            plan["gradient_chunk"] = FULL_CHUNK[device.type]
         self.start(plan)
-        self._step_seconds = self._time_step()
+        self._step_seconds = self._time_step(plan)
         return plan
 
     def _operations(self) -> int:
@@ -124,15 +133,13 @@ class TrainingTask:
             model(torch.zeros(1, *self._info.shape))
         return int(counter.get_total_flops())
 
-    def _time_step(self) -> float:
+    def _time_step(self, plan: dict[str, Any]) -> float:
         """Seconds of one step now, for the announcement; the first of two also warms up."""
-        trainer = self._ready()
-        state = trainer.start_state(self._start_theta())
-        best = math.inf
+        best, state = math.inf, self._start_state()
         for _ in range(2):
             began = time.perf_counter()
             with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
-                loss, _ = trainer.gradient(state, self._batches.batch(0))
+                loss, _ = self._gradient(state, self._indices(0), plan)
             float(loss)
             best = min(best, time.perf_counter() - began)
         return best
@@ -185,10 +192,10 @@ class TrainingTask:
             ),
             ArraySpec(
                 "batch",
-                (total, self.run.batch_size),
+                (total, self._slots),
                 "int64",
                 ("iteration", "slot"),
-                (steps, self.run.batch_size),
+                (steps, self._slots),
                 compress=True,
                 attributes={"description": "Training examples of the step's batch; -1 where there is none."},
             ),
@@ -206,7 +213,7 @@ class TrainingTask:
             ),
         ]
         states = self.units(plan) + 1
-        lengths = {"theta": size, "momentum": size, "buffers": self._buffer_size}
+        lengths = {"theta": size, **dict.fromkeys(state_names(self.run), size), "buffers": self._buffer_size}
         specs += [
             ArraySpec(
                 f"resume/{name}",
@@ -235,11 +242,13 @@ class TrainingTask:
         size, units = self._layout.size, self.units(plan)
         item = np.dtype(self.run.dtype).itemsize
         pixels = math.prod(self._info.shape) * sum(self._info.counts.values())
-        activations = self._activations() * max(self.run.batch_size, plan["evaluation_chunk"]) * item
+        activations = self._activations() * max(self._largest(plan), plan["evaluation_chunk"]) * item
         rows = min(plan["steps"], self.run.iterations + 1)
         memory = 2**29 + pixels * (2 + 2 * item) + 3 * activations + 8 * size * (3 * rows + 8)
         kept = sum(self.run.is_saved(t) for t in range(self.run.iterations + 1))
-        disk = 8 * size * (kept + 2 * (units + 1)) + 8 * self.run.iterations * (self.run.batch_size + 16)
+        disk = 8 * size * (kept + (1 + len(state_names(self.run))) * (units + 1)) + 8 * self.run.iterations * (
+            self._slots + 16
+        )
         seconds = None if self._step_seconds is None else self._step_seconds * self.run.iterations
         return Needs(memory, disk, seconds)
 
@@ -277,10 +286,15 @@ class TrainingTask:
                 "remove its directory to start afresh."
             )
         self._trainer = Trainer(self.model, self.loss, self.data, DTYPES[self.run.dtype], torch.device(plan["device"]))
+        if self.run.batch_size == "full" and batch_norms(self._trainer.model):
+            raise StageError(
+                "batch_size is full, whose gradient is summed over chunks of examples, but the network has BatchNorm, "
+                "whose statistics are those of a whole batch; choose a number of examples, or another normalisation."
+            )
         try:
             with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
-                state = self._trainer.start_state(self._start_theta())
-                self._trainer.gradient(state, self._batches.batch(0)[: self._batches.smallest])
+                smallest = min(self._batches.smallest, self._largest(plan))
+                self._trainer.gradient(self._start_state(), self._batches.batch(0)[:smallest])
         except ValueError as error:
             raise StageError(
                 f"The network cannot be trained on a batch of {self._batches.smallest} "
@@ -291,19 +305,40 @@ class TrainingTask:
         assert self._trainer is not None, "start() comes first"
         return self._trainer
 
+    def _start_state(self) -> State:
+        return self._ready().start_state(self._start_theta(), state_names(self.run))
+
+    @property
+    def _slots(self) -> int:
+        """Width of the record of batches; of full batches there is nothing to record."""
+        return 1 if self.run.batch_size == "full" else self._batch_size
+
+    def _largest(self, plan: dict[str, Any]) -> int:
+        """Examples that go through the network at once in a step."""
+        return min(
+            self._batch_size,
+            plan.get("gradient_chunk", FULL_CHUNK["cpu"]) if self.run.batch_size == "full" else self._batch_size,
+        )
+
+    def _gradient(self, state: State, indices: np.ndarray, plan: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and gradient of the batch of a step."""
+        if self.run.batch_size == "full":
+            return self._ready().full_gradient(state, plan["gradient_chunk"])
+        return self._ready().gradient(state, indices)
+
     def _memory_explained(self) -> contextlib.AbstractContextManager[None]:
         return device_memory_explained(
-            f"a training step with batch_size {self.run.batch_size}", "lower it, or use a device with more memory"
+            f"a training step with batch_size {self._batch_size}", "lower it, or use a device with more memory"
         )
 
     def _state(self, unit: int, store: StageStore) -> State:
         """The state at the start of a unit: the one that the unit before it left, or the initial one."""
-        trainer = self._ready()
-        state = trainer.start_state(self._start_theta())
+        trainer, state = self._ready(), self._start_state()
         if unit == 0:
             return state
         state.theta = torch.from_numpy(store.read("resume/theta", unit)).to(trainer.device)
-        state.momentum = torch.from_numpy(store.read("resume/momentum", unit)).to(trainer.device)
+        for name in state.moments:
+            state.moments[name] = torch.from_numpy(store.read(f"resume/{name}", unit)).to(trainer.device)
         if state.buffers:
             values = torch.from_numpy(store.read("resume/buffers", unit)).to(trainer.device)
             buffers = [as_real(buffer) for buffer in state.buffers.values()]
@@ -331,22 +366,11 @@ class TrainingTask:
         values: dict[str, np.ndarray] = {
             "theta": np.full((rows, trainer.layout.size), np.nan),
             "learning_rate": np.full(rows, np.nan),
-            "batch": np.full((rows, run.batch_size), -1, dtype=np.int64),
+            "batch": np.full((rows, self._slots), -1, dtype=np.int64),
             "evaluation": np.full((rows, len(SPLITS), len(METRICS)), np.nan),
         }
         losses, norms = [], []
-        theta = torch.nn.Parameter(state.theta)
-        state.theta = theta.data
-        optimizer = torch.optim.SGD(
-            [theta],
-            lr=0.0,
-            momentum=run.momentum,
-            nesterov=run.nesterov,
-            weight_decay=run.weight_decay,
-            foreach=False,
-            fused=False,
-        )
-        optimizer.state[theta]["momentum_buffer"] = state.momentum
+        theta, optimizer = self._optimizer(state, first)
         with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
             for row in range(rows):
                 iteration = first + row
@@ -356,18 +380,12 @@ class TrainingTask:
                     values["evaluation"][row] = trainer.evaluate(state, plan["evaluation_chunk"])
                 if iteration == run.iterations:
                     break
-                indices = self._batches.batch(iteration)
+                indices = self._indices(iteration)
                 values["batch"][row, : len(indices)] = indices
-                # Dropout and the like: a step's noise depends on seed and step, not on where a unit began.
-                torch.manual_seed(derive_seed(_NOISE_STREAM, self.seed, iteration))
-                loss, gradient = trainer.gradient(state, indices)
+                loss, gradient_norms = self._step(state, theta, optimizer, iteration, indices, plan)
                 losses.append(loss)
-                norms.append(trainer.layer_norms(gradient))
-                rate = learning_rate(run.learning_rate, iteration, run.iterations)
-                values["learning_rate"][row] = rate
-                optimizer.param_groups[0]["lr"] = rate
-                theta.grad = gradient
-                optimizer.step()
+                norms.append(gradient_norms)
+                values["learning_rate"][row] = optimizer.param_groups[0]["lr"]
         steps = stop - first
         values["loss"] = _padded(torch.stack(losses).to(torch.float64).cpu().numpy(), rows)
         values["gradient_norm"] = _padded(torch.stack(norms).cpu().numpy(), rows)
@@ -381,6 +399,61 @@ class TrainingTask:
             states = np.stack([before[name], vector]) if unit == 0 else vector[None]
             written[f"resume/{name}"] = _rows(unit + 2 - len(states), states)
         return written
+
+    def _optimizer(self, state: State, steps: int) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        """θ as a parameter that shares the state's memory, and the optimizer where it stands after some steps."""
+        theta = torch.nn.Parameter(state.theta)
+        state.theta = theta.data
+        return theta, make_optimizer(self.run, theta, state.moments, steps)
+
+    def _indices(self, iteration: int) -> np.ndarray:
+        """Examples of a step's batch; none where it holds all, in their order."""
+        return np.zeros(0, np.int64) if self.run.batch_size == "full" else self._batches.batch(iteration)
+
+    def _step(
+        self,
+        state: State,
+        theta: torch.nn.Parameter,
+        optimizer: torch.optim.Optimizer,
+        iteration: int,
+        indices: np.ndarray,
+        plan: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes one step; returns the loss of its batch before it, and the norm of its gradient by layer."""
+        trainer = self._ready()
+        # Dropout and the like: a step's noise depends on seed and step, not on where a unit began.
+        torch.manual_seed(derive_seed(_NOISE_STREAM, self.seed, iteration))
+        loss, gradient = self._gradient(state, indices, plan)
+        norms = trainer.layer_norms(gradient)
+        optimizer.param_groups[0]["lr"] = learning_rate(self.run.learning_rate, iteration, self.run.iterations)
+        theta.grad = gradient
+        clip(self.run, theta)
+        optimizer.step()
+        return loss, norms
+
+    def iterates(self, first: int, stop: int, plan: dict[str, Any], store: StageStore) -> Iterator[np.ndarray]:
+        """θ after every number of steps in a range, trained again from the resume point before it, bit by bit.
+
+        Args:
+            first: First number of steps.
+            stop: Last number of steps, at most the run's iterations.
+            plan: The plan under which the run was trained.
+            store: What it has written.
+
+        Yields:
+            θ, float64, shape (P,).
+        """
+        self.start(plan)
+        unit = min(first // plan["steps"], self.units(plan) - 1)
+        begin = unit * plan["steps"]
+        state = self._state(unit, store)
+        theta, optimizer = self._optimizer(state, begin)
+        for iteration in range(begin, stop + 1):
+            if iteration >= first:
+                yield theta.detach().cpu().numpy().copy()
+            if iteration < stop:
+                with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
+                    self._step(state, theta, optimizer, iteration, self._indices(iteration), plan)
 
     def _check_finite(self, first: int, steps: int, losses: np.ndarray, theta: torch.Tensor) -> None:
         """Checks that the run has not diverged.
@@ -425,7 +498,7 @@ class TrainingTask:
 
 def _flat(state: State) -> dict[str, np.ndarray]:
     """A copy of the state as float64 vectors: what is stored for resuming."""
-    vectors = {"theta": state.theta, "momentum": state.momentum}
+    vectors = {"theta": state.theta, **state.moments}
     if any(buffer.numel() for buffer in state.buffers.values()):
         vectors["buffers"] = torch.cat([as_real(b).reshape(-1).to(torch.float64) for b in state.buffers.values()])
     return {name: vector.detach().cpu().numpy().copy() for name, vector in vectors.items()}
