@@ -20,6 +20,7 @@ from quadscape.training.batches import Batches
 from quadscape.training.replay import replay
 from quadscape.training.steps import learning_rate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS, RATE, DECAY = 70, 0.02, 1e-2
 OPTIMIZERS = {
     "sgd": {"momentum": 0.8},
@@ -30,11 +31,6 @@ OPTIMIZERS = {
     "adam-short": {"optimizer": Adam(method="adam", beta1=0.5, beta2=0.7, epsilon=1e-4)},
     "adamw": {"optimizer": AdamW(method="adamw")},
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch):
-    monkeypatch.setattr("quadscape.training.task.current_threads", lambda: 1)
 
 
 @pytest.fixture(scope="module")
