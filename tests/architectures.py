@@ -13,6 +13,9 @@ from torch import nn
 from torch.nn import functional as F  # ruff: ignore[lowercase-imported-as-non-lowercase]
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
+from quadscape.config.sections import CNN, MLP
+from quadscape.network.models import build_model
+
 Built = tuple[nn.Module, tuple[int, int, int], int]
 ARCHITECTURES: dict[str, Callable[[], Built]] = {}
 
@@ -57,6 +60,19 @@ def _vgg_relu(classes):
         nn.Dropout(0.5),
         nn.Linear(6, classes),
     )
+
+
+@_architecture("built-in-cnn", (2, 4, 6), 3)
+def _built_in_cnn(classes):
+    return build_model(
+        CNN(factory="cnn", channels=(2, 3), depth=2, skip=True, channels_per_group=1), (2, 4, 6), classes
+    )
+
+
+@_architecture("built-in-mlp", (1, 2, 2), 3)
+def _built_in_mlp(classes):
+    config = MLP(factory="mlp", hidden=(4, 4, 3), activation="sigmoid", normalization="layer", skip=True)
+    return build_model(config, (1, 2, 2), classes)
 
 
 @_architecture("vgg-smooth", (3, 7, 9), 4)

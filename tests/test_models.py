@@ -79,6 +79,55 @@ def test_any_size_and_channels_that_the_pools_allow(config, shape):
     assert sum(p.numel() for p in model.parameters()) == count_parameters(config, shape, 4)
 
 
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_cnn_of_some_depth_is_stages_with_skips(skip):
+    config = CNN(factory="cnn", channels=(1, 4), depth=3, skip=skip, normalization="none", activation="sigmoid")
+    model = build_model(config, (1, 8, 8), 3).double()
+    p = dict(model.named_parameters())
+    x = images = torch.randn(5, 1, 8, 8, dtype=torch.float64)
+    for number in range(1, 7):
+        y = torch.sigmoid(conv2d(x, p[f"conv{number}.weight"], p[f"conv{number}.bias"], padding=1))
+        x = x + y if skip and number != 4 else y
+        x = avg_pool2d(x, 2) if number in {3, 6} else x
+    expected = x.flatten(1) @ p["linear.weight"].T + p["linear.bias"]
+    torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
+    plain, same = (build_model(c, (1, 8, 8), 3) for c in (CNN(factory="cnn"), CNN(factory="cnn", depth=1)))
+    assert [n for n, _ in plain.named_parameters()] == [n for n, _ in same.named_parameters()]
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("normalization", ["layer", "none"])
+def test_an_mlp_normalises_within_examples_and_skips_where_the_width_stays(skip, normalization):
+    config = MLP(factory="mlp", hidden=(6, 6, 5), activation="tanh", normalization=normalization, skip=skip)
+    model = build_model(config, (1, 2, 3), 3).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.5)
+    p = dict(model.named_parameters())
+    images = torch.randn(4, 1, 2, 3, dtype=torch.float64)
+    x = images.flatten(1)
+    for number in (1, 2, 3):
+        y = x @ p[f"linear{number}.weight"].T + p[f"linear{number}.bias"]
+        if normalization == "layer":
+            centred = y - y.mean(1, keepdim=True)
+            y = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+            y = y * p[f"norm{number}.weight"] + p[f"norm{number}.bias"]
+        x = x + torch.tanh(y) if skip and number < 3 else torch.tanh(y)
+    expected = x @ p["linear4.weight"].T + p["linear4.bias"]
+    torch.testing.assert_close(model(images), expected, rtol=1e-12, atol=1e-12)
+    assert len(p) == 8 + 6 * (normalization == "layer")
+
+
+def test_a_resnet_without_skips_has_the_same_parameters():
+    with_skips, without = (build_model(ResNet9(width=1, skip=skip), (1, 8, 8), 3) for skip in (True, False))
+    without.load_state_dict(with_skips.state_dict())
+    images = torch.randn(2, 1, 8, 8)
+    assert not torch.allclose(with_skips(images), without(images))
+    pair = without.residual1
+    x = torch.randn(1, 8, 4, 4)
+    torch.testing.assert_close(pair(x), pair.apply_block(2, pair.apply_block(1, x)))
+
+
 def test_small_networks_have_the_stated_layers():
     assert count_parameters(Linear(factory="linear"), (3, 4, 5), 7) == 60 * 7 + 7
     assert count_parameters(Linear(factory="linear", bias=False), (3, 4, 5), 7) == 60 * 7

@@ -59,6 +59,9 @@ def make(shape, classes):
         CNN(factory="cnn"),
         CNN(factory="cnn", channels=(4, 12, 8), normalization="none"),
         CNN(factory="cnn", channels=(5,), normalization="batch"),
+        CNN(factory="cnn", channels=(4, 8), depth=3, skip=True),
+        MLP(factory="mlp", hidden=(7, 7, 3), normalization="layer", skip=True),
+        ResNet9(width=1, skip=False),
     ],
     ids=str,
 )

@@ -30,6 +30,9 @@ class Data(Section):
     """Fraction of each class's held-out images that becomes the validation set; the rest is the test set."""
 
 
+Activation = Literal["gelu", "relu", "tanh", "sigmoid"]
+
+
 class Normalized(Section):
     """What every network with normalisation layers shares."""
 
@@ -38,7 +41,7 @@ class Normalized(Section):
     analysed with statistics recomputed over the whole training set and frozen."""
     channels_per_group: Count = 4
     """Channels of one group under `group` (the number of groups is channels divided by this)."""
-    activation: Literal["gelu", "relu", "tanh"] = "gelu"
+    activation: Activation = "gelu"
     """Element-wise non-linearity. With `relu` the Hessian is the almost-everywhere one, and the stores say so."""
 
 
@@ -49,6 +52,10 @@ class ResNet9(Normalized):
     """The built-in factory."""
     width: Count = 2
     """The multiplier w."""
+    skip: bool = True
+    """Whether the two pairs of convolutions are residual: x + f(x), or f(x) alone."""
+
+    later: ClassVar[tuple[str, ...]] = ("skip",)
 
 
 class Linear(Section):
@@ -61,23 +68,38 @@ class Linear(Section):
 
 
 class MLP(Section):
-    """Fully connected layers."""
+    """Fully connected layers, each but the last followed by normalisation, if any, and activation."""
 
     factory: Literal["mlp"]
     """The built-in factory."""
     hidden: Annotated[tuple[Count, ...], NotEmpty] = (32,)
     """Widths of the hidden layers."""
-    activation: Literal["gelu", "relu", "tanh"] = "gelu"
+    activation: Activation = "gelu"
     """Element-wise non-linearity."""
+    normalization: Literal["none", "layer"] = "none"
+    """`layer`: each hidden layer's numbers are normalised within each example."""
+    skip: bool = False
+    """Whether a hidden layer that keeps the width adds its input to its output."""
+
+    later: ClassVar[tuple[str, ...]] = ("normalization", "skip")
 
 
 class CNN(Normalized):
-    """3×3 convolutions, each followed by normalisation, activation and 2×2 average pooling, then a linear layer."""
+    """3×3 convolutions in stages that end in 2×2 average pooling, then a linear layer.
+
+    Each convolution is followed by normalisation and activation.
+    """
 
     factory: Literal["cnn"]
     """The built-in factory."""
     channels: Annotated[tuple[Count, ...], NotEmpty] = (8, 16)
-    """Output channels of the convolutions."""
+    """Output channels of the convolutions, one number for each stage."""
+    depth: Count = 1
+    """Convolutions of a stage: the first takes the number of channels to the stage's, the others keep it."""
+    skip: bool = False
+    """Whether a convolution that keeps the number of channels adds its input to its output."""
+
+    later: ClassVar[tuple[str, ...]] = ("depth", "skip")
 
 
 class Custom(Section):

@@ -27,7 +27,7 @@ from quadscape.provenance.source import source_hash
 Shape = tuple[int, int, int]
 
 _INITIALISATION_STREAM = 0x1417
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 _BATCH_NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -54,16 +54,18 @@ class Convolutions(nn.Module):
 
 
 class ResidualPair(Convolutions):
-    """x + f₂(f₁(x)) with two convolutions."""
+    """x + f₂(f₁(x)) with two convolutions, or f₂(f₁(x)) alone."""
 
-    def __init__(self, channels: int, config: Normalized) -> None:
+    def __init__(self, channels: int, config: ResNet9) -> None:
         super().__init__(config)
+        self._skip = config.skip
         self.add(1, channels, channels)
         self.add(2, channels, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (n, channels, h, w) to the same shape."""
-        return x + self.apply_block(2, self.apply_block(1, x))
+        y = self.apply_block(2, self.apply_block(1, x))
+        return x + y if self._skip else y
 
 
 class ResNet9Network(Convolutions):
@@ -90,41 +92,57 @@ class ResNet9Network(Convolutions):
 
 
 class CNNNetwork(Convolutions):
-    """Convolutions, each with 2×2 average pooling, flattened into one linear layer."""
+    """Stages of convolutions, each with 2×2 average pooling at its end, flattened into one linear layer."""
 
     def __init__(self, config: CNN, shape: Shape, classes: int) -> None:
         super().__init__(config)
         channels, height, width = shape
-        self._depth = len(config.channels)
-        for number, outputs in enumerate(config.channels, start=1):
-            self.add(number, channels, outputs)
-            channels, height, width = outputs, height // 2, width // 2
+        self._depth, self._stages = config.depth, len(config.channels)
+        self._skips = []
+        for number, outputs in enumerate(each for each in config.channels for _ in range(config.depth)):
+            self.add(number + 1, channels, outputs)
+            self._skips.append(config.skip and channels == outputs)
+            channels = outputs
+        height, width = height >> self._stages, width >> self._stages
         self.linear = nn.Linear(channels * height * width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps images (n, channels, height, width) to class scores (n, classes)."""
-        for number in range(1, self._depth + 1):
-            x = avg_pool2d(self.apply_block(number, x), 2)
+        for stage in range(self._stages):
+            for number in range(stage * self._depth, (stage + 1) * self._depth):
+                y = self.apply_block(number + 1, x)
+                x = x + y if self._skips[number] else y
+            x = avg_pool2d(x, 2)
         return self.linear(x.flatten(1))
 
 
 class MLPNetwork(nn.Module):
-    """Fully connected layers over the flattened image, with an activation between them."""
+    """Fully connected layers over the flattened image, with normalisation and activation between them."""
 
-    def __init__(self, widths: Sequence[int], bias: bool, activation: str | None) -> None:
+    def __init__(
+        self, widths: Sequence[int], bias: bool, activation: str | None, *, normalized: bool = False, skip: bool = False
+    ) -> None:
         super().__init__()
         self.layers: list[str] = []
+        self._skips = [skip and inputs == outputs for inputs, outputs in pairwise(widths)]
         for number, (inputs, outputs) in enumerate(pairwise(widths), start=1):
             name = "linear" if len(widths) == 2 else f"linear{number}"
             self.add_module(name, nn.Linear(inputs, outputs, bias=bias))
             self.layers.append(name)
+            if normalized and number < len(widths) - 1:
+                self.add_module(f"norm{number}", nn.LayerNorm(outputs))
         self.activation = nn.Identity() if activation is None else _ACTIVATIONS[activation]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps images (n, channels, height, width) to class scores (n, classes)."""
         x = x.flatten(1)
-        for name in self.layers[:-1]:
-            x = self.activation(self.get_submodule(name)(x))
+        modules = dict(self.named_children())
+        for number, name in enumerate(self.layers[:-1], start=1):
+            y = modules[name](x)
+            if f"norm{number}" in modules:
+                y = modules[f"norm{number}"](y)
+            y = self.activation(y)
+            x = x + y if self._skips[number - 1] else y
         return self.get_submodule(self.layers[-1])(x)
 
 
@@ -144,7 +162,9 @@ def _build_built_in(config: ResNet9 | CNN | MLP | Linear, shape: Shape, classes:
         )
     pixels = int(np.prod(shape))
     if isinstance(config, MLP):
-        return MLPNetwork((pixels, *config.hidden, classes), True, config.activation)
+        widths = (pixels, *config.hidden, classes)
+        normalized = config.normalization == "layer"
+        return MLPNetwork(widths, True, config.activation, normalized=normalized, skip=config.skip)
     return MLPNetwork((pixels, classes), config.bias, None)
 
 

@@ -81,8 +81,10 @@ def parameter_shapes(config: BuiltIn, shape: Shape, classes: int) -> list[tuple[
     if isinstance(config, MLP | Linear):
         widths = (math.prod(shape), *(config.hidden if isinstance(config, MLP) else ()), classes)
         bias = config.bias if isinstance(config, Linear) else True
-        for inputs, outputs in pairwise(widths):
+        for number, (inputs, outputs) in enumerate(pairwise(widths), start=2):
             found += _affine(inputs, outputs, bias=bias)
+            if isinstance(config, MLP) and config.normalization == "layer" and number < len(widths):
+                found += [(outputs,), (outputs,)]
         return found
     check_image_network(config, shape)
     if isinstance(config, ResNet9):
@@ -91,7 +93,7 @@ def parameter_shapes(config: BuiltIn, shape: Shape, classes: int) -> list[tuple[
         pairs += [(8 * w, 16 * w), (16 * w, 32 * w), *2 * [(32 * w, 32 * w)]]
         features = 32 * w
     else:
-        pairs = list(pairwise((shape[0], *config.channels)))
+        pairs = list(pairwise((shape[0], *(each for each in config.channels for _ in range(config.depth)))))
         pools = len(config.channels)
         features = config.channels[-1] * (shape[1] >> pools) * (shape[2] >> pools)
     for inputs, outputs in pairs:
