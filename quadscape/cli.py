@@ -139,7 +139,7 @@ def _validate(arguments: argparse.Namespace) -> int:
     problem.check_dense()
     data = problem.data
     print(
-        f"{arguments.config} is valid: {problem.parameters:,} parameters; {data.training:,} training, "
+        f"{arguments.config} is valid: {problem.sizes_text()}; {data.training:,} training, "
         f"{data.validation:,} validation and {data.test:,} test images of {'×'.join(map(str, data.shape))}; "
         f"{len(experiment.runs)} runs, {sum(len(run.checkpoints) for run in experiment.runs)} checkpoints."
     )
@@ -153,7 +153,11 @@ def _validate(arguments: argparse.Namespace) -> int:
     if arguments.thorough:
         from quadscape.training.extraction import check_factory
 
-        print(f"The network was {check_factory(experiment.model, experiment.loss, experiment.seed, data).sentence()}")
+        networks = {experiment.model_of(run).model_dump_json(): run for run in experiment.runs}
+        for run in networks.values():
+            who = f"The network of run '{run.name}'" if len(networks) > 1 else "The network"
+            found = check_factory(experiment.model_of(run), experiment.loss, experiment.seed, data)
+            print(f"{who} was {found.sentence()}")
     return 0
 
 
@@ -186,7 +190,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
     problem = Problem.of(load_experiment(arguments.config))
     problem.check_dense()
     devices = (arguments.device,) if arguments.device else ("cpu", "cuda")
-    print(f"{arguments.config}: {problem.parameters:,} parameters, {problem.data.training:,} training images")
+    print(f"{arguments.config}: {problem.sizes_text()}, {problem.data.training:,} training images")
     print(format_estimates(estimate_experiment(problem, devices)))
     return 0
 

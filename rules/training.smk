@@ -11,15 +11,15 @@ rule train:
     threads: 2
     resources:
         mem_mb=memory("training"),
-        runtime=lambda wildcards, attempt: problem.runtime_minutes(
-            "training", attempt, experiment.run(wildcards.run)
-        ),
+        runtime=runtime("training"),
     params:
         version=STAGE_VERSIONS["training"],
         training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
         seed=lambda wildcards: experiment.run_seed(experiment.run(wildcards.run)),
-        model=resolved(experiment.model),
-        model_code=problem.model_code,
+        model=lambda wildcards: resolved(
+            experiment.model_of(experiment.run(wildcards.run))
+        ),
+        model_code=lambda wildcards: problem.networks[wildcards.run].code,
         loss=experiment.loss,
     script:
         "../workflow_scripts/train.py"
@@ -41,8 +41,10 @@ rule extract_checkpoint:
         mem_mb=memory("checkpoint"),
         runtime=runtime("checkpoint"),
     params:
-        model=resolved(experiment.model),
-        model_code=problem.model_code,
+        model=lambda wildcards: resolved(
+            experiment.model_of(experiment.run(wildcards.run))
+        ),
+        model_code=lambda wildcards: problem.networks[wildcards.run].code,
         loss=experiment.loss,
         training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
         code=CHECKPOINT_VERSION,

@@ -64,7 +64,7 @@ def extract(
     """Writes one checkpoint of an experiment."""
     section = experiment.run(run)
     return extract_checkpoint(
-        experiment.model, experiment.loss, section, iteration, source, data, out, experiment.device
+        experiment.model_of(section), experiment.loss, section, iteration, source, data, out, experiment.device
     )
 
 

@@ -142,7 +142,7 @@ def test_a_network_is_made_again_when_its_source_changes(own: Experiment, asked:
     file = tmp_path / "kept/sizes.json"
     first = Problem.of(own, Kept(file))
     assert (first.parameters, len(asked)) == (385, 1)
-    assert first.model_code == factory_code(own.model)
+    assert first.networks["a"].code == factory_code(own.model)
     assert Problem.of(own, Kept(file)) == first
     assert Problem.of(own, Kept(file, is_job=True)) == first
     assert len(asked) == 1
@@ -153,7 +153,7 @@ def test_a_network_is_made_again_when_its_source_changes(own: Experiment, asked:
     (tmp_path / "own_net.py").write_text(FACTORY.format(helper="own_helper").replace("WIDTH)", "WIDTH, bias=False)"))
     changed = Problem.of(own, Kept(file))
     assert changed.parameters == 64 * 6 + 7 * 10
-    assert changed.model_code != first.model_code
+    assert changed.networks["a"].code != first.networks["a"].code
     assert len(asked) == 3
     # Another file of that name that is found before it is another network, though nothing has changed in the first.
     (tmp_path / "own_net.py").unlink()

@@ -331,7 +331,7 @@ def test_later_attempts_ask_for_more() -> None:
     assert len(set(jobs)) >= 8
     for job in jobs:
         memory = [problem.memory_mb(job, attempt) for attempt in (1, 2, 3)]
-        minutes = [problem.runtime_minutes(job, attempt, run) for attempt in (1, 2, 3)]
+        minutes = [problem.runtime_minutes(job, attempt, run.name) for attempt in (1, 2, 3)]
         assert memory == pytest.approx([memory[0], 1.5 * memory[0], 2 * memory[0]], abs=1)
         assert minutes == pytest.approx([minutes[0], 2 * minutes[0], 3 * minutes[0]], abs=3)
     # No rule asks for the same whatever happened before.

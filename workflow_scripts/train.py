@@ -7,6 +7,6 @@ from quadscape.training.task import TrainingTask
 experiment, log = start_job(snakemake)
 run = experiment.run(snakemake.wildcards.run)
 task = TrainingTask(
-    run, experiment.run_seed(run), experiment.model, experiment.loss, snakemake.input.data, experiment.device
+    run, experiment.run_seed(run), experiment.model_of(run), experiment.loss, snakemake.input.data, experiment.device
 )
 run_stage(task, Path(snakemake.output[0]).parent, log=log)

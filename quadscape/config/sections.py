@@ -388,6 +388,8 @@ class Run(Training):
     path: str | None = None
     """Parameters trained elsewhere: a file saved with `torch.save(model.state_dict(), …)`, with `{iteration}` in the
     path where there are several checkpoints. Such a run is not trained."""
+    model: Model | None = None
+    """The network of this run; none: the experiment's."""
 
     @field_validator("checkpoints")
     @classmethod

@@ -170,7 +170,8 @@ def _options(declared: Measure, options: Mapping[str, Any], loss: NetworkObjecti
             raise ConfigError(f"'{declared.name}' has no option '{name}'; its options are {listed(known)}.")
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
     experiment = parse_experiment({"measures": {declared.name: plain}})
-    check_problem(experiment, loss.size, _MANY)  # nothing is trained here: no batch is too large
+    # Nothing is trained here: no batch is too large.
+    check_problem(experiment, {run.name: loss.size for run in experiment.runs}, _MANY)
     given = experiment.measures.given(declared.name) | {"dtype": dtype_name(loss.dtype)}
     return SimpleNamespace(**effective_options(declared, given, loss.size))
 

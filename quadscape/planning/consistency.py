@@ -133,11 +133,6 @@ class _Comparison:
 
     def __init__(self, experiment: Experiment, places: Places, problem: Problem, kept: Kept) -> None:
         self.experiment, self.places, self.problem, self.kept = experiment, places, problem, kept
-        self.network = {
-            "model": resolved(experiment.model),
-            "model_code": problem.model_code,
-            "loss": experiment.loss,
-        }
         self.content: str | None = None
 
     def all(self) -> Iterator[Difference]:
@@ -196,11 +191,18 @@ class _Comparison:
             self.kept.put("split", key, known)
         return bool(known["same"])
 
+    def _network(self, run: Run) -> dict[str, Any]:
+        return {
+            "model": resolved(self.experiment.model_of(run)),
+            "model_code": self.problem.networks[run.name].code,
+            "loss": self.experiment.loss,
+        }
+
     def trajectory(self, run: Run) -> Iterator[Difference]:
         now = {
             "training": _training(resolved(run.training())),
             "seed": self.experiment.run_seed(run),
-            **self.network,
+            **self._network(run),
             **_known({"data": self.content}),
         }
         yield from self._stage(self.places.trajectory(run.name), "training", now)
@@ -214,9 +216,9 @@ class _Comparison:
         trained = run.path is None
         now = {
             "iteration": iteration,
-            **self.network,
+            **self._network(run),
             **({"training": _training(resolved(run.training()))} if trained else {}),
-            "weight_decay": run.weight_decay,
+            "weight_decay": run.rule()["weight_decay"],
             **_known({"data": self.content}),
         }
         found = list(_compared(path, stored, now))

@@ -8,7 +8,7 @@ reads of plain matrices. A GPU that is not here has nominal rates, which small n
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
@@ -437,8 +437,25 @@ def estimate_experiment(problem: Problem, devices: Sequence[str] = ("cpu", "cuda
     found = []
     for device in devices:
         measured = device == "cpu" or torch.cuda.is_available()
-        found.append(Estimates(device, measured, _Estimator(problem, device, measured).all()))
+        needs = [need for part in _by_network(problem) for need in _Estimator(part, device, measured).all()]
+        found.append(Estimates(device, measured, tuple(needs)))
     return found
+
+
+def _by_network(problem: Problem) -> list[Problem]:
+    """The problem in parts whose runs share a network, in the order of the runs."""
+    experiment = problem.experiment
+    parts: dict[str, list[Run]] = {}
+    for run in experiment.runs:
+        parts.setdefault(experiment.model_of(run).model_dump_json(), []).append(run)
+    return [
+        replace(
+            problem,
+            experiment=experiment.model_copy(update={"runs": tuple(runs), "model": experiment.model_of(runs[0])}),
+            networks={run.name: problem.networks[run.name] for run in runs},
+        )
+        for runs in parts.values()
+    ]
 
 
 def format_estimates(estimates: Sequence[Estimates]) -> str:

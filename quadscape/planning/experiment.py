@@ -5,7 +5,7 @@ before any job starts, `config.yaml` states the same defaults, and docs/configur
 (`quadscape reference`). It imports neither torch nor zarr, so that Snakemake's head starts fast.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -186,38 +186,44 @@ class Experiment(Section):
                 return run
         raise ConfigError(f"runs: there is no run '{name}'; the runs are {listed([r.name for r in self.runs])}.")
 
+    def model_of(self, run: Run) -> Model:
+        """The network of a run: its own, or the experiment's."""
+        return self.model if run.model is None else run.model
+
     def run_seed(self, run: Run) -> int:
         """Seed of a run: its own, or the experiment's."""
         return self.seed if run.seed is None else run.seed
 
 
-def check_problem(experiment: Experiment, parameters: int, training_images: int) -> None:
-    """Checks what depends on the sizes of network and data set.
+def check_problem(experiment: Experiment, parameters: Mapping[str, int], training_images: int) -> None:
+    """Checks what depends on the sizes of networks and data set.
 
     Args:
         experiment: The experiment.
-        parameters: P, the number of parameters.
+        parameters: P, the number of parameters, by name of the run.
         training_images: N, the number of training images.
 
     Raises:
         ConfigError: More directions, shards or bands than parameters, or a batch larger than the training set.
     """
-    for measure in MEASURES.values():
-        given = experiment.measures.given(measure.name)
-        for option in measure.options:
-            if option.parameters_at_most and given.get(option.name, 0) > parameters:
-                raise ConfigError(
-                    f"measures.{measure.name}.{option.name} is {given[option.name]}, but the network has only "
-                    f"{parameters} parameters and so as many eigenvectors; valid are {option.at_least:g} to "
-                    f"{parameters}."
-                )
-    if experiment.curvature.shards > parameters:
-        raise ConfigError(
-            f"curvature.shards is {experiment.curvature.shards}, but the Hessian has only {parameters} columns; valid "
-            f"are 1 to the number of its column strips, which is at most {parameters}."
-        )
+    for name, size in parameters.items():
+        of_run = f" of run '{name}'" if len(set(parameters.values())) > 1 else ""
+        for measure in MEASURES.values():
+            given = experiment.measures.given(measure.name) if experiment.is_measured(measure.name, name) else {}
+            for option in measure.options:
+                if option.parameters_at_most and given.get(option.name, 0) > size:
+                    raise ConfigError(
+                        f"measures.{measure.name}.{option.name} is {given[option.name]}, but the network{of_run} has "
+                        f"only {size} parameters and so as many eigenvectors; valid are {option.at_least:g} to {size}."
+                    )
+        if experiment.curvature.shards > size:
+            raise ConfigError(
+                f"curvature.shards is {experiment.curvature.shards}, but the Hessian{of_run} has only {size} columns; "
+                f"valid are 1 to the number of its column strips, which is at most {size}."
+            )
     for index, run in enumerate(experiment.runs):
-        if run.path is None and run.batch_size == "full" and getattr(experiment.model, "normalization", "") == "batch":
+        normalization = getattr(experiment.model_of(run), "normalization", "")
+        if run.path is None and run.batch_size == "full" and normalization == "batch":
             raise ConfigError(
                 f"runs[{index}].batch_size is full, whose gradient is summed over chunks of examples, but "
                 "model.normalization is batch, whose statistics are those of a whole batch; valid are a number of "

@@ -108,8 +108,8 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section]:
     if not location[:-1]:
         return Experiment
     head = location[0]
-    if head == "model":
-        return BUILT_IN.get(str(location[1]), Custom)
+    if "model" in location:
+        return BUILT_IN.get(str(location[list(location).index("model") + 1]), Custom)
     if "learning_rate" in location:
         return SCHEDULES.get(str(location[list(location).index("learning_rate") + 1]), Steps)
     if "optimizer" in location:
@@ -162,9 +162,9 @@ def _sentence(error: ValidationError) -> str:
         close = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", context["expected"]), n=1)
         hint = f" (did you mean '{close[0]}'?)" if close else ""
         sentence = f"{where} is {_shown(value)}{hint}; valid are {context['expected']}"
-    elif kind == "string_pattern_mismatch" and where == "model.factory":
+    elif kind == "string_pattern_mismatch" and where.endswith("model.factory"):
         sentence = (
-            f"model.factory is {_shown(value)}; valid are {listed(sorted(BUILT_IN))}, or a factory of your own as "
+            f"{where} is {_shown(value)}; valid are {listed(sorted(BUILT_IN))}, or a factory of your own as "
             "package.module:function"
         )
     elif kind == "string_pattern_mismatch":

@@ -3,12 +3,12 @@
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from quadscape.amounts import format_bytes
 from quadscape.cluster.snakemake_shell import check_working_directory
-from quadscape.config.sections import Run
 from quadscape.curvature.solver_plan import advisable_bytes
 from quadscape.data.sources import DataDescription
 from quadscape.errors import ConfigError
@@ -17,7 +17,7 @@ from quadscape.measures.declaration import Sizes
 from quadscape.memory_limits import memory_total
 from quadscape.planning.experiment import Experiment, check_problem
 from quadscape.results.places import Places
-from quadscape.results.sizes import Kept, keep_asked, look_at_data, look_at_network
+from quadscape.results.sizes import Kept, Network, keep_asked, look_at_data, look_at_network
 
 MOST_PARAMETERS = 4_000_000
 """Above which no machine computes a dense eigenbasis within weeks (docs/scale.md), whatever its disk."""
@@ -90,17 +90,26 @@ class Problem:
     Attributes:
         experiment: The experiment.
         data: What the data set holds.
-        parameters: P.
-        model_code: Hash of the source of a user's network: see `quadscape.network.models.factory_code`.
+        networks: What is known of the network of each run.
         source_problem: Why the data store that was made before stands in for the source of the data; empty where the
             source can be used.
     """
 
     experiment: Experiment
     data: DataDescription
-    parameters: int
+    networks: Mapping[str, Network]
     source_problem: str = ""
-    model_code: str | None = None
+
+    @property
+    def parameters(self) -> int:
+        """P, of the largest network where runs have several."""
+        return max(network.parameters for network in self.networks.values())
+
+    def sizes_text(self) -> str:
+        """`26,490 parameters`, or of several networks `26,490 and 104,234 parameters`."""
+        sizes = sorted({network.parameters for network in self.networks.values()})
+        texts = [f"{size:,}" for size in sizes]
+        return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts) + " parameters"
 
     @classmethod
     def of(cls, experiment: Experiment, kept: Kept | None = None) -> "Problem":
@@ -116,8 +125,11 @@ class Problem:
         kept = Kept() if kept is None else kept
         data, problem = look_at_data(experiment.data, Path(Places(experiment.name, experiment.curvature).data), kept)
         _check_sources(experiment)
-        network = look_at_network(experiment.model, experiment.loss, data, kept, MOST_PARAMETERS)
-        check_problem(experiment, network.parameters, data.training)
+        networks = {
+            run.name: look_at_network(experiment.model_of(run), experiment.loss, data, kept, MOST_PARAMETERS)
+            for run in experiment.runs
+        }
+        check_problem(experiment, {name: network.parameters for name, network in networks.items()}, data.training)
         keep_asked(
             kept,
             {
@@ -126,7 +138,7 @@ class Problem:
             },
         )
         kept.save()
-        return cls(experiment, data, network.parameters, problem, network.code)
+        return cls(experiment, data, networks, problem)
 
     def check_dense(self) -> None:
         """Refuses checkpoints whose dense matrices cannot be; what is finished needs no room."""
@@ -152,7 +164,7 @@ class Problem:
         Raises:
             ConfigError: The matrices are too large.
         """
-        experiment, size = self.experiment, self.parameters
+        experiment, size = self.experiment, self.networks[run].parameters
         places = Places(experiment.name, experiment.curvature)
         basis = (4 if experiment.curvature.dtype == "float32" else 8) * size**2
         root = Path(places.root).absolute()
@@ -174,14 +186,14 @@ class Problem:
         """Sizes that the costs of measures follow from.
 
         Args:
-            run: Name of the run. All runs share network and data.
+            run: Name of the run.
 
         Returns:
             The sizes.
         """
         data = self.data
         return Sizes(
-            parameters=self.parameters,
+            parameters=self.networks[run].parameters,
             training=data.training,
             validation=data.validation,
             test=data.test,
@@ -190,12 +202,16 @@ class Problem:
             itemsize=4 if self.experiment.curvature.dtype == "float32" else 8,
         )
 
-    def memory_mb(self, job: str, attempt: int = 1) -> int:
+    def _parameters(self, run: str | None) -> int:
+        return self.parameters if run is None else self.networks[run].parameters
+
+    def memory_mb(self, job: str, attempt: int = 1, run: str | None = None) -> int:
         """Memory that a job asks for; growth laws with generous constants, in MB.
 
         Args:
             job: Kind of job.
             attempt: Which attempt, from 1: each asks for half of the first's more, in case that SLURM killed it.
+            run: Name of the run that the job belongs to; None: the one with the largest network.
 
         Returns:
             Megabytes.
@@ -203,7 +219,8 @@ class Problem:
         count = self.data.training + self.data.validation + self.data.test
         pixels = self.data.shape[0] * self.data.shape[1] * self.data.shape[2]
         images = count * pixels * 8 / 1e6
-        columns = self.parameters * 8 / 1e6
+        size = self._parameters(run)
+        columns = size * 8 / 1e6
         extra = {
             "data": 2 * images,
             "training": images + 512 * columns,
@@ -212,27 +229,30 @@ class Problem:
             "hessian_shard": images + 4000 + 1600,
             "hessian": images + 4000 + 1600,
             # Columns in float64 (an eighth of a GPU's memory at most, or 1 GiB) and twice as stored, and Jacobians.
-            "gauss_newton": images + 4000 + min(22000, columns * self.parameters),
-            "eigenbasis": images + 4000 + advisable_bytes(self.parameters, self.experiment.curvature.dtype) / 1e6,
+            "gauss_newton": images + 4000 + min(22000, columns * size),
+            "eigenbasis": images + 4000 + advisable_bytes(size, self.experiment.curvature.dtype) / 1e6,
             "figures": 500.0,
         }
         return memory_mb(extra[job], attempt)
 
-    def runtime_minutes(self, job: str, attempt: int = 1, run: Run | None = None) -> int:
+    def runtime_minutes(self, job: str, attempt: int = 1, run: str | None = None) -> int:
         """Time limit of a job; growth laws that leave a factor of two or more on one current GPU.
 
         Args:
             job: Kind of job.
             attempt: Which attempt, from 1: each asks for the first's time more.
-            run: The run, for training.
+            run: Name of the run that the job belongs to; None: the one with the largest network.
 
         Returns:
             Minutes.
         """
-        size, count = float(self.parameters), float(self.data.training)
+        size, count = float(self._parameters(run)), float(self.data.training)
+        trained = None if run is None else self.experiment.run(run)
         extra = {
             "data": count / 5e3,
-            "training": 0.0 if run is None else run.iterations * (0.03 + 2e-5 * run.batch_of(self.data.training)) / 60,
+            "training": 0.0
+            if trained is None
+            else trained.iterations * (0.03 + 2e-5 * trained.batch_of(self.data.training)) / 60,
             "checkpoint": count / 5e3,
             # 8e6 counted operations per column and example (P=104,234: docs/performance.md) at 2.6e12 a second.
             "hessian_shard": size * count / 2e7 / self.experiment.curvature.shards,

@@ -228,24 +228,24 @@ class Targets:
     def settings(self) -> dict[str, dict[str, Any]]:
         """What findings need to know of each run besides its tables; of a run from elsewhere only what is certain."""
         experiment, data = self.experiment, self._problem.data
-        shared = {
-            "data": experiment.data.source,
-            "classes": len(data.classes),
-            "N": data.training,
-            "P": self._problem.parameters,
-            "loss": experiment.loss,
-        }
-        if (normalization := getattr(experiment.model, "normalization", None)) is not None:
-            shared["normalization"] = normalization
         found = {}
         for run in experiment.runs:
+            known: dict[str, Any] = {
+                "data": experiment.data.source,
+                "classes": len(data.classes),
+                "N": data.training,
+                "P": self._problem.networks[run.name].parameters,
+                "loss": experiment.loss,
+            }
+            if (normalization := getattr(experiment.model_of(run), "normalization", None)) is not None:
+                known["normalization"] = normalization
             trained = {
                 **({"momentum": run.momentum, "nesterov": run.nesterov} if isinstance(run.optimizer, SGD) else {}),
                 "batch_size": run.batch_of(data.training),
                 "weight_decay": run.rule()["weight_decay"],
                 "sampling": run.sampling,
             }
-            found[run.name] = shared | (trained if run.path is None else {})
+            found[run.name] = known | (trained if run.path is None else {})
         return found
 
     def everything(self) -> list[str]:

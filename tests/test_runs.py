@@ -1,0 +1,81 @@
+"""Runs with a network of their own."""
+
+from pathlib import Path
+
+import pytest
+
+from quadscape.config.sections import MLP
+from quadscape.errors import ConfigError
+from quadscape.planning.estimate import estimate_experiment
+from quadscape.planning.experiment import Experiment
+from quadscape.planning.experiment_file import parse_experiment
+from quadscape.planning.problem import Problem
+from quadscape.planning.targets import Targets
+from quadscape.results.opened import open_results
+from tests.checkouts import Checkout
+from tests.experiments import TINY
+
+OWN = {"factory": "mlp", "hidden": [2], "activation": "sigmoid"}  # 160 parameters, where the others have 235
+RUNS = [*TINY["runs"], {"name": "b", "checkpoints": [40], "model": OWN}]
+
+
+def two_networks(**changes: object) -> Experiment:
+    return parse_experiment({**TINY, "runs": RUNS, **changes})
+
+
+def test_sizes_belong_to_a_run() -> None:
+    problem = Problem.of(two_networks())
+    assert {name: network.parameters for name, network in problem.networks.items()} == {"a": 235, "b": 160}
+    assert problem.sizes_text() == "160 and 235 parameters"
+    assert [problem.sizes(run).parameters for run in "ab"] == [235, 160]
+    assert problem.memory_mb("gauss_newton", run="b") <= problem.memory_mb("gauss_newton", run="a")
+    assert problem.runtime_minutes("eigenbasis", run="b") <= problem.runtime_minutes("eigenbasis")
+    settings = Targets(problem).settings()
+    assert [settings[run]["P"] for run in "ab"] == [235, 160]
+    assert [settings[run]["normalization"] for run in "ab"] == ["none", "none"]
+
+
+def test_a_model_of_a_run_is_checked_as_that_of_the_experiment() -> None:
+    for model, sentence in (
+        ({"factory": "mlp", "hiden": [3]}, r"runs\[1\]\.model\.hiden is not a known key.*'hidden'"),
+        ({"factory": "mlpp"}, r"runs\[1\]\.model\.factory is \"mlpp\"; valid are cnn, linear, mlp, resnet9"),
+        ({"factory": "mlp", "hidden": [0]}, r"runs\[1\]\.model\.hidden\[0\] is 0"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            parse_experiment({**TINY, "runs": [*TINY["runs"], {"name": "b", "model": model}]})
+    options = {"measures": {"overlap": {"bands": 8}, "line_search": {"directions": 200}}}
+    with pytest.raises(ConfigError, match=r"line_search\.directions is 200, but the network of run 'b' has only 160"):
+        Problem.of(two_networks(**options))
+    options["measures"]["line_search"]["runs"] = ["a"]
+    assert Problem.of(two_networks(**options)).parameters == 235
+
+
+def test_estimates_add_up_over_networks() -> None:
+    both = estimate_experiment(Problem.of(two_networks()), ["cuda"])[0]
+    alone = estimate_experiment(Problem.of(parse_experiment(TINY)), ["cuda"])[0]
+    jobs = {part: [need.jobs for need in both.needs if need.stage == part] for part in ("training", "eigenbasis")}
+    assert jobs == {"training": [1, 1], "eigenbasis": [2, 1]}
+    first, second = (need.disk_bytes for need in both.needs if need.stage == "eigenbasis")
+    assert first == next(need.disk_bytes for need in alone.needs if need.stage == "eigenbasis")
+    assert second < first
+
+
+@pytest.mark.slow
+def test_a_run_with_another_network_beside_finished_ones(checkout: Checkout) -> None:
+    checkout.configure(runs=RUNS)
+    plan = checkout.plan("results/tiny/figures/spectrum.svg")
+    expected = {"train": 1, "extract_checkpoint": 1, "compute_hessian_shard": 1, "compute_hessian": 1}
+    expected |= {"compute_eigenbasis": 1, "measure_spectrum": 1, "draw_figure": 1}
+    assert {rule: count for rule, count in plan.items() if rule in expected} == expected
+    assert not {"prepare_data", "measure_overlap"} & plan.keys()
+    code, output = checkout.snakemake("results/tiny/figures/spectrum.svg")
+    assert code == 0, output
+    results = open_results(Path(checkout.path) / "results/tiny")
+    assert results.checkpoint("b", 40).model_config == MLP(factory="mlp", hidden=(2,), activation="sigmoid")
+    assert results.checkpoint("a", 40).model_config == MLP(factory="mlp", hidden=(3,))
+    assert [results.eigenbasis(run, 40).size for run in "ab"] == [235, 160]
+    checkout.configure(runs=[RUNS[0], {**RUNS[1], "model": {**OWN, "activation": "tanh"}}])
+    code, output = checkout.snakemake("-n", "results/tiny/figures/spectrum.svg")
+    assert code == 0, output
+    assert "model.activation: sigmoid → tanh" in output
+    assert checkout.plan("results/tiny/figures/spectrum.svg")["train"] == 1
