@@ -77,5 +77,5 @@ def test_a_run_with_another_network_beside_finished_ones(checkout: Checkout) -> 
     checkout.configure(runs=[RUNS[0], {**RUNS[1], "model": {**OWN, "activation": "tanh"}}])
     code, output = checkout.snakemake("-n", "results/tiny/figures/spectrum.svg")
     assert code == 0, output
-    assert "model.activation: sigmoid → tanh" in output
+    assert 'model.activation: "sigmoid" → "tanh"' in output
     assert checkout.plan("results/tiny/figures/spectrum.svg")["train"] == 1
