@@ -301,15 +301,18 @@ def test_parameters_without_effect_are_named() -> None:
 
 
 def test_torch_is_left_as_the_user_had_set_it() -> None:
+    mode = torch.get_deterministic_debug_mode()
     torch.set_default_dtype(torch.float64)
+    torch.set_deterministic_debug_mode("warn")
     try:
         with torch.inference_mode():
             library.objective(nn.Linear(4, 3), X.double() + 1, Y)
             assert torch.is_inference_mode_enabled()
         assert torch.get_default_dtype() == torch.float64
-        assert torch.get_deterministic_debug_mode() == 0
+        assert torch.get_deterministic_debug_mode() == 1
     finally:
         torch.set_default_dtype(torch.float32)
+        torch.set_deterministic_debug_mode(mode)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-SHARDS = "hessian_shards"
-
 
 def shard_name(number: int | str, count: int | str) -> str:
     """Name of a shard, which is that of its directory.
@@ -28,12 +26,13 @@ def shard_directory(hessian: str | Path, name: str) -> Path:
     Returns:
         The shard's directory.
     """
-    return Path(hessian).parent / SHARDS / name
+    hessian = Path(hessian)
+    return hessian.with_name(f"{hessian.name}_shards") / name
 
 
 def is_shard(directory: Path) -> bool:
     """Whether a directory is that of a shard."""
-    return directory.parent.name == SHARDS
+    return directory.parent.name == "hessian_shards"
 
 
 def checkpoint_of(stage: Path) -> Path:
