@@ -99,6 +99,12 @@ def report_page():
     return str(page.absolute()) if page.exists() else "docs/report/workflow.rst"
 
 
+def start_point(wildcards):
+    """The state from which a run starts that goes on from another."""
+    start = experiment.run(wildcards.run).start
+    return [] if start is None else [places.start(start.run, start.iteration)]
+
+
 def dense_checkpoint(wildcards):
     """The checkpoint of which a dense matrix is computed; refused before any job where that cannot be."""
     try:

@@ -2,6 +2,7 @@
 rule train:
     input:
         data=places.data,
+        start=start_point,
     output:
         places.trajectory("{run}"),
     log:
@@ -23,6 +24,26 @@ rule train:
         loss=experiment.loss,
     script:
         "../workflow_scripts/train.py"
+
+
+rule extract_start:
+    input:
+        data=places.data,
+        trajectory=places.trajectory("{run}"),
+    output:
+        places.start("{run}", "{iteration}"),
+    log:
+        "logs/{}/extract_start/{{run}}/{{iteration}}.log".format(experiment.name),
+    conda:
+        "../envs/quadscape.yaml"
+    threads: 2
+    resources:
+        mem_mb=memory("training"),
+        runtime=runtime("checkpoint"),
+    params:
+        version=STAGE_VERSIONS["training"],
+    script:
+        "../workflow_scripts/extract_start.py"
 
 
 rule extract_checkpoint:

@@ -378,6 +378,24 @@ class Training(Section):
         return on_stride or any(iteration in window for window in self.dense_windows())
 
 
+class Start(Section):
+    """From where a run goes on instead of starting by itself; its own schedule begins with its own first step."""
+
+    run: Name
+    """The run whose state after some steps is taken: θ, buffers, and what follows."""
+    iteration: Index
+    """How many steps."""
+    optimizer: Literal["kept", "fresh"] = "kept"
+    """Whether what the optimizer knows of the past is taken too, or starts as at the start of any run."""
+    batches: Literal["kept", "fresh"] = "kept"
+    """Whether batches and noise go on as those of the other run would have, with its seed, or start anew from this
+    run's."""
+
+    def kept(self) -> dict[str, str]:
+        """What is kept and what is fresh."""
+        return {"optimizer": self.optimizer, "batches": self.batches}
+
+
 class Run(Training):
     """One training run, or parameters from elsewhere. Any key of `training` can be given, to override it here."""
 
@@ -390,6 +408,8 @@ class Run(Training):
     path where there are several checkpoints. Such a run is not trained."""
     model: Model | None = None
     """The network of this run; none: the experiment's."""
+    start: Start | None = None
+    """From where it goes on; none: it starts by itself, from initial parameters."""
 
     @field_validator("checkpoints")
     @classmethod
@@ -400,6 +420,8 @@ class Run(Training):
 
     @model_validator(mode="after")
     def _checkpoints_exist(self) -> Self:
+        if self.path is not None and self.start is not None:
+            raise ValueError("path and start are both given, but a run with a path is not trained")
         if self.path is not None:
             if len(self.checkpoints) > 1 and "{iteration}" not in self.path:
                 raise ValueError("path needs {iteration} in it where there are several checkpoints")

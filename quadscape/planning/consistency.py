@@ -32,7 +32,13 @@ _MODEL: TypeAdapter[Model] = TypeAdapter(Model)
 _TRAINING = TypeAdapter(Training)
 _KINDS = ("factory", "schedule")
 """Keys on whose values it depends which keys stand beside them."""
-_DEFAULTS = {"loss": "cross_entropy", "model_code": None, "tf32": Curvature().tf32, "dtype": Curvature().dtype}
+_DEFAULTS = {
+    "start": None,
+    "loss": "cross_entropy",
+    "model_code": None,
+    "tf32": Curvature().tf32,
+    "dtype": Curvature().dtype,
+}
 """What keys stand for where results do not have them, since they were added later."""
 _DIGITS = 64
 
@@ -105,6 +111,9 @@ def _training(then: Any) -> Any:
 _SECTIONS: dict[str, Callable[[Any], Any]] = {
     "model": lambda then: _completed(_MODEL, then),
     "training": _training,
+    "start": lambda then: (
+        {key: then[key] for key in ("optimizer", "batches", "digest") if key in then} if then else then
+    ),
 }
 
 
@@ -198,10 +207,20 @@ class _Comparison:
             "loss": self.experiment.loss,
         }
 
+    def _start(self, run: Run) -> dict[str, Any] | None:
+        """What a run's trajectory should say of its start point, as far as that is there."""
+        if run.start is None:
+            return None
+        there = stored_attributes(self.places.start(run.start.run, run.start.iteration)) or {}
+        parameters = (stored_manifest(self.places.trajectory(run.name)) or {}).get("parameters", {})
+        taken = parameters.get("start") or {}
+        return run.start.kept() | {"digest": there.get("digest", taken.get("digest"))}
+
     def trajectory(self, run: Run) -> Iterator[Difference]:
         now = {
             "training": _training(resolved(run.training())),
             "seed": self.experiment.run_seed(run),
+            "start": self._start(run),
             **self._network(run),
             **_known({"data": self.content}),
         }

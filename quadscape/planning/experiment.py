@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from quadscape.config.sections import Constant, Curvature, Data, Model, ResNet9, Run, Training
+from quadscape.config.sections import Constant, Curvature, Data, Model, ResNet9, Run, Start, Training
 from quadscape.config.values import FloatType, Index, Name, NotEmpty, Real, Section, listed
 from quadscape.errors import ConfigError
 from quadscape.measures import MEASURES
@@ -152,10 +152,43 @@ class Experiment(Section):
             for name in chosen:
                 if name not in names:
                     raise ValueError(f"{where} names the run '{name}'; the runs are {listed(names)}")
+        for run in self.runs:
+            if run.start is not None:
+                self._check_start(run, run.start)
         for name, measure in MEASURES.items():
             if self.measures.section(name).on and "gauss_newton" in measure.reads and not self.curvature.gauss_newton:
                 raise ValueError(f"measures.{name} is on, and needs curvature.gauss_newton to be true")
         return self
+
+    def _check_start(self, run: Run, start: Start) -> None:
+        where, by_name = f"start of run '{run.name}'", {other.name: other for other in self.runs}
+        chain = [run.name]
+        while start.run in by_name and chain[-1] not in chain[:-1]:
+            chain.append(start.run)
+            following = by_name[start.run].start
+            if following is None:
+                break
+            start = following
+        if chain[-1] in chain[:-1]:
+            raise ValueError(f"{where}: these runs start from each other, {' from '.join(chain)}")
+        start = run.start or start
+        if start.run not in by_name:
+            raise ValueError(f"{where} names the run '{start.run}'; the runs are {listed(list(by_name))}")
+        parent = by_name[start.run]
+        if parent.path is not None:
+            raise ValueError(f"{where} names the run '{parent.name}', which has a path and is not trained")
+        if start.iteration > parent.iterations:
+            raise ValueError(
+                f"{where} names iteration {start.iteration} of run '{parent.name}', which ends at iteration "
+                f"{parent.iterations}"
+            )
+        if self.model_of(run) != self.model_of(parent):
+            raise ValueError(f"{where} names the run '{parent.name}', which has another model")
+        if start.optimizer == "kept" and run.optimizer.method != parent.optimizer.method:
+            raise ValueError(
+                f"{where} keeps the state of optimizer {parent.optimizer.method}, but the run's is "
+                f"{run.optimizer.method}; valid is optimizer: fresh"
+            )
 
     def _chosen_runs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "figures.runs", self.figures.runs or ()

@@ -21,6 +21,7 @@ from quadscape.config.sections import (
     Data,
     KeptIterates,
     Run,
+    Start,
     Steps,
     Training,
 )
@@ -116,8 +117,8 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section]:
         return METHODS.get(str(location[list(location).index("optimizer") + 1]), SGD)
     if head == "measures":
         return MEASURE_SECTIONS.get(str(location[-2]), AllMeasures)
-    if location[-2] == "trajectory":
-        return KeptIterates
+    if location[-2] in {"trajectory", "start"}:
+        return KeptIterates if location[-2] == "trajectory" else Start
     sections: dict[str, type[Section]] = {
         "data": Data,
         "training": Training,

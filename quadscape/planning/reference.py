@@ -23,6 +23,7 @@ from quadscape.config.sections import (
     ResNet9,
     RMSProp,
     Run,
+    Start,
     Steps,
     Training,
 )
@@ -48,6 +49,7 @@ _SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("training.optimizer (method: adamw)", AdamW),
     ("training.trajectory", KeptIterates),
     ("runs[…]", Run),
+    ("runs[…].start", Start),
     ("curvature", Curvature),
     ("measures", AllMeasures),
     ("measures.<any measure>", MeasureSection),

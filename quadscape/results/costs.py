@@ -9,7 +9,7 @@ from quadscape.measures import MEASURES
 from quadscape.measures.declaration import CHAPTERS
 
 _OTHERS = "Figures and findings"
-_STAGES = {"prepare_data": 1, "train": 1, "extract_checkpoint": 2}
+_STAGES = {"prepare_data": 1, "train": 1, "extract_start": 1, "extract_checkpoint": 2}
 _TAKEN = re.compile(r" took .*?([\d.]+) CPU-s and at most ")
 
 

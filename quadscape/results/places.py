@@ -40,6 +40,10 @@ class Places:
         """Manifest of a run's training stage."""
         return f"{self.root}/runs/{run}/trajectory/manifest.json"
 
+    def start(self, run: str, iteration: int | str) -> str:
+        """Root metadata of the state of a run from which others start."""
+        return f"{self.root}/runs/{run}/starts/{iteration}/start.zarr/zarr.json"
+
     def checkpoint(self, run: str, iteration: int | str) -> str:
         """Root metadata of a checkpoint's store."""
         return f"{self.root}/runs/{run}/checkpoints/{iteration}/checkpoint.zarr/zarr.json"

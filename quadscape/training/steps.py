@@ -129,6 +129,21 @@ class Trainer:
         return State(theta, moments, {n: b.detach().clone() for n, b in self.model.named_buffers()})
 
 
+def flat_state(state: State) -> dict[str, np.ndarray]:
+    """A copy of a state as float64 vectors: what is stored for resuming."""
+    vectors = {"theta": state.theta, **state.moments}
+    if any(buffer.numel() for buffer in state.buffers.values()):
+        vectors["buffers"] = torch.cat([as_real(b).reshape(-1).to(torch.float64) for b in state.buffers.values()])
+    return {name: vector.detach().cpu().numpy().copy() for name, vector in vectors.items()}
+
+
+def enter_buffers(state: State, values: torch.Tensor) -> None:
+    """Gives a state's buffers the values of such a vector."""
+    buffers = [as_real(buffer) for buffer in state.buffers.values()]
+    for buffer, part in zip(buffers, values.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(part.reshape(buffer.shape))
+
+
 def as_real(buffer: torch.Tensor) -> torch.Tensor:
     """A view of a buffer in real numbers: real and imaginary parts of a complex one."""
     return torch.view_as_real(buffer) if buffer.is_complex() else buffer

@@ -24,7 +24,8 @@ from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.store import ArraySpec
 from quadscape.training.batches import Batches
 from quadscape.training.optimizers import clip, make_optimizer, state_names
-from quadscape.training.steps import DTYPES, State, Trainer, as_real, learning_rate
+from quadscape.training.start import StartPoint, stream_of
+from quadscape.training.steps import DTYPES, State, Trainer, as_real, enter_buffers, flat_state, learning_rate
 from quadscape.training.trajectory import METRICS, STAGE
 
 _NOISE_STREAM = 0xD201
@@ -48,22 +49,33 @@ class TrainingTask:
         model: The `model` section.
         loss: `cross_entropy` or `squared_error`.
         data: The data store.
+        start_point: The state that the run starts from; None: initial parameters.
+        stream: Where batches, noise and optimizer begin.
     """
 
     name = STAGE
     version = STAGE_VERSIONS["training"]
 
     def __init__(
-        self, run: Training, seed: int, model: Model, loss: str, data: str | Path, device: str = "auto"
+        self,
+        run: Training,
+        seed: int,
+        model: Model,
+        loss: str,
+        data: str | Path,
+        device: str = "auto",
+        start_point: StartPoint | None = None,
     ) -> None:
         self.run, self.seed, self.model, self.loss, self.data = run, seed, model, loss, Path(data)
+        self.start_point = start_point
+        self.stream = stream_of(None if start_point is None else start_point.parameters, seed)
         self._requested = device
         self._trainer: Trainer | None = None
         self._step_seconds: float | None = None
         self._info = data_info(self.data)
         count = self._info.counts["train"]
         self._batch_size = run.batch_of(count)
-        self._batches = Batches(count, self._batch_size, run.remainder, seed, run.sampling)
+        self._batches = Batches(count, self._batch_size, run.remainder, self.stream.seed, run.sampling)
 
     @cached_property
     def _layout(self) -> ParameterLayout:
@@ -90,6 +102,7 @@ class TrainingTask:
             "loss": self.loss,
             "data": self._info.digest,
             "parameters": self._layout.size,
+            **({} if self.start_point is None else {"start": dict(self.start_point.parameters)}),
         }
 
     def plan(self) -> dict[str, Any]:
@@ -331,19 +344,18 @@ class TrainingTask:
             f"a training step with batch_size {self._batch_size}", "lower it, or use a device with more memory"
         )
 
-    def _state(self, unit: int, store: StageStore) -> State:
-        """The state at the start of a unit: the one that the unit before it left, or the initial one."""
+    def _state(self, unit: int, store: StageStore, *, recorded: bool = False) -> State:
+        """The state at the start of a unit: the one that the unit before it left, or the first one."""
         trainer, state = self._ready(), self._start_state()
-        if unit == 0:
+        if unit == 0 and not recorded:
+            if self.start_point is not None:
+                self.start_point.enter(state)
             return state
         state.theta = torch.from_numpy(store.read("resume/theta", unit)).to(trainer.device)
         for name in state.moments:
             state.moments[name] = torch.from_numpy(store.read(f"resume/{name}", unit)).to(trainer.device)
         if state.buffers:
-            values = torch.from_numpy(store.read("resume/buffers", unit)).to(trainer.device)
-            buffers = [as_real(buffer) for buffer in state.buffers.values()]
-            for buffer, part in zip(buffers, values.split([buffer.numel() for buffer in buffers]), strict=True):
-                buffer.copy_(part.reshape(buffer.shape))
+            enter_buffers(state, torch.from_numpy(store.read("resume/buffers", unit)).to(trainer.device))
         return state
 
     def compute(self, unit: int, plan: dict[str, Any], store: StageStore) -> Arrays:
@@ -362,7 +374,7 @@ class TrainingTask:
         stop = min(first + plan["steps"], run.iterations)
         rows = stop - first + (stop == run.iterations)
         state = self._state(unit, store)
-        before = _flat(state)
+        before = flat_state(state)
         values: dict[str, np.ndarray] = {
             "theta": np.full((rows, trainer.layout.size), np.nan),
             "learning_rate": np.full(rows, np.nan),
@@ -393,7 +405,7 @@ class TrainingTask:
         written: dict[str, tuple[tuple[slice | int, ...], np.ndarray]] = {
             name: _rows(first, array) for name, array in values.items()
         }
-        after = _flat(state)
+        after = flat_state(state)
         for name, vector in after.items():
             # Row u + 1 is where unit u + 1 starts; the first unit also records its own start.
             states = np.stack([before[name], vector]) if unit == 0 else vector[None]
@@ -404,11 +416,13 @@ class TrainingTask:
         """θ as a parameter that shares the state's memory, and the optimizer where it stands after some steps."""
         theta = torch.nn.Parameter(state.theta)
         state.theta = theta.data
-        return theta, make_optimizer(self.run, theta, state.moments, steps)
+        return theta, make_optimizer(self.run, theta, state.moments, self.stream.steps + steps)
 
     def _indices(self, iteration: int) -> np.ndarray:
         """Examples of a step's batch; none where it holds all, in their order."""
-        return np.zeros(0, np.int64) if self.run.batch_size == "full" else self._batches.batch(iteration)
+        if self.run.batch_size == "full":
+            return np.zeros(0, np.int64)
+        return self._batches.batch(self.stream.position + iteration)
 
     def _step(
         self,
@@ -422,7 +436,7 @@ class TrainingTask:
         """Takes one step; returns the loss of its batch before it, and the norm of its gradient by layer."""
         trainer = self._ready()
         # Dropout and the like: a step's noise depends on seed and step, not on where a unit began.
-        torch.manual_seed(derive_seed(_NOISE_STREAM, self.seed, iteration))
+        torch.manual_seed(derive_seed(_NOISE_STREAM, self.stream.seed, self.stream.position + iteration))
         loss, gradient = self._gradient(state, indices, plan)
         norms = trainer.layer_norms(gradient)
         optimizer.param_groups[0]["lr"] = learning_rate(self.run.learning_rate, iteration, self.run.iterations)
@@ -431,8 +445,8 @@ class TrainingTask:
         optimizer.step()
         return loss, norms
 
-    def iterates(self, first: int, stop: int, plan: dict[str, Any], store: StageStore) -> Iterator[np.ndarray]:
-        """θ after every number of steps in a range, trained again from the resume point before it, bit by bit.
+    def states(self, first: int, stop: int, plan: dict[str, Any], store: StageStore) -> Iterator[State]:
+        """The state after every number of steps in a range, trained again from the resume point before it, bit by bit.
 
         Args:
             first: First number of steps.
@@ -441,16 +455,16 @@ class TrainingTask:
             store: What it has written.
 
         Yields:
-            θ, float64, shape (P,).
+            The state, which the next step changes.
         """
         self.start(plan)
         unit = min(first // plan["steps"], self.units(plan) - 1)
         begin = unit * plan["steps"]
-        state = self._state(unit, store)
+        state = self._state(unit, store, recorded=True)
         theta, optimizer = self._optimizer(state, begin)
         for iteration in range(begin, stop + 1):
             if iteration >= first:
-                yield theta.detach().cpu().numpy().copy()
+                yield state
             if iteration < stop:
                 with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
                     self._step(state, theta, optimizer, iteration, self._indices(iteration), plan)
@@ -494,14 +508,6 @@ class TrainingTask:
                 for i, split in enumerate(SPLITS)
             },
         }
-
-
-def _flat(state: State) -> dict[str, np.ndarray]:
-    """A copy of the state as float64 vectors: what is stored for resuming."""
-    vectors = {"theta": state.theta, **state.moments}
-    if any(buffer.numel() for buffer in state.buffers.values()):
-        vectors["buffers"] = torch.cat([as_real(b).reshape(-1).to(torch.float64) for b in state.buffers.values()])
-    return {name: vector.detach().cpu().numpy().copy() for name, vector in vectors.items()}
 
 
 def _rows(first: int, values: np.ndarray) -> tuple[tuple[slice | int, ...], np.ndarray]:
