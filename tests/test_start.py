@@ -141,6 +141,10 @@ def test_a_start_point_of_another_optimizer_is_refused(data, tmp_path):
             [{"name": "b", "model": {"factory": "linear"}, "start": {"run": "a", "iteration": 1}}],
             "names the run 'a', which has another model",
         ),
+        (
+            [{"name": "b", "batch_size": 8, "start": {"run": "a", "iteration": 1}}],
+            "batches of run 'a', whose batch_size is 32, but the run's is 8; valid is batches: fresh",
+        ),
         ([{"name": "b", "start": {"run": "a", "iteration": -1}}], r"runs\[1\]\.start\.iteration is -1"),
         ([{"name": "b", "start": {"run": "a", "step": 1}}], r"start\.step is not a known key"),
         ([{"name": "b", "path": "x.pt", "checkpoints": [1], "start": {"run": "a", "iteration": 1}}], "path and start"),

@@ -190,6 +190,13 @@ class Experiment(Section):
                 f"{run.optimizer.method}; valid is optimizer: fresh"
             )
 
+        for key in ("batch_size", "remainder", "sampling") if start.batches == "kept" else ():
+            if getattr(run, key) != getattr(parent, key):
+                raise ValueError(
+                    f"{where} goes on in the batches of run '{parent.name}', whose {key} is {getattr(parent, key)}, but "
+                    f"the run's is {getattr(run, key)}; valid is batches: fresh"
+                )
+
     def _chosen_runs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "figures.runs", self.figures.runs or ()
         for name in MEASURES:
