@@ -189,12 +189,11 @@ class Experiment(Section):
                 f"{where} keeps the state of optimizer {parent.optimizer.method}, but the run's is "
                 f"{run.optimizer.method}; valid is optimizer: fresh"
             )
-
         for key in ("batch_size", "remainder", "sampling") if start.batches == "kept" else ():
             if getattr(run, key) != getattr(parent, key):
                 raise ValueError(
-                    f"{where} goes on in the batches of run '{parent.name}', whose {key} is {getattr(parent, key)}, but "
-                    f"the run's is {getattr(run, key)}; valid is batches: fresh"
+                    f"{where} goes on in the batches of run '{parent.name}', whose {key} is {getattr(parent, key)}, "
+                    f"but the run's is {getattr(run, key)}; valid is batches: fresh"
                 )
 
     def _chosen_runs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
