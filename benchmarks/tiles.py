@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from benchmarks.setting import THREADS, benchmark, gemm_rate, machine, option, prepare, timed
-from quadscape.curvature.eigenbasis import StoredBasis
 from quadscape.curvature.eigensolver import basis_specs
 from quadscape.curvature.projections import Tile, displacements, overlap_tiles, project
+from quadscape.curvature.stored_basis import StoredBasis
 from quadscape.stage.protocol import StageStore
 from quadscape.store import ArraySpec, write_store
 

@@ -8,7 +8,8 @@ import torch
 from cases import write_random_data
 
 import results
-from quadscape.data.sets import DataSet, data_info
+from quadscape.data.info import data_info
+from quadscape.data.sets import DataSet
 from quadscape.errors import ConfigError, ModelError, StoreError
 from quadscape.network.checkpoint import Checkpoint, freeze_batch_norms
 from quadscape.network.losses import example_losses

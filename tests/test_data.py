@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 from quadscape.config.sections import Data
 from quadscape.data import sets as data
 from quadscape.data import sources as data_sources
-from quadscape.data.sets import DataSet, data_info, prepare
+from quadscape.data.info import data_info
+from quadscape.data.sets import DataSet, prepare
 from quadscape.data.sources import DataDescription, census, describe
 from quadscape.errors import DataError
 from quadscape.store import read_store

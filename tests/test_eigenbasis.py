@@ -8,8 +8,9 @@ from problems import DiesAtEveryThirdUnit, run_hessian, write_checkpoint
 
 from quadscape.config.sections import CNN, MLP, Curvature, Custom
 from quadscape.curvature import eigensolver
-from quadscape.curvature.eigenbasis import Eigenbasis, EigenbasisTask
+from quadscape.curvature.eigenbasis import EigenbasisTask
 from quadscape.curvature.hessian import HessianMatrix
+from quadscape.curvature.stored_basis import Eigenbasis
 from quadscape.errors import VerificationError
 from quadscape.stage.run import run_stage
 from results import silent

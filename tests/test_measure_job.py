@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES, items
+from quadscape.measures import job as job_module
 from quadscape.measures.job import Job
 from quadscape.measures.result import read_result, table_path
 from quadscape.measures.run import run_measure
@@ -65,11 +68,33 @@ def test_a_result_is_measured_once_and_written_the_same(root: Path, name: str, k
 def test_the_checkpoint_is_loaded_once_and_one_network_is_built(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[object] = []
     read: list[Path] = []
-    build, read_store = checkpoint_module.build_model, checkpoint_module.read_store
+    build, read_store = checkpoint_module.build_model, job_module.read_store
     monkeypatch.setattr(checkpoint_module, "build_model", lambda *given: built.append(given) or build(*given))
-    monkeypatch.setattr(checkpoint_module, "read_store", lambda path: read.append(path) or read_store(path))
+    monkeypatch.setattr(job_module, "read_store", lambda path: read.append(path) or read_store(path))
     measured(root, "line_search", "40")
     assert (len(read), len(built)) == (1, 1)
+
+
+@pytest.mark.parametrize(("name", "key"), [("spectrum", "40"), ("curves", "run"), ("final_test", "run")])
+def test_what_needs_no_torch_does_not_load_it(root: Path, name: str, key: str) -> None:
+    targets = Targets(Problem.of(EXPERIMENT))
+    declared, options = MEASURES[name], dict(targets.options(name, "a"))
+    shutil.rmtree(root / f"results/small/tables/{name}", ignore_errors=True)
+    inputs = {part: [str(root / path) for path in paths] for part, paths in targets.inputs(declared, "a", key).items()}
+    given = json.dumps([name, key, options, inputs, str(root / targets.result(name, "a", key)), measure_label(name)])
+    program = (
+        "import json, sys\n"
+        "from quadscape.measures import MEASURES\n"
+        "from quadscape.measures.job import Job\n"
+        "from quadscape.measures.run import run_measure\n"
+        "name, key, options, inputs, manifest, label = json.loads(sys.argv[1])\n"
+        "job = Job('a', [int(key)] if key.isdecimal() else [], options, inputs, device='cpu')\n"
+        "run_measure(MEASURES[name], label, job, options, manifest)\n"
+        "print(sorted({'torch', 'snakemake', 'matplotlib'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, given], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert Path(targets.result(name, "a", key)).name in {path.name for path in root.rglob("manifest-*.json")}
 
 
 def test_a_damaged_table_is_measured_again(root: Path) -> None:

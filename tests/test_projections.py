@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from measure_cases import PlainBasis, random_orthogonal
 
-from quadscape.curvature.eigenbasis import StoredBasis
 from quadscape.curvature.eigensolver import basis_specs
 from quadscape.curvature.projections import _PIECE_BYTES, ALIGNMENT, displacements, overlap_tiles, project
+from quadscape.curvature.stored_basis import StoredBasis
 from quadscape.errors import StoreError
 from quadscape.memory_limits import peak_memory
 from quadscape.numerics import apply_numerics

@@ -11,7 +11,7 @@ import pytest
 
 from quadscape.amounts import format_bytes
 from quadscape.cli import main
-from quadscape.curvature.eigenbasis import Eigenbasis
+from quadscape.curvature.stored_basis import Eigenbasis
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.results.purge import LARGE_ARRAYS, find_removable, purge

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quadscape.cli import main
-from quadscape.curvature.eigenbasis import Eigenbasis
 from quadscape.curvature.hessian import HessianMatrix
+from quadscape.curvature.stored_basis import Eigenbasis
 from quadscape.data.sets import prepare
 from quadscape.digests import canonical_digest
 from quadscape.errors import StoreError

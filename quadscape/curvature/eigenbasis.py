@@ -6,7 +6,6 @@ the basis is verified against, and the overlaps of the eigenvectors with the net
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from quadscape.curvature.invariances import (
 )
 from quadscape.curvature.projections import HOST_MEMORY
 from quadscape.curvature.solver_plan import NOMINAL_RATES
+from quadscape.curvature.stored_basis import STAGE, StoredBasis
 from quadscape.curvature.strips import flops_per_example
 from quadscape.curvature.verification import (
     DEFLATED_SEED,
@@ -50,84 +50,12 @@ from quadscape.curvature.verification import (
 from quadscape.network.objective import CheckpointObjectives
 from quadscape.numerics import apply_numerics, current_threads, device_memory_explained, halved, resolve_device
 from quadscape.provenance.versions import STAGE_VERSIONS
-from quadscape.stage.finished import open_stage
 from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.store import ArraySpec
 
-_STAGE = "eigenbasis"
 _TILE_BYTES = 256 << 20
 _CHECK_BLOCK = 4
 _LEAST_CHECK_BYTES = 512 << 20
-
-
-class StoredBasis:
-    """Eigenvalues and eigenvectors of a store."""
-
-    def __init__(self, store: StageStore) -> None:
-        self._store = store
-
-    @cached_property
-    def eigenvalues(self) -> np.ndarray:
-        """λ₁ ≥ … ≥ λ_P, float64, shape (P,)."""
-        return self._store.read("eigenvalues")
-
-    @property
-    def size(self) -> int:
-        """P."""
-        return int(self._store.array("eigenvectors").shape[0])
-
-    def vectors(self, start: int, stop: int) -> np.ndarray:
-        """Eigenvectors of consecutive indices.
-
-        Args:
-            start: First index, from 0 for λ₁.
-            stop: One after the last.
-
-        Returns:
-            Columns, shape (P, stop − start), in the stored dtype.
-        """
-        return self._store.read("eigenvectors", (slice(None), slice(start, stop)))
-
-    def select(self, indices: np.ndarray) -> np.ndarray:
-        """Eigenvectors of any indices.
-
-        Args:
-            indices: Shape (k,), integers.
-
-        Returns:
-            Columns, shape (P, k), in the stored dtype.
-        """
-        indices = np.asarray(indices, dtype=np.int64)
-        result = np.empty((self.size, len(indices)), dtype=self._store.array("eigenvectors").dtype)
-        # Runs of consecutive indices are read at once: each read decodes whole inner chunks.
-        runs = np.split(np.arange(len(indices)), np.flatnonzero(np.diff(indices) != 1) + 1) if len(indices) else []
-        for run in runs:
-            result[:, run] = self.vectors(int(indices[run[0]]), int(indices[run[-1]]) + 1)
-        return result
-
-
-class Eigenbasis(StoredBasis):
-    """A finished eigenbasis.
-
-    Attributes:
-        verification: Value and threshold of every check, and the estimates behind them.
-        zero_threshold: Numerical zero ε_λ: eigenvalues of smaller magnitude cannot be told from 0.
-        invariances: Numbers of generators, and of negative eigenvalues with and without them.
-        digest: Digest of its content.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        stage = open_stage(path, _STAGE)
-        super().__init__(stage)
-        self.verification: dict[str, Any] = stage.manifest["results"]["verification"]
-        self.zero_threshold: float = self.verification["zero_threshold"]
-        self.invariances: dict[str, Any] = stage.manifest["results"]["invariances"]
-        self.digest = stage.digest
-
-    @cached_property
-    def generator_overlaps(self) -> np.ndarray:
-        """Squared lengths of the eigenvectors' projections onto scale, then shift generators, shape (P, 2)."""
-        return self._store.read("generator_overlaps")
 
 
 def host_bytes(plan: Mapping[str, Any], solver: Solver, product_bytes: int) -> int:
@@ -169,7 +97,7 @@ class EigenbasisTask:
         version: To be increased when its mathematics changes.
     """
 
-    name = _STAGE
+    name = STAGE
     version = STAGE_VERSIONS["eigenbasis"]
 
     def __init__(

@@ -34,7 +34,7 @@ _PIECE_BYTES = 2 << 20
 
 
 class Columns(Protocol):
-    """An eigenbasis; see `quadscape.curvature.eigenbasis.Eigenbasis`."""
+    """An eigenbasis; see `quadscape.curvature.stored_basis.Eigenbasis`."""
 
     @property
     def eigenvalues(self) -> np.ndarray:

@@ -7,16 +7,15 @@ of normalisation. Its content depends on the source and the seed, never on the o
 import socket
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from quadscape.config.sections import Data
 from quadscape.data.image_folders import Listing, digest_listing, list_folder
+from quadscape.data.info import DataInfo, data_info
 from quadscape.data.sources import (
     CIFAR10_CLASSES,
     SPLITS,
@@ -30,30 +29,9 @@ from quadscape.data.sources import (
 )
 from quadscape.errors import DataError
 from quadscape.paths import user_path
-from quadscape.store import ArraySpec, digest, open_store, read_store, write_store
+from quadscape.store import ArraySpec, digest, read_store, write_store
 
 _DOWNLOAD_TIMEOUT = 20.0
-
-
-@dataclass(frozen=True)
-class DataInfo:
-    """What the data store says about itself.
-
-    Attributes:
-        shape: Channels, height and width of every image.
-        classes: Names of the classes.
-        counts: Number of images of each split.
-        digest: SHA-256 of the arrays and of what gives them meaning; not of the names of source files.
-    """
-
-    shape: tuple[int, int, int]
-    classes: tuple[str, ...]
-    counts: dict[str, int]
-    digest: str
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Image folders
 
 
 def _pixels(path: Path, mode: str) -> np.ndarray:
@@ -93,10 +71,6 @@ def _decode(listing: Listing, grey: bool, first: Path) -> np.ndarray:
     return pixels
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# CIFAR-10
-
-
 @contextmanager
 def _socket_timeout(seconds: float) -> Generator[None]:
     before = socket.getdefaulttimeout()
@@ -128,10 +102,6 @@ def _read_cifar10(path: str) -> tuple[np.ndarray, np.ndarray, int]:
     pixels = np.concatenate([training.data, test.data]).transpose(0, 3, 1, 2)
     labels = np.concatenate([np.asarray(training.targets), np.asarray(test.targets)]).astype(np.int64)
     return np.ascontiguousarray(pixels), labels, len(training.targets)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The public functions
 
 
 def prepare(config: Data, seed: int, path: str | Path) -> None:
@@ -258,22 +228,6 @@ def _moments(images: np.ndarray, scale: int) -> tuple[list[float], list[float]]:
         # Python's integers keep n Σx² − (Σx)² exact, so that the constants are the same on every machine.
         std.append(float(np.sqrt((count * squares - total * total) / (count * count * scale * scale))))
     return mean, std
-
-
-def data_info(path: str | Path) -> DataInfo:
-    """Reads what a data store says about itself, without its images.
-
-    Args:
-        path: Directory of the store, or the `zarr.json` in it.
-
-    Returns:
-        Shape, classes, sizes and digest.
-    """
-    attributes: dict[str, Any] = dict(open_store(path).attrs)
-    channels, height, width = attributes["shape"]
-    return DataInfo(
-        (channels, height, width), tuple(attributes["classes"]), dict(attributes["counts"]), attributes["content"]
-    )
 
 
 class DataSet:

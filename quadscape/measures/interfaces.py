@@ -31,7 +31,7 @@ class ObjectiveLike(Protocol):
 
 
 class BasisLike(Protocol):
-    """An orthonormal eigenbasis; see `quadscape.curvature.eigenbasis.Eigenbasis`."""
+    """An orthonormal eigenbasis; see `quadscape.curvature.stored_basis.Eigenbasis`."""
 
     @property
     def eigenvalues(self) -> np.ndarray:

@@ -7,15 +7,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from quadscape.measures.declaration import Sizes
 from quadscape.stage.events import Log
+from quadscape.store import read_store
 from quadscape.tables import Table, read_table
 
 if TYPE_CHECKING:
     import torch
 
-    from quadscape.curvature.eigenbasis import Eigenbasis
-    from quadscape.data.sets import DataSet, Split
+    from quadscape.curvature.stored_basis import Eigenbasis
+    from quadscape.data.sets import DataSet
+    from quadscape.data.sources import Split
     from quadscape.network.checkpoint import Checkpoint
     from quadscape.network.objective import Objective
     from quadscape.training.trajectory import Curves
@@ -56,9 +60,10 @@ class Job:
 
     @cached_property
     def device(self) -> "torch.device":
-        """Where the job computes."""
-        from quadscape.numerics import resolve_device
+        """Where the job computes with torch, under its threads; who needs neither does not load torch."""
+        from quadscape.numerics import apply_numerics, resolve_device
 
+        apply_numerics(self.threads)
         return resolve_device(self._device)
 
     @cached_property
@@ -87,7 +92,12 @@ class Job:
         """The checkpoint."""
         from quadscape.network.checkpoint import Checkpoint
 
-        return Checkpoint.load(self.path("checkpoint"))
+        return Checkpoint.of(*self._stored_checkpoint, self.path("checkpoint"))
+
+    @cached_property
+    def _stored_checkpoint(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Its arrays and attributes, for which no network is built."""
+        return read_store(self.path("checkpoint"))
 
     @cached_property
     def _data(self) -> "DataSet":
@@ -98,7 +108,7 @@ class Job:
     @cached_property
     def bases(self) -> tuple["Eigenbasis", ...]:
         """The eigenbasis of the checkpoint, or of both of a pair."""
-        from quadscape.curvature.eigenbasis import Eigenbasis
+        from quadscape.curvature.stored_basis import Eigenbasis
 
         return tuple(Eigenbasis(path) for path in self.inputs["eigenbasis"])
 
@@ -109,11 +119,11 @@ class Job:
 
     def sizes(self) -> Sizes:
         """Sizes that the cost of a measure of a checkpoint follows from."""
-        from quadscape.data.sets import data_info
+        from quadscape.data.info import data_info
 
         info = data_info(self.path("data"))
         counts, pixels = info.counts, math.prod(info.shape)
-        size = len(self.checkpoint.theta)
+        size = len(self._stored_checkpoint[0]["theta"])
         return Sizes(size, counts["train"], counts["validation"], counts["test"], len(info.classes), 8 * pixels, 8)
 
     def table(self, name: str, which: int = 0) -> Table:
@@ -136,11 +146,12 @@ class Job:
     @cached_property
     def head(self) -> dict[str, Any]:
         """What every table of a checkpoint carries: run, iteration, P, N and weight_decay."""
-        from quadscape.data.sets import data_info
+        from quadscape.data.info import data_info
         from quadscape.measures.interfaces import checkpoint_head
 
-        checkpoint = self.checkpoint
-        return checkpoint_head(checkpoint, len(checkpoint.theta), data_info(self.path("data")).counts["train"])
+        arrays, attributes = self._stored_checkpoint
+        checkpoint = SimpleNamespace(**attributes)
+        return checkpoint_head(checkpoint, len(arrays["theta"]), data_info(self.path("data")).counts["train"])
 
     @property
     def basis_head(self) -> dict[str, Any]:

@@ -3,13 +3,10 @@
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quadscape.errors import StoreError
 from quadscape.measures.declaration import Measure, fingerprint_digits
-
-if TYPE_CHECKING:
-    pass
 from quadscape.measures.job import Job
 from quadscape.measures.result import Provenance, has_tables, manifest_name, write_manifest, write_result
 
@@ -44,8 +41,4 @@ def run_measure(measure: Measure, label: str, job: Job, options: Mapping[str, An
         write_result(manifest, provenance, measure_items(measure, job, provenance.origin, manifest))
         remove_items(manifest)
     else:
-        if measure.stages:
-            from quadscape.numerics import apply_numerics
-
-            apply_numerics(job.threads)
         write_result(manifest, provenance, import_module(measure.module).compute(job))

@@ -86,11 +86,24 @@ class Checkpoint:
 
         Returns:
             The checkpoint.
+        """
+        return cls.of(*read_store(path), path)
+
+    @classmethod
+    def of(cls, arrays: dict[str, np.ndarray], attributes: dict[str, Any], path: str | Path) -> "Checkpoint":
+        """A checkpoint from what its store holds.
+
+        Args:
+            arrays: Arrays of the store.
+            attributes: Its attributes.
+            path: Where it lies.
+
+        Returns:
+            The checkpoint.
 
         Raises:
             ModelError: The factory now builds another network than the one of the checkpoint.
         """
-        arrays, attributes = read_store(path)
         config = _MODEL.validate_json(json.dumps(attributes["model"]), strict=True)
         channels, height, width = attributes["shape"]
         classes = tuple(attributes["classes"])

@@ -24,7 +24,8 @@ from quadscape.network.parameters import ParameterLayout
 from quadscape.network.substitutes import Substituted
 
 if TYPE_CHECKING:
-    from quadscape.data.sets import DataSet, Split
+    from quadscape.data.sets import DataSet
+    from quadscape.data.sources import Split
     from quadscape.network.checkpoint import Checkpoint
 
 Vector = torch.Tensor | np.ndarray
@@ -394,7 +395,7 @@ class CheckpointObjectives:
     @property
     def examples(self) -> int:
         """N."""
-        from quadscape.data.sets import data_info
+        from quadscape.data.info import data_info
 
         return data_info(self._data_path).counts[self.split]
 
@@ -404,7 +405,7 @@ class CheckpointObjectives:
         return {"checkpoint": self.checkpoint.digest, "data": self.checkpoint.data_digest, "split": self.split}
 
     def _check_data(self) -> None:
-        from quadscape.data.sets import data_info
+        from quadscape.data.info import data_info
 
         if data_info(self._data_path).digest != self.checkpoint.data_digest:
             raise StoreError(

@@ -58,6 +58,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     ),
     "eigenbasis": (
         "quadscape.curvature.eigenbasis",
+        "quadscape.curvature.stored_basis",
         "quadscape.curvature.eigensolver",
         "quadscape.curvature.solver_plan",
         "quadscape.curvature.divide_and_conquer",

@@ -6,9 +6,9 @@ import torch
 
 from quadscape.config.sections import Curvature
 from quadscape.config.values import listed
-from quadscape.curvature.eigenbasis import Eigenbasis
 from quadscape.curvature.hessian import HessianMatrix
-from quadscape.data.sets import Split
+from quadscape.curvature.stored_basis import Eigenbasis
+from quadscape.data.sources import Split
 from quadscape.errors import ConfigError, StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import subject_iterations

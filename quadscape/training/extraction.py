@@ -19,7 +19,8 @@ import torch
 from quadscape.config.sections import Model, Run
 from quadscape.config.values import resolved
 from quadscape.curvature.self_check import EXAMPLES, SelfCheck, check_derivatives, check_network
-from quadscape.data.sets import DataSet, data_info
+from quadscape.data.info import data_info
+from quadscape.data.sets import DataSet
 from quadscape.data.sources import DataDescription
 from quadscape.errors import ConfigError, ModelError, StoreError
 from quadscape.network.checkpoint import PLACEHOLDER, freeze_batch_norms, load_foreign

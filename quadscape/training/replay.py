@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from quadscape.config.sections import Model
-from quadscape.data.sets import data_info
+from quadscape.data.info import data_info
 from quadscape.errors import ConfigError, StoreError
 from quadscape.network.models import factory_code
 from quadscape.store import ArraySpec, write_store

@@ -11,7 +11,8 @@ from torch.func import functional_call
 
 from quadscape.config.sections import Constant, Exponential, Model, Steps
 from quadscape.config.sections import LearningRate as Schedule
-from quadscape.data.sets import SPLITS, DataSet
+from quadscape.data.sets import DataSet
+from quadscape.data.sources import SPLITS
 from quadscape.network.losses import example_losses
 from quadscape.network.models import build_model, cast, check_model
 from quadscape.network.parameters import ParameterLayout

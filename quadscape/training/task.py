@@ -13,7 +13,8 @@ import torch
 
 from quadscape.config.sections import Model, Run, Training
 from quadscape.config.values import finite, resolved
-from quadscape.data.sets import SPLITS, data_info
+from quadscape.data.info import data_info
+from quadscape.data.sources import SPLITS
 from quadscape.errors import StageError
 from quadscape.network.checkpoint import batch_norms
 from quadscape.network.models import build_model, derive_seed, factory_code, initial_vector

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from quadscape.config.sections import Training
-from quadscape.data.sets import SPLITS
+from quadscape.data.sources import SPLITS
 from quadscape.errors import ConfigError
 from quadscape.stage.finished import FinishedStage, open_stage
 
