@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,17 +66,17 @@ class Reference:
 
     def rounded(self, name: str) -> list[dict[str, Table]]:
         """The same at parameters that are off by their last bits: what rounds otherwise on another processor."""
-        load, found = Checkpoint.load, []
+        made, found = Checkpoint.of, []
         for seed in range(ROUNDED):
             signs = np.random.default_rng(seed).choice([-1.0, 1.0], 100_000)
 
-            def loaded(path: str | Path, signs: np.ndarray = signs) -> Checkpoint:
-                checkpoint = load(path)
+            def nearby(*given: Any, signs: np.ndarray = signs) -> Checkpoint:
+                checkpoint = made(*given)
                 off = checkpoint.theta * (1 + np.finfo(float).eps * signs[: len(checkpoint.theta)])
                 return replace(checkpoint, theta=off)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Checkpoint, "load", loaded)
+                patch.setattr(Checkpoint, "of", nearby)
                 found.append(self.tables(name))
         return found
 
