@@ -10,6 +10,7 @@ from quadscape.measures import MEASURES
 from quadscape.planning.estimate import Estimates, Need, estimate_experiment, format_estimates, measure_rates
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.problem import Problem
+from quadscape.results.sizes import Network
 from quadscape.stage.events import read_events
 from results import small_experiment
 from tests.experiments import SMALL
@@ -98,7 +99,8 @@ def test_the_real_experiment_is_told_for_a_gpu_that_is_not_here() -> None:
 
     experiment = parse_experiment({"model": {"factory": "resnet9", "width": 2}})
     data = DataDescription((3, 32, 32), tuple("abcdefghij"), 50_000, 5_000, 5_000, "")
-    needs = by_stage(estimate_experiment(Problem(experiment, data, 104_234), ["cuda"])[0])
+    networks = {run.name: Network(104_234, None) for run in experiment.runs}
+    needs = by_stage(estimate_experiment(Problem(experiment, data, networks), ["cuda"])[0])
     assert needs["hessian_shard"].disk_bytes == pytest.approx(21.7e9, rel=0.02)
     assert needs["eigenbasis"].disk_bytes == pytest.approx(2 * 43.5e9, rel=0.05)  # half of it only on the way
     assert 5 * 60 < needs["hessian_shard"].seconds < 5 * 3600
