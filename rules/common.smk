@@ -13,12 +13,25 @@ from quadscape.figures import FIGURES
 from quadscape.cluster.heads import record_head
 from quadscape.planning.labels import figure_hash, findings_hash
 from quadscape.results.sizes import Kept
-from quadscape.cluster.snakemake_shell import check_working_directory, force_outputs, let_waiting_threads_sleep, quote_interpreter
+from quadscape.cluster.snakemake_shell import (
+    check_working_directory,
+    force_outputs,
+    let_waiting_threads_sleep,
+    quote_interpreter,
+)
 from quadscape.planning.targets import Targets, measure_rules
-from quadscape.provenance.versions import CHECKPOINT_VERSION, DATA_VERSION, STAGE_VERSIONS
+from quadscape.provenance.versions import (
+    CHECKPOINT_VERSION,
+    DATA_VERSION,
+    STAGE_VERSIONS,
+)
 from quadscape.planning.problem import Problem, check_places
 from quadscape.results.places import Places
-from quadscape.config.yaml_files import check_given_config, check_given_files, profile_files
+from quadscape.config.yaml_files import (
+    check_given_config,
+    check_given_files,
+    profile_files,
+)
 
 quote_interpreter()
 let_waiting_threads_sleep()
