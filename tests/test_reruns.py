@@ -43,7 +43,7 @@ CHANGES: dict[str, tuple[str, str, str, set[str]]] = {
         NETWORK,
     ),
     "the eigenvectors, negated": (
-        "curvature/eigenbasis.py",
+        "curvature/stored_basis.py",
         'return self._store.read("eigenvectors"',
         'return -self._store.read("eigenvectors"',
         WITH_BASIS - {"spectrum"},
