@@ -1,5 +1,7 @@
 """Runs that go on from the state of another."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -168,7 +170,7 @@ def test_the_workflow_trains_what_goes_on_from_a_finished_run(checkout: Checkout
     np.testing.assert_array_equal(second.theta(0), first.theta(30))
     code, output = checkout.snakemake("-n", target)
     assert (code, "Nothing to be done" in output) == (0, True), output
-    code, output = checkout.run("quadscape", "verify", "results/tiny/runs")
+    code, output = checkout.run(sys.executable, "-m", "quadscape.cli", "verify", "results/tiny/runs")
     assert code == 0, output
     rest["start"] = {**rest["start"], "batches": "fresh"}
     checkout.configure(runs=[*TINY["runs"], rest])
