@@ -153,10 +153,10 @@ def _validate(arguments: argparse.Namespace) -> int:
     if arguments.thorough:
         from quadscape.training.extraction import check_factory
 
-        networks = {experiment.model_of(run).model_dump_json(): run for run in experiment.runs}
-        for run in networks.values():
-            who = f"The network of run '{run.name}'" if len(networks) > 1 else "The network"
-            found = check_factory(experiment.model_of(run), experiment.loss, experiment.seed, data)
+        networks = experiment.networks()
+        for model, runs in networks:
+            who = f"The network of run '{runs[-1].name}'" if len(networks) > 1 else "The network"
+            found = check_factory(model, experiment.loss, experiment.seed, data)
             print(f"{who} was {found.sentence()}")
     return 0
 

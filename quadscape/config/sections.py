@@ -235,7 +235,7 @@ class AdamW(Adam):
     """The method."""
 
 
-_OF_SGD = {"momentum", "nesterov"}
+OPTIONS_OF_SGD = {"momentum", "nesterov"}
 METHODS: dict[str, type[Section]] = {"sgd": SGD, "rmsprop": RMSProp, "adam": Adam, "adamw": AdamW}
 
 
@@ -315,7 +315,7 @@ class Training(Section):
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
         if not isinstance(self.optimizer, SGD):
-            for key in self.model_fields_set & _OF_SGD:
+            for key in self.model_fields_set & OPTIONS_OF_SGD:
                 raise ValueError(f"{key} is an option of optimizer sgd, but the optimizer is {self.optimizer.method}")
         if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError("clip_norm and clip_value are both given; valid is one of them")
@@ -327,7 +327,7 @@ class Training(Section):
 
     def without_meaning(self) -> set[str]:
         """Keys added later, and of other optimizers the options of SGD."""
-        return super().without_meaning() | (set() if isinstance(self.optimizer, SGD) else _OF_SGD)
+        return super().without_meaning() | (set() if isinstance(self.optimizer, SGD) else OPTIONS_OF_SGD)
 
     def batch_of(self, count: int) -> int:
         """Examples of one step.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,13 +41,10 @@ from quadscape.curvature.verification import (
     verify_hessian,
 )
 from quadscape.errors import ModelError, StageError
+from quadscape.library.loss import DTYPES, dtype_name, in_precision, point_of, steady
 from quadscape.memory_limits import memory_available
 from quadscape.network.objective import Objective, Vector
 from quadscape.numerics import current_threads, device_memory_explained
-
-if TYPE_CHECKING:
-    pass
-from quadscape.library.loss import DTYPES, dtype_name, in_precision, point_of, steady
 
 _TILE = 1024
 
@@ -142,7 +139,28 @@ def hessian(objective: Objective, theta: Vector | None = None) -> Hessian:
 
 
 @dataclass(frozen=True, eq=False)
-class DenseEigenbasis:
+class _Pairs:
+    """Eigenpairs, verified or not yet."""
+
+    eigenvalues: np.ndarray
+    eigenvectors: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return len(self.eigenvalues)
+
+    def vectors(self, start: int, stop: int) -> np.ndarray:
+        """Eigenvectors start … stop − 1 as columns, shape (P, stop − start)."""
+        return self.eigenvectors[:, start:stop]
+
+    def select(self, indices: np.ndarray) -> np.ndarray:
+        """Eigenvectors of any indices as columns, shape (P, k)."""
+        return self.eigenvectors[:, indices]
+
+
+@dataclass(frozen=True, eq=False)
+class DenseEigenbasis(_Pairs):
     """All eigenpairs of a Hessian, in memory, verified as the workflow verifies an eigenbasis.
 
     Attributes:
@@ -155,8 +173,6 @@ class DenseEigenbasis:
         theta: θ, shape (P,).
     """
 
-    eigenvalues: np.ndarray
-    eigenvectors: np.ndarray
     verification: dict[str, Any]
     invariances: dict[str, Any]
     generator_overlaps: np.ndarray
@@ -168,40 +184,9 @@ class DenseEigenbasis:
         return f"DenseEigenbasis(P={self.size}, λ from {largest:.4g} to {smallest:.4g}, ε_λ={self.zero_threshold:.1e})"
 
     @property
-    def size(self) -> int:
-        """P."""
-        return len(self.eigenvalues)
-
-    @property
     def zero_threshold(self) -> float:
         """Numerical zero ε_λ: eigenvalues of smaller magnitude cannot be told from 0."""
         return float(self.verification["zero_threshold"])
-
-    def vectors(self, start: int, stop: int) -> np.ndarray:
-        """Eigenvectors start … stop − 1 as columns, shape (P, stop − start)."""
-        return self.eigenvectors[:, start:stop]
-
-    def select(self, indices: np.ndarray) -> np.ndarray:
-        """Eigenvectors of any indices as columns, shape (P, k)."""
-        return self.eigenvectors[:, indices]
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Eigenpairs that are not verified yet."""
-
-    eigenvalues: np.ndarray
-    eigenvectors: np.ndarray
-
-    @property
-    def size(self) -> int:
-        return len(self.eigenvalues)
-
-    def vectors(self, start: int, stop: int) -> np.ndarray:
-        return self.eigenvectors[:, start:stop]
-
-    def select(self, indices: np.ndarray) -> np.ndarray:
-        return self.eigenvectors[:, indices]
 
 
 def eigenbasis(of: Hessian | Objective, theta: Vector | None = None) -> DenseEigenbasis:

@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +20,6 @@ from quadscape.network.models import batch_norms, cast, check_model
 from quadscape.network.objective import Objective, Vector, data_chunk
 from quadscape.network.parameters import ParameterLayout, assign_vector, current_vector
 from quadscape.numerics import apply_numerics, current_threads
-
-if TYPE_CHECKING:
-    pass
-
 
 _LOSSES = ("cross_entropy", "squared_error")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

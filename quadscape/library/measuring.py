@@ -11,6 +11,8 @@ from quadscape.config.values import listed
 from quadscape.curvature.matrix_free import CurvatureOperator
 from quadscape.errors import ConfigError
 from quadscape.figures import FIGURES
+from quadscape.library.curvature import DenseEigenbasis
+from quadscape.library.loss import NetworkObjective, dtype_name, steady
 from quadscape.measures import MEASURES, OWNERS
 from quadscape.measures.declaration import Measure, effective_options
 from quadscape.measures.density import compute as density
@@ -27,8 +29,6 @@ from quadscape.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from quadscape.library.curvature import DenseEigenbasis
-from quadscape.library.loss import NetworkObjective, dtype_name, steady
 
 _MANY = 1 << 62
 

@@ -37,6 +37,7 @@ from quadscape.planning.problem import Problem, memory_mb
 from quadscape.planning.targets import Targets
 from quadscape.training.optimizers import make_optimizer, state_names
 from quadscape.training.steps import DTYPES, Trainer
+from quadscape.training.task import FULL_CHUNK
 
 _UNIT_OVERHEAD = 0.04
 """Seconds for which a unit is written, synced and journalled, whatever it holds (measured)."""
@@ -279,7 +280,9 @@ class _Estimator:
         units = -(-run.iterations // 256)
         layers = len({block.layer for block in self.objectives.checkpoint.layout.blocks})
         # Of each step: batch, loss, learning rate, norms by layer, two measures of three splits.
-        disk = 8 * self.size * (kept + 2 * (units + 1)) + 8 * run.iterations * (run.batch_of(self.count) + 8 + layers)
+        disk = 8 * self.size * (kept + (1 + len(state_names(run))) * (units + 1)) + 8 * run.iterations * (
+            run.batch_of(self.count) + 8 + layers
+        )
         memory = 1e6 * self.problem.memory_mb("training")
         seconds = _START + run.iterations * step + evaluated + units * _UNIT_OVERHEAD + disk / _DISK_RATE
         return Need("training", 1, memory, disk, seconds)
@@ -297,7 +300,7 @@ class _Estimator:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
                     if run.batch_size == "full":
-                        _, gradient = trainer.full_gradient(state, 512)
+                        _, gradient = trainer.full_gradient(state, FULL_CHUNK["cpu"])
                     else:
                         _, gradient = trainer.gradient(state, indices)
                     trainer.layer_norms(gradient)
@@ -445,16 +448,13 @@ def estimate_experiment(problem: Problem, devices: Sequence[str] = ("cpu", "cuda
 def _by_network(problem: Problem) -> list[Problem]:
     """The problem in parts whose runs share a network, in the order of the runs."""
     experiment = problem.experiment
-    parts: dict[str, list[Run]] = {}
-    for run in experiment.runs:
-        parts.setdefault(experiment.model_of(run).model_dump_json(), []).append(run)
     return [
         replace(
             problem,
-            experiment=experiment.model_copy(update={"runs": tuple(runs), "model": experiment.model_of(runs[0])}),
+            experiment=experiment.model_copy(update={"runs": runs, "model": model}),
             networks={run.name: problem.networks[run.name] for run in runs},
         )
-        for runs in parts.values()
+        for model, runs in experiment.networks()
     ]
 
 

@@ -162,16 +162,12 @@ class Experiment(Section):
 
     def _check_start(self, run: Run, start: Start) -> None:
         where, by_name = f"start of run '{run.name}'", {other.name: other for other in self.runs}
-        chain = [run.name]
-        while start.run in by_name and chain[-1] not in chain[:-1]:
-            chain.append(start.run)
-            following = by_name[start.run].start
-            if following is None:
-                break
-            start = following
-        if chain[-1] in chain[:-1]:
-            raise ValueError(f"{where}: these runs start from each other, {' from '.join(chain)}")
-        start = run.start or start
+        chain, following = [run.name], run.start
+        while following is not None and following.run in by_name and following.run not in chain:
+            chain.append(following.run)
+            following = by_name[following.run].start
+        if following is not None and following.run in chain:
+            raise ValueError(f"{where}: these runs start from each other, {' from '.join([*chain, following.run])}")
         if start.run not in by_name:
             raise ValueError(f"{where} names the run '{start.run}'; the runs are {listed(list(by_name))}")
         parent = by_name[start.run]
@@ -228,6 +224,13 @@ class Experiment(Section):
     def model_of(self, run: Run) -> Model:
         """The network of a run: its own, or the experiment's."""
         return self.model if run.model is None else run.model
+
+    def networks(self) -> list[tuple[Model, tuple[Run, ...]]]:
+        """Every network once, with the runs that share it, in the order of the runs."""
+        groups: dict[str, list[Run]] = {}
+        for run in self.runs:
+            groups.setdefault(self.model_of(run).model_dump_json(), []).append(run)
+        return [(self.model_of(runs[0]), tuple(runs)) for runs in groups.values()]
 
     def run_seed(self, run: Run) -> int:
         """Seed of a run: its own, or the experiment's."""

@@ -14,6 +14,7 @@ from pydantic import (
 from quadscape.config.sections import (
     BUILT_IN,
     METHODS,
+    OPTIONS_OF_SGD,
     SCHEDULES,
     SGD,
     Curvature,
@@ -51,9 +52,8 @@ def _inherit(raw: Mapping[str, Any]) -> dict[str, Any]:
         "runs", [run.model_dump(mode="json", exclude_unset=True) for run in Experiment.model_fields["runs"].default]
     )
     if isinstance(shared, dict) and isinstance(runs, list):
-        of_sgd = {"momentum", "nesterov"}
         runs = [
-            {**{k: v for k, v in shared.items() if "optimizer" not in run or k not in of_sgd}, **run}
+            {**{k: v for k, v in shared.items() if "optimizer" not in run or k not in OPTIONS_OF_SGD}, **run}
             if isinstance(run, dict)
             else run
             for run in runs
@@ -117,8 +117,10 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section]:
         return METHODS.get(str(location[list(location).index("optimizer") + 1]), SGD)
     if head == "measures":
         return MEASURE_SECTIONS.get(str(location[-2]), AllMeasures)
-    if location[-2] in {"trajectory", "start"}:
-        return KeptIterates if location[-2] == "trajectory" else Start
+    if location[-2] == "trajectory":
+        return KeptIterates
+    if location[-2] == "start":
+        return Start
     sections: dict[str, type[Section]] = {
         "data": Data,
         "training": Training,

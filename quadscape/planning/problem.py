@@ -125,10 +125,10 @@ class Problem:
         kept = Kept() if kept is None else kept
         data, problem = look_at_data(experiment.data, Path(Places(experiment.name, experiment.curvature).data), kept)
         _check_sources(experiment)
-        networks = {
-            run.name: look_at_network(experiment.model_of(run), experiment.loss, data, kept, MOST_PARAMETERS)
-            for run in experiment.runs
-        }
+        networks: dict[str, Network] = {}
+        for model, runs in experiment.networks():
+            found = look_at_network(model, experiment.loss, data, kept, MOST_PARAMETERS)
+            networks |= {run.name: found for run in runs}
         check_problem(experiment, {name: network.parameters for name, network in networks.items()}, data.training)
         keep_asked(
             kept,

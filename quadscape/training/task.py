@@ -329,10 +329,9 @@ class TrainingTask:
 
     def _largest(self, plan: dict[str, Any]) -> int:
         """Examples that go through the network at once in a step."""
-        return min(
-            self._batch_size,
-            plan.get("gradient_chunk", FULL_CHUNK["cpu"]) if self.run.batch_size == "full" else self._batch_size,
-        )
+        if self.run.batch_size == "full":
+            return min(self._batch_size, plan.get("gradient_chunk", FULL_CHUNK["cpu"]))
+        return self._batch_size
 
     def _gradient(self, state: State, indices: np.ndarray, plan: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and gradient of the batch of a step."""
