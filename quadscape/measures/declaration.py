@@ -12,7 +12,7 @@ from typing import Any, Literal
 from quadscape.digests import json_digest
 from quadscape.tables import TableSchema
 
-Subject = Literal["run", "checkpoint", "checkpoint_pair"]
+Subject = Literal["run", "checkpoint", "checkpoint_pair", "family"]
 Options = Mapping[str, Any]
 STAGES = ("data", "trajectory", "checkpoint", "hessian", "gauss_newton", "eigenbasis")
 """What a measure can read, besides tables of other measures."""
@@ -66,6 +66,7 @@ class Sizes:
         classes: Number of classes.
         example_bytes: Size of one input in float64.
         itemsize: Bytes of one entry of Hessian and eigenbasis.
+        members: Number of runs of a family; its other sizes are then the largest of any member.
     """
 
     parameters: int
@@ -75,6 +76,7 @@ class Sizes:
     classes: int
     example_bytes: int
     itemsize: int
+    members: int = 1
 
     @property
     def images_bytes(self) -> int:
@@ -148,7 +150,7 @@ class Measure:
     @property
     def wildcards(self) -> tuple[str, ...]:
         """What names the iterations of its subject in rules."""
-        return {"run": (), "checkpoint": ("iteration",), "checkpoint_pair": ("first", "second")}[self.of]
+        return {"checkpoint": ("iteration",), "checkpoint_pair": ("first", "second")}.get(self.of, ())
 
     @property
     def schemas(self) -> dict[str, TableSchema]:
@@ -162,6 +164,7 @@ class Measure:
 
 
 WHOLE_RUN = "run"
+WHOLE_FAMILY = "family"
 
 
 def subject_key(iterations: Sequence[Any]) -> str:
@@ -171,7 +174,7 @@ def subject_key(iterations: Sequence[Any]) -> str:
 
 def subject_iterations(key: str) -> list[str]:
     """The iterations of a subject from its folder."""
-    return [] if key == WHOLE_RUN else key.split("-")
+    return [] if key in {WHOLE_RUN, WHOLE_FAMILY} else key.split("-")
 
 
 def effective_options(measure: Measure, given: Options, parameters: int) -> dict[str, Any]:

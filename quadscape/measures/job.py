@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quadscape.measures.declaration import Sizes
+from quadscape.measures.family import Family
 from quadscape.stage.events import Log
 from quadscape.store import read_store
 from quadscape.tables import Table, read_table
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from quadscape.data.sources import Split
     from quadscape.network.checkpoint import Checkpoint
     from quadscape.network.objective import Objective
-    from quadscape.training.trajectory import Curves
+    from quadscape.training.trajectory import Curves, Trajectory
 from quadscape.measures.result import table_path
 
 
@@ -30,10 +31,12 @@ class Job:
     """What `compute` of a measure works on; each part is opened when it is first asked for.
 
     Attributes:
-        run: Name of the run.
-        iterations: The checkpoint, both of a pair, none for a whole run.
+        run: Name of the run, or of the family.
+        iterations: The checkpoint, both of a pair, none for a whole run or a family.
         options: The measure's options as attributes.
-        inputs: Manifests or root metadata of all that the measure reads, by name.
+        inputs: Manifests or root metadata of all that the measure reads, by name; of a family, of every member in its
+            order.
+        family: The family, where the measure is of one.
         threads: CPU threads.
         log: Writes a line to the job's log.
     """
@@ -45,17 +48,28 @@ class Job:
         options: Mapping[str, Any],
         inputs: Mapping[str, Sequence[str | Path]],
         *,
+        family: Family | None = None,
         device: str = "auto",
         threads: int = 1,
         log: Log = print,
     ) -> None:
         self.run, self.iterations, self.threads, self.log = run, tuple(iterations), threads, log
         self.options = SimpleNamespace(**options)
-        self.inputs, self._device = inputs, device
+        self.inputs, self._family, self._device = inputs, family, device
         self._objectives: dict[Split, Objective] = {}
 
+    @property
+    def family(self) -> Family:
+        """The family that the measure is of."""
+        assert self._family is not None, "the measure is of no family"
+        return self._family
+
+    def described(self) -> dict[str, Any]:
+        """What of the subject the result follows from besides inputs and options, as JSON values."""
+        return {} if self._family is None else {"family": self._family.document()}
+
     def path(self, name: str, which: int = 0) -> str | Path:
-        """Manifest, or root metadata, of a stage or measure that it reads; `which` of a pair."""
+        """Manifest, or root metadata, of a stage or measure that it reads; `which` of a pair or a family."""
         return self.inputs[name][which]
 
     @cached_property
@@ -86,6 +100,12 @@ class Job:
         from quadscape.training.trajectory import Trajectory
 
         return Trajectory.open(self.path("trajectory")).curves()
+
+    def trajectory(self, which: int = 0) -> "Trajectory":
+        """A training; `which` of a family."""
+        from quadscape.training.trajectory import Trajectory
+
+        return Trajectory.open(self.path("trajectory", which))
 
     @cached_property
     def checkpoint(self) -> "Checkpoint":

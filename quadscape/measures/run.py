@@ -31,7 +31,7 @@ def run_measure(measure: Measure, label: str, job: Job, options: Mapping[str, An
             f"{manifest} belongs to other options or other code of the measure {measure.name}, whose files now carry "
             f"{digits} in their names; ask for that one."
         )
-    provenance = Provenance.of(measure, label, options, job.inputs)
+    provenance = Provenance.of(measure, label, {**options, **job.described()}, job.inputs)
     if has_tables(manifest, measure, provenance.origin):
         job.log("The tables are there already, from the same options, code and inputs; nothing is measured.")
         write_manifest(manifest, provenance)
