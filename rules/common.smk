@@ -134,6 +134,8 @@ def runtime(job):
 
 wildcard_constraints:
     run="|".join(re.escape(run.name) for run in experiment.runs),
+    # Where there is none, nothing is called so.
+    family="|".join(re.escape(grid.name) for grid in experiment.grids) or "(?!)",
     iteration=r"\d+",
     first=r"\d+",
     second=r"\d+",

@@ -3,6 +3,7 @@ rule train:
     input:
         data=places.data,
         start=start_point,
+        chosen=lambda wildcards: targets.tuning(wildcards.run),
     output:
         places.trajectory("{run}"),
     log:
@@ -15,7 +16,7 @@ rule train:
         runtime=runtime("training"),
     params:
         version=STAGE_VERSIONS["training"],
-        training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
+        training=lambda wildcards: targets.training(wildcards.run),
         seed=lambda wildcards: experiment.run_seed(experiment.run(wildcards.run)),
         model=lambda wildcards: resolved(
             experiment.model_of(experiment.run(wildcards.run))

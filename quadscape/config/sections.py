@@ -396,6 +396,15 @@ class Start(Section):
         return {"optimizer": self.optimizer, "batches": self.batches}
 
 
+class Chosen(Section):
+    """What a run takes from the best cell of a family: the levels of all axes that it does not share with it."""
+
+    family: Name
+    """Name of the family."""
+    by: Literal["validation"] = "validation"
+    """What is best: the smallest loss on validation data at the end, in the mean over seeds."""
+
+
 class Run(Training):
     """One training run, or parameters from elsewhere. Any key of `training` can be given, to override it here."""
 
@@ -410,6 +419,8 @@ class Run(Training):
     """The network of this run; none: the experiment's."""
     start: Start | None = None
     """From where it goes on; none: it starts by itself, from initial parameters."""
+    chosen: Chosen | None = None
+    """A family from whose best cell keys are taken, once its members are trained; none: all is given here."""
 
     @field_validator("checkpoints")
     @classmethod
@@ -422,6 +433,8 @@ class Run(Training):
     def _checkpoints_exist(self) -> Self:
         if self.path is not None and self.start is not None:
             raise ValueError("path and start are both given, but a run with a path is not trained")
+        if self.path is not None and self.chosen is not None:
+            raise ValueError("path and chosen are both given, but a run with a path is not trained")
         if self.path is not None:
             if len(self.checkpoints) > 1 and "{iteration}" not in self.path:
                 raise ValueError("path needs {iteration} in it where there are several checkpoints")

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from quadscape.config.sections import Curvature, Model, Run, Training
+from quadscape.config.sections import OPTIONS_OF_SGD, Curvature, Model, Run, Training
 from quadscape.config.values import resolved
 from quadscape.data.sources import SPLITS, split_examples
 from quadscape.digests import json_digest
@@ -216,9 +216,20 @@ class _Comparison:
         taken = parameters.get("start") or {}
         return run.start.kept() | {"digest": there.get("digest", taken.get("digest"))}
 
+    def _trained(self, run: Run, stored: Any) -> Any:
+        """The `training` section that a run asks for; what it chooses is as stored, since the stage itself chooses."""
+        now, choice = _training(resolved(run.training())), self.experiment.choices.get(run.name)
+        if choice is None or not isinstance(stored, dict):
+            return now
+        then = _training(stored)
+        # Which other keys there are depends on an optimizer that is chosen.
+        keys = choice.keys | (OPTIONS_OF_SGD if "optimizer" in choice.keys else set())
+        return {k: v for k, v in now.items() if k not in keys} | {k: v for k, v in then.items() if k in keys}
+
     def trajectory(self, run: Run) -> Iterator[Difference]:
+        stored = (stored_manifest(self.places.trajectory(run.name)) or {}).get("parameters", {})
         now = {
-            "training": _training(resolved(run.training())),
+            "training": self._trained(run, stored.get("training")),
             "seed": self.experiment.run_seed(run),
             "start": self._start(run),
             **self._network(run),
@@ -236,7 +247,7 @@ class _Comparison:
         now = {
             "iteration": iteration,
             **self._network(run),
-            **({"training": _training(resolved(run.training()))} if trained else {}),
+            **({"training": self._trained(run, stored.get("training"))} if trained else {}),
             "weight_decay": run.rule()["weight_decay"],
             **_known({"data": self.content}),
         }
