@@ -1,7 +1,7 @@
 # The store beside the manifest is not declared: Snakemake deletes declared outputs of a job that was interrupted.
 rule train:
     input:
-        data=places.data,
+        data=data_of,
         start=start_point,
         chosen=lambda wildcards: targets.tuning(wildcards.run),
     output:
@@ -29,7 +29,7 @@ rule train:
 
 rule extract_start:
     input:
-        data=places.data,
+        data=data_of,
         trajectory=places.trajectory("{run}"),
     output:
         places.start("{run}", "{iteration}"),
@@ -49,7 +49,10 @@ rule extract_start:
 
 rule extract_checkpoint:
     input:
-        data=places.data,
+        data=data_of,
+        trained_on=lambda wildcards: targets.trained_on(
+            wildcards.run, wildcards.iteration
+        ),
         source=lambda wildcards: places.checkpoint_source(
             experiment.run(wildcards.run), wildcards.iteration
         ),

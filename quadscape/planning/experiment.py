@@ -12,16 +12,17 @@ from pydantic import (
     AfterValidator,
     Field,
     PrivateAttr,
+    ValidationInfo,
     create_model,
     field_validator,
     model_validator,
 )
 
-from quadscape.config.sections import Constant, Curvature, Data, Model, ResNet9, Run, Start, Training
+from quadscape.config.sections import Constant, Curvature, Data, Model, ResNet9, Run, Start, Subset, Training
 from quadscape.config.values import FloatType, Index, Name, NotEmpty, Real, Section, listed
 from quadscape.errors import ConfigError
 from quadscape.measures import MEASURES
-from quadscape.measures.declaration import Measure, Option
+from quadscape.measures.declaration import Measure, Option, subset_of_key
 from quadscape.measures.family import Family
 
 
@@ -146,6 +147,8 @@ class Experiment(Section):
         Run(name="constant-0.001", learning_rate=Constant(schedule="constant", value=0.001)),
     )
     """The training runs."""
+    subsets: tuple[Subset, ...] = ()
+    """Parts or orders of the data, for runs that are trained on them and curvature that is computed on them."""
     families: tuple[FamilySection, ...] = ()
     """Grids of training runs."""
     curvature: Curvature = Curvature()
@@ -164,13 +167,13 @@ class Experiment(Section):
                 raise ValueError(f"two runs are called '{name}'; names must differ")
         return value
 
-    @field_validator("families")
+    @field_validator("families", "subsets")
     @classmethod
-    def _unique_families(cls, value: tuple[FamilySection, ...]) -> tuple[FamilySection, ...]:
-        names = [family.name for family in value]
+    def _names_differ(cls, value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        names = [one.name for one in value]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two families are called '{name}'; names must differ")
+                raise ValueError(f"two {info.field_name} are called '{name}'; names must differ")
         return value
 
     _grids: tuple[Family, ...] = PrivateAttr(())
@@ -221,9 +224,39 @@ class Experiment(Section):
         for run in self.runs:
             if run.start is not None:
                 self._check_start(run, run.start)
+            self._check_subsets(run)
         for name, measure in MEASURES.items():
             if self.measures.section(name).on and "gauss_newton" in measure.reads and not self.curvature.gauss_newton:
                 raise ValueError(f"measures.{name} is on, and needs curvature.gauss_newton to be true")
+
+    def _check_subsets(self, run: Run) -> None:
+        names = [subset.name for subset in self.subsets]
+        for key, name in [*([("examples", run.examples)] if run.examples else []), *(("on", name) for name in run.on)]:
+            if name not in names:
+                raise ValueError(f"{self.where(run)}: {key} names the subset '{name}'; the subsets are {listed(names)}")
+        for name, iterations in run.on.items():
+            for iteration in iterations:
+                if iteration not in run.checkpoints:
+                    raise ValueError(
+                        f"{self.where(run)}: on.{name} names iteration {iteration}, which is no checkpoint of the run; "
+                        f"its checkpoints are {listed([str(number) for number in run.checkpoints])}"
+                    )
+
+    def subset(self, name: str) -> Subset:
+        """The subset of that name."""
+        return next(subset for subset in self.subsets if subset.name == name)
+
+    def subset_of(self, run: str, key: str = "") -> str | None:
+        """The subset that a run is trained on, or that a checkpoint `<iteration>/on-<subset>` is analysed on.
+
+        Args:
+            run: Name of the run.
+            key: The checkpoint; empty for the training.
+
+        Returns:
+            Its name; None for all data.
+        """
+        return subset_of_key(key) or self.run(run).examples
 
     def _check_start(self, run: Run, start: Start) -> None:
         where, by_name = f"start of run '{run.name}'", {other.name: other for other in self.runs}
@@ -338,13 +371,13 @@ def _key_of(experiment: Experiment, run: Run) -> str:
     return f"{where}." if where.startswith("runs[") else f"{where}: "
 
 
-def check_problem(experiment: Experiment, parameters: Mapping[str, int], training_images: int) -> None:
+def check_problem(experiment: Experiment, parameters: Mapping[str, int], images: Mapping[str, int]) -> None:
     """Checks what depends on the sizes of networks and data set.
 
     Args:
         experiment: The experiment.
         parameters: P, the number of parameters, by name of the run.
-        training_images: N, the number of training images.
+        images: N, the number of training images, by name of the run.
 
     Raises:
         ConfigError: More directions, shards or bands than parameters, or a batch larger than the training set.
@@ -365,6 +398,7 @@ def check_problem(experiment: Experiment, parameters: Mapping[str, int], trainin
                 f"valid are 1 to the number of its column strips, which is at most {size}."
             )
     for run in experiment.runs:
+        training_images = images[run.name]
         normalization = getattr(experiment.model_of(run), "normalization", "")
         if run.path is None and run.batch_size == "full" and normalization == "batch":
             raise ConfigError(

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from quadscape.config.sections import OPTIONS_OF_SGD, Run
+from quadscape.config.sections import OPTIONS_OF_SGD, Run, Training
 from quadscape.config.values import Section, listed, resolved
 from quadscape.digests import json_digest
 from quadscape.errors import ConfigError
@@ -233,6 +233,10 @@ class _Expansion:
             "model": resolved(experiment.model_of(run)),
             "loss": experiment.loss,
         }
+        if run.examples is not None:
+            # An unknown name is refused later, with all that is wrong with names.
+            known = [resolved(subset) for subset in experiment.subsets if subset.name == run.examples]
+            determined["examples"] = [{key: one[key] for key in one if key != "name"} for one in known]
         if run.start is not None:
             determined["start"] = resolved(run.start)
         if run.chosen is not None and family is not None:
@@ -265,7 +269,7 @@ class _Expansion:
                 f"{where}: chosen names the family '{name}', which varies nothing else than the run does."
             )
         trained = {key for levels in open_axes.values() for level in levels for key in level.overrides}
-        wrong = sorted(key for key in trained if key.split(".")[0] in {"model", "start", "checkpoints", "chosen"})
+        wrong = sorted(key for key in trained if key.split(".")[0] not in Training.model_fields)
         if wrong:
             raise ConfigError(
                 f"{where}: chosen would take {wrong[0]} from family '{name}', where only keys of training can be."

@@ -86,6 +86,7 @@ def run_measure_job(snakemake: Any, log: Log) -> None:
         log: From `open_log`.
     """
     from quadscape.measures import MEASURES
+    from quadscape.measures.declaration import iteration_of_key
     from quadscape.measures.family import Family
     from quadscape.measures.job import Job
     from quadscape.measures.run import run_measure
@@ -98,7 +99,7 @@ def run_measure_job(snakemake: Any, log: Log) -> None:
     family = Family.of_document(options.pop("family")) if measure.of == "family" else None
     job = Job(
         names.run if family is None else family.name,
-        [int(names[name]) for name in measure.wildcards],
+        [iteration_of_key(names[name]) for name in measure.wildcards],
         options,
         inputs,
         family=family,

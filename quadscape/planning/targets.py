@@ -1,5 +1,6 @@
 """What an experiment asks for: which measures of which subjects, under which names, and the figures that show them."""
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import combinations
@@ -16,6 +17,7 @@ from quadscape.measures.declaration import (
     Cost,
     Measure,
     Sizes,
+    checkpoint_key,
     effective_options,
     fingerprint_digits,
     subject_iterations,
@@ -228,7 +230,7 @@ class Targets:
         found: dict[str, list[str]] = {}
         for name in measure.reads:
             if name == "data":
-                found[name] = [self.places.data]
+                found[name] = [self.data(one, next(iter(iterations), "")) for one in runs]
             elif name == "trajectory":
                 found[name] = [self.places.trajectory(one) for one in runs]
             elif name in MEASURES and MEASURES[name].of == measure.of:
@@ -253,7 +255,7 @@ class Targets:
             known: dict[str, Any] = {
                 "data": experiment.data.source,
                 "classes": len(data.classes),
-                "N": data.training,
+                "N": self._problem.training_images(run),
                 "P": self._problem.networks[run.name].parameters,
                 "loss": experiment.loss,
             }
@@ -261,7 +263,7 @@ class Targets:
                 known["normalization"] = normalization
             trained = {
                 **({"momentum": run.momentum, "nesterov": run.nesterov} if isinstance(run.optimizer, SGD) else {}),
-                "batch_size": run.batch_of(data.training),
+                "batch_size": run.batch_of(self._problem.training_images(run)),
                 "weight_decay": run.rule()["weight_decay"],
                 "sampling": run.sampling,
             }
@@ -272,6 +274,37 @@ class Targets:
         shown = {run.name for run in experiment.listed_runs} | {grid.name for grid in experiment.grids}
         measured = {run for name in MEASURES for run, _ in self._subjects(name)}
         return {name: known for name, known in found.items() if name in shown | measured}
+
+    def data(self, run: str, key: str = "") -> str:
+        """The data of a run, or those on which a checkpoint is analysed.
+
+        Args:
+            run: Name of the run.
+            key: The checkpoint's folder; empty for the training.
+
+        Returns:
+            Root metadata of the data store.
+        """
+        subset = self.experiment.subset_of(run, key)
+        return self.places.data if subset is None else self.places.subset(subset)
+
+    def trained_on(self, run: str, key: str) -> list[str]:
+        """The data that a run was trained on, where a checkpoint is analysed on others."""
+        return [] if self.data(run, key) == self.data(run) else [self.data(run)]
+
+    def subset_pattern(self) -> str:
+        """A regular expression for what may follow an iteration, `/on-<subset>`; empty where there are no subsets."""
+        names = "|".join(re.escape(subset.name) for subset in self.experiment.subsets)
+        return f"(?:/on-(?:{names}))?" if names else ""
+
+    def on_subsets(self) -> list[str]:
+        """Eigenbases that are asked for on subsets of the data."""
+        return [
+            self.places.eigenbasis(run.name, checkpoint_key(iteration, subset))
+            for run in self.experiment.runs
+            for subset, iterations in run.on.items()
+            for iteration in iterations
+        ]
 
     def training(self, run: str) -> dict[str, Any]:
         """What determines a training, as far as it is known before anything is chosen."""
@@ -285,8 +318,9 @@ class Targets:
         return [] if choice is None else [self.result(TUNING, choice.family, WHOLE_FAMILY)]
 
     def everything(self) -> list[str]:
-        """All figures, and the findings, which read every result."""
-        return [*self.figures(), self.places.findings("rst")] if self.findings_inputs() else self.figures()
+        """All figures, the findings, which read every result, and eigenbases on subsets."""
+        findings = [self.places.findings("rst")] if self.findings_inputs() else []
+        return [*self.figures(), *findings, *self.on_subsets()]
 
     def clipped(self) -> list[str]:
         """Sentences on defaults that were clipped to the size of the network."""

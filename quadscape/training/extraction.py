@@ -66,6 +66,9 @@ def extract_checkpoint(
     data: str | Path,
     out: str | Path,
     device: str,
+    *,
+    subset: str | None = None,
+    trained_on: str | Path | None = None,
 ) -> SelfCheck:
     """Writes the checkpoint of one iteration, from a trajectory or from parameters trained elsewhere.
 
@@ -81,6 +84,8 @@ def extract_checkpoint(
             file the run's section names.
         data: The data store.
         out: Directory of the checkpoint; what was there is replaced.
+        subset: Name of the subset of the data that the data store is; None: the data of the run.
+        trained_on: The data store that the run was trained on; None: the same.
         device: Where statistics of BatchNorm are computed over the training set: `cpu`, `cuda` or `auto`.
 
     Returns:
@@ -99,7 +104,8 @@ def extract_checkpoint(
         "loss": loss_kind,
         "data": info.digest,
     }
-    trained, rate = _load_parameters(model, run, iteration, trajectory, identity)
+    of_training = identity if trained_on is None else {**identity, "data": data_info(trained_on).digest}
+    trained, rate = _load_parameters(model, run, iteration, trajectory, of_training)
     theta = current_vector(model).clone()
     bad = int((~torch.isfinite(theta)).sum())
     if bad:
@@ -119,6 +125,7 @@ def extract_checkpoint(
     attributes = {
         "run": run.name,
         "iteration": iteration,
+        **({} if subset is None else {"subset": subset}),
         "model": identity["model"],
         "model_code": identity["model_code"],
         "shape": list(info.shape),
