@@ -13,7 +13,7 @@ from quadscape.measures.escape import compute as escape
 from quadscape.measures.family import Family, Member
 from quadscape.measures.job import Job
 from quadscape.measures.layers import compute as layers
-from quadscape.measures.members import MemberRun, family_head
+from quadscape.measures.members import MemberRun, family_head, model_section
 from quadscape.measures.tuning import compute as tuning
 from quadscape.network.planted import multi_well
 from quadscape.stage.run import run_stage
@@ -203,12 +203,12 @@ def escape_tables(batches: Sequence[str] = ("B=1", "B=50", "full"), seeds: int =
 
 def trained(folder: Path, data: Path, model: Any, sections: Sequence[Mapping[str, Any]], loss: str) -> list[Path]:
     """Trains runs; their manifests."""
-    found = []
+    found, network = [], model_section(model)
     for place, keys in enumerate(sections):
         seed = keys.get("seed", 0)
         run = Run(name=f"r{place}", **training(**keys).model_dump(exclude_unset=True))
         path = folder / f"r{place}"
-        run_stage(TrainingTask(run, seed, model, loss, data, "cpu"), path, log=lambda _: None)
+        run_stage(TrainingTask(run, seed, network, loss, data, "cpu"), path, log=lambda _: None)
         found.append(path / "manifest.json")
     return found
 
@@ -217,5 +217,3 @@ def family_job(made: Family, data: Path, manifests: Sequence[Path], **options: A
     """The job of a measure of a trained family."""
     inputs = {"data": [data], "trajectory": list(manifests)}
     return Job(made.name, (), options, inputs, family=made, device="cpu", log=lambda _: None)
-
-

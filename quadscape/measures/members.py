@@ -1,5 +1,6 @@
 """Members of a family as measures of it read them: label, settings, course, and whether they diverged."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -131,6 +132,24 @@ def read_members(job: "Job") -> list[MemberRun]:
             )
         )
     return found
+
+
+def model_section(values: Any) -> Any:
+    """The `model` section that a training's manifest names.
+
+    Args:
+        values: JSON values.
+
+    Returns:
+        The section.
+    """
+    from pydantic import TypeAdapter
+
+    from quadscape.config.sections import Model
+
+    adapter: Any = TypeAdapter(Model)
+    # As JSON, where a list may stand for a tuple.
+    return adapter.validate_json(json.dumps(values), strict=True)
 
 
 def by_cell(members: Sequence[MemberRun]) -> dict[str, list[MemberRun]]:

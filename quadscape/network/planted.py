@@ -2,7 +2,7 @@
 
 `multi_well` is a factory for an experiment file:
 
-    model: {factory: "quadscape.network.planted:multi_well", arguments: {dimensions: 2, noise: 1.0}}
+    model: {factory: "quadscape.network.planted:multi_well", arguments: {dimensions: 2, noise: 15.0}}
     loss: squared_error
 """
 
@@ -95,8 +95,8 @@ def multi_well(
     dimensions: int = 2,
     tilt: float = 0.1,
     height: float = 0.25,
-    noise: float = 1.0,
-    floor: float = 4.0,
+    noise: float = 15.0,
+    floor: float = 30.0,
 ) -> MultiWell:
     """A planted loss with 2^dimensions wells, of which the one at about (−1, …, −1) is the best.
 
@@ -106,7 +106,7 @@ def multi_well(
         dimensions: Number of parameters.
         tilt: b; two wells of one coordinate differ in loss by about 2b.
         height: a, about the barrier between two wells.
-        noise: s, the noise between examples.
+        noise: s, the noise between examples; zₙ has a standard deviation of 0.09 on the digits.
         floor: f, above what noise takes away anywhere a run goes: below 0 the loss of an example is not defined.
 
     Returns:

@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from quadscape.config.sections import Model, Training
 from quadscape.data.sets import DataSet
+from quadscape.measures.members import model_section
 from quadscape.network.models import build_model, cast, initial_vector
 from quadscape.network.parameters import ParameterLayout
 from quadscape.training.optimizers import clip, make_optimizer, state_names
@@ -113,7 +113,7 @@ def step_cost(
     Returns:
         at_once, seconds_per_step, counted_bytes and measured_bytes.
     """
-    config = TypeAdapter(Model).validate_python(model)
+    config = model_section(model)
     trainer = _TrainingExamples(config, loss, data, DTYPES[training.dtype], device)
     images, labels = trainer.splits["train"]
     size, full = training.batch_of(len(labels)), training.batch_size == "full"

@@ -9,7 +9,7 @@ import numpy as np
 from quadscape.measures.curves.compute import wilson
 from quadscape.measures.escape.declaration import ESCAPE, RUNS
 from quadscape.measures.job import Job
-from quadscape.measures.members import MemberRun, by_cell, columns_of, family_head, read_members
+from quadscape.measures.members import MemberRun, by_cell, columns_of, family_head, model_section, read_members
 from quadscape.tables import Table
 
 
@@ -50,15 +50,11 @@ def compute(job: Job) -> dict[str, Table]:
 
 
 def _planted(model: Any, job: Job) -> Planted | None:
-    from pydantic import TypeAdapter
-
-    from quadscape.config.sections import Model
     from quadscape.data.info import data_info
     from quadscape.network.models import build_model
 
     info = data_info(job.path("data"))
-    config: Any = TypeAdapter(Model).validate_python(model)
-    network: Any = build_model(config, info.shape, len(info.classes))
+    network: Any = build_model(model_section(model), info.shape, len(info.classes))
     return network if hasattr(network, "wells") else None
 
 
