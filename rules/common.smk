@@ -99,6 +99,11 @@ def report_page():
     return str(page.absolute()) if page.exists() else "docs/report/workflow.rst"
 
 
+def data_of(wildcards):
+    """The data of a run, or those on which one of its checkpoints is analysed."""
+    return targets.data(wildcards.run, wildcards.get("iteration", ""))
+
+
 def start_point(wildcards):
     """The state from which a run starts that goes on from another."""
     start = experiment.run(wildcards.run).start
@@ -134,7 +139,11 @@ def runtime(job):
 
 wildcard_constraints:
     run="|".join(re.escape(run.name) for run in experiment.runs),
-    iteration=r"\d+",
+    # Where there is none, nothing is called so.
+    family="|".join(re.escape(grid.name) for grid in experiment.grids) or "(?!)",
+    # A checkpoint, or one that is analysed on a subset of the data.
+    iteration=r"\d+" + targets.subset_pattern(),
+    subset="|".join(re.escape(subset.name) for subset in experiment.subsets) or "(?!)",
     first=r"\d+",
     second=r"\d+",
     shard=r"\d+",

@@ -2,7 +2,7 @@
 # shards each of them is a job with a GPU of its own, and the gather goes with the eigenbasis.
 rule compute_hessian_shard:
     input:
-        data=places.data,
+        data=data_of,
         checkpoint=dense_checkpoint,
     output:
         places.hessian_shard("{run}", "{iteration}", "{shard}", "{shards}"),
@@ -28,7 +28,7 @@ rule compute_hessian_shard:
 
 rule compute_hessian:
     input:
-        data=places.data,
+        data=data_of,
         checkpoint=places.checkpoint("{run}", "{iteration}"),
         shards=gathered_shards,
     output:
@@ -53,7 +53,7 @@ rule compute_hessian:
 
 rule compute_eigenbasis:
     input:
-        data=places.data,
+        data=data_of,
         checkpoint=places.checkpoint("{run}", "{iteration}"),
         hessian=places.hessian("{run}", "{iteration}"),
         # Not named to the script, which finds them; but if one was removed, it must be there again.
@@ -80,7 +80,7 @@ rule compute_eigenbasis:
 # Asked for with curvature.gauss_newton; needs no Hessian, so it runs beside it.
 rule compute_gauss_newton:
     input:
-        data=places.data,
+        data=data_of,
         checkpoint=dense_checkpoint,
     output:
         places.gauss_newton("{run}", "{iteration}"),

@@ -1,8 +1,9 @@
 # The store beside the manifest is not declared: Snakemake deletes declared outputs of a job that was interrupted.
 rule train:
     input:
-        data=places.data,
+        data=data_of,
         start=start_point,
+        chosen=lambda wildcards: targets.tuning(wildcards.run),
     output:
         places.trajectory("{run}"),
     log:
@@ -15,7 +16,7 @@ rule train:
         runtime=runtime("training"),
     params:
         version=STAGE_VERSIONS["training"],
-        training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
+        training=lambda wildcards: targets.training(wildcards.run),
         seed=lambda wildcards: experiment.run_seed(experiment.run(wildcards.run)),
         model=lambda wildcards: resolved(
             experiment.model_of(experiment.run(wildcards.run))
@@ -28,7 +29,7 @@ rule train:
 
 rule extract_start:
     input:
-        data=places.data,
+        data=data_of,
         trajectory=places.trajectory("{run}"),
     output:
         places.start("{run}", "{iteration}"),
@@ -48,7 +49,10 @@ rule extract_start:
 
 rule extract_checkpoint:
     input:
-        data=places.data,
+        data=data_of,
+        trained_on=lambda wildcards: targets.trained_on(
+            wildcards.run, wildcards.iteration
+        ),
         source=lambda wildcards: places.checkpoint_source(
             experiment.run(wildcards.run), wildcards.iteration
         ),

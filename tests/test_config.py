@@ -150,7 +150,7 @@ def test_many_mistakes_name_the_first_and_count_the_rest() -> None:
 def test_sizes_are_checked(change: dict[str, Any], words: tuple[str, ...]) -> None:
     experiment = parse_experiment({"training": {"batch_size": 50}, **change})
     with pytest.raises(ConfigError) as caught:
-        check_problem(experiment, {run.name: 100 for run in experiment.runs}, training_images=50)
+        check_problem(experiment, *({run.name: count for run in experiment.runs} for count in (100, 50)))
     for word in words:
         assert word in str(caught.value)
 

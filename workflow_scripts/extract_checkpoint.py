@@ -1,3 +1,4 @@
+from quadscape.measures.declaration import iteration_of_key, subset_of_key
 from quadscape.planning.jobs import start_job
 from quadscape.training.extraction import extract_checkpoint
 
@@ -7,10 +8,12 @@ found = extract_checkpoint(
     experiment.model_of(run),
     experiment.loss,
     run,
-    int(snakemake.wildcards.iteration),
+    iteration_of_key(snakemake.wildcards.iteration),
     snakemake.input.source,
     snakemake.input.data,
     snakemake.output[0],
     experiment.device,
+    subset=subset_of_key(snakemake.wildcards.iteration),
+    trained_on=next(iter(snakemake.input.trained_on), None),
 )
 log(found.sentence())

@@ -16,6 +16,11 @@ from pydantic import (
 from quadscape.config.values import Count, FloatType, Index, Name, NonNegative, NotEmpty, Positive, Real, Section
 
 
+def _as_text(value: Any) -> Any:
+    """Classes may be called by numbers."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class Data(Section):
     """The data set and its split into training, validation and test images."""
 
@@ -28,6 +33,43 @@ class Data(Section):
     """Fraction of each class that is held out from training, for a source without test images of its own."""
     validation: Annotated[Real, Field(gt=0, lt=1)] = 0.5
     """Fraction of each class's held-out images that becomes the validation set; the rest is the test set."""
+
+
+class Subset(Section):
+    """Part of the data, or an order of it; what is given is applied from top to bottom."""
+
+    name: Name
+    """Name of the subset."""
+    classes: Annotated[tuple[Annotated[str, BeforeValidator(_as_text)], ...], NotEmpty] | None = None
+    """Names of the classes that stay, in all splits; none: all of them. The network keeps an output for every class."""
+    per_class: Count | None = None
+    """Training examples that are drawn of each class; none: all of them."""
+    half: Literal[0, 1] | None = None
+    """One half of the training examples, drawn at random; the other number is the other half. None: both."""
+    shuffled: bool = False
+    """Whether the training examples come in a random order: the same loss, summed otherwise."""
+    seed: Index = 0
+    """Seed of what is drawn."""
+
+    @model_validator(mode="after")
+    def _is_something(self) -> Self:
+        if self.classes is None and self.per_class is None and self.half is None and not self.shuffled:
+            raise ValueError("at least one of classes, per_class, half and shuffled is needed")
+        return self
+
+    def at_most(self, count: int, classes: int) -> int:
+        """Number of training examples, of which classes may have fewer.
+
+        Args:
+            count: Those of the whole data set.
+            classes: Number of classes of it.
+
+        Returns:
+            The number, or more.
+        """
+        if self.per_class is not None:
+            count = min(count, self.per_class * (classes if self.classes is None else len(self.classes)))
+        return count if self.half is None else (count + self.half) // 2
 
 
 Activation = Literal["gelu", "relu", "tanh", "sigmoid"]
@@ -396,6 +438,15 @@ class Start(Section):
         return {"optimizer": self.optimizer, "batches": self.batches}
 
 
+class Chosen(Section):
+    """What a run takes from the best cell of a family: the levels of all axes that it does not share with it."""
+
+    family: Name
+    """Name of the family."""
+    by: Literal["validation"] = "validation"
+    """What is best: the smallest loss on validation data at the end, in the mean over seeds."""
+
+
 class Run(Training):
     """One training run, or parameters from elsewhere. Any key of `training` can be given, to override it here."""
 
@@ -410,6 +461,12 @@ class Run(Training):
     """The network of this run; none: the experiment's."""
     start: Start | None = None
     """From where it goes on; none: it starts by itself, from initial parameters."""
+    examples: Name | None = None
+    """Subset of the data on which it is trained and analysed; none: all of it."""
+    on: dict[Name, tuple[Index, ...]] = {}  # ruff: ignore[mutable-class-default]: pydantic copies it
+    """Subsets on which the curvature is computed too, each with those of the run's checkpoints at which it is."""
+    chosen: Chosen | None = None
+    """A family from whose best cell keys are taken, once its members are trained; none: all is given here."""
 
     @field_validator("checkpoints")
     @classmethod
@@ -422,6 +479,8 @@ class Run(Training):
     def _checkpoints_exist(self) -> Self:
         if self.path is not None and self.start is not None:
             raise ValueError("path and start are both given, but a run with a path is not trained")
+        if self.path is not None and self.chosen is not None:
+            raise ValueError("path and chosen are both given, but a run with a path is not trained")
         if self.path is not None:
             if len(self.checkpoints) > 1 and "{iteration}" not in self.path:
                 raise ValueError("path needs {iteration} in it where there are several checkpoints")

@@ -5,10 +5,12 @@ of normalisation. Its content depends on the source and the seed, never on the o
 """
 
 import socket
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,7 +161,10 @@ def write_data(
     *,
     scale: int = 255,
     listing: str = "",
-) -> None:
+    moments: tuple[list[float], list[float]] | None = None,
+    more: Sequence[tuple[ArraySpec, np.ndarray]] = (),
+    made_of: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, int]:
     """Writes a data store from arrays.
 
     Args:
@@ -171,8 +176,14 @@ def write_data(
         source: Where the images come from.
         scale: The pixel value of white.
         listing: Digest of what the source held.
+        moments: Mean and standard deviation of each channel of images/scale; None: those of the training split.
+        more: Further arrays.
+        made_of: Further attributes, which are no part of the content's digest.
+
+    Returns:
+        Number of examples of each split.
     """
-    mean, std = _moments(images[split == 0], scale)
+    mean, std = _moments(images[split == 0], scale) if moments is None else moments
     count = int(labels.size)
     per_image = int(np.prod(images.shape[1:]))
     rows = max(1, min(count, 2**24 // per_image))
@@ -201,8 +212,9 @@ def write_data(
             ),
             split,
         ),
+        *more,
     ]
-    attributes = {
+    attributes: dict[str, Any] = {
         "scale": scale,
         "mean": mean,
         "std": std,
@@ -213,7 +225,8 @@ def write_data(
     }
     content = digest({spec.name: np.asarray(values, dtype=spec.dtype) for spec, values in arrays}, attributes)
     # Outside the content's digest: a renamed file makes the store anew, but must not train a network again.
-    write_store(path, arrays, {**attributes, "content": content, "listing": listing})
+    write_store(path, arrays, {**attributes, "content": content, "listing": listing, **made_of})
+    return attributes["counts"]
 
 
 def _moments(images: np.ndarray, scale: int) -> tuple[list[float], list[float]]:

@@ -171,7 +171,7 @@ def _options(declared: Measure, options: Mapping[str, Any], loss: NetworkObjecti
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
     experiment = parse_experiment({"measures": {declared.name: plain}})
     # Nothing is trained here: no batch is too large.
-    check_problem(experiment, {run.name: loss.size for run in experiment.runs}, _MANY)
+    check_problem(experiment, *({run.name: count for run in experiment.runs} for count in (loss.size, _MANY)))
     given = experiment.measures.given(declared.name) | {"dtype": dtype_name(loss.dtype)}
     return SimpleNamespace(**effective_options(declared, given, loss.size))
 

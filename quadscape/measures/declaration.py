@@ -167,6 +167,24 @@ WHOLE_RUN = "run"
 WHOLE_FAMILY = "family"
 
 
+_ON = "/on-"
+
+
+def checkpoint_key(iteration: int, subset: str | None = None) -> str:
+    """The folder of a checkpoint, below its run's `checkpoints/` or a measure's results: `2000`, `2000/on-<subset>`."""
+    return str(iteration) if subset is None else f"{iteration}{_ON}{subset}"
+
+
+def iteration_of_key(key: str) -> int:
+    """The iteration of a checkpoint from its folder."""
+    return int(key.partition(_ON)[0])
+
+
+def subset_of_key(key: str) -> str | None:
+    """The subset on which a checkpoint is analysed, from its folder; None for the data of its run."""
+    return key.partition(_ON)[2] or None
+
+
 def subject_key(iterations: Sequence[Any]) -> str:
     """The folder of a subject's results: its iterations, joined, or `run` for a whole run."""
     return "-".join(map(str, iterations)) or WHOLE_RUN
@@ -174,7 +192,9 @@ def subject_key(iterations: Sequence[Any]) -> str:
 
 def subject_iterations(key: str) -> list[str]:
     """The iterations of a subject from its folder."""
-    return [] if key in {WHOLE_RUN, WHOLE_FAMILY} else key.split("-")
+    if key in {WHOLE_RUN, WHOLE_FAMILY}:
+        return []
+    return [key] if _ON in key else key.split("-")
 
 
 def effective_options(measure: Measure, given: Options, parameters: int) -> dict[str, Any]:

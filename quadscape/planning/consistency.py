@@ -16,11 +16,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from quadscape.config.sections import Curvature, Model, Run, Training
+from quadscape.config.sections import OPTIONS_OF_SGD, Curvature, Model, Run, Subset, Training
 from quadscape.config.values import resolved
 from quadscape.data.sources import SPLITS, split_examples
 from quadscape.digests import json_digest
 from quadscape.errors import QuadscapeError
+from quadscape.measures.declaration import checkpoint_key
 from quadscape.planning.experiment import Experiment
 from quadscape.planning.problem import Problem
 from quadscape.provenance.versions import STAGE_VERSIONS
@@ -143,15 +144,21 @@ class _Comparison:
     def __init__(self, experiment: Experiment, places: Places, problem: Problem, kept: Kept) -> None:
         self.experiment, self.places, self.problem, self.kept = experiment, places, problem, kept
         self.content: str | None = None
+        self.contents: dict[str, str | None] = {}
 
     def all(self) -> Iterator[Difference]:
         """Everything that differs, in the order in which it is made."""
         yield from self.data()
+        for subset in self.experiment.subsets:
+            yield from self.subset(subset)
         for run in self.experiment.runs:
             if run.path is None:
                 yield from self.trajectory(run)
             for iteration in run.checkpoints:
                 yield from self.checkpoint(run, iteration)
+            for name, iterations in run.on.items():
+                for iteration in iterations:
+                    yield from self.checkpoint(run, iteration, name)
 
     def data(self) -> Iterator[Difference]:
         path, data = self.places.data, self.problem.data
@@ -200,6 +207,17 @@ class _Comparison:
             self.kept.put("split", key, known)
         return bool(known["same"])
 
+    def subset(self, subset: Subset) -> Iterator[Difference]:
+        path = self.places.subset(subset.name)
+        stored = stored_attributes(path)
+        if stored is not None:
+            now = _known({"whole": self.content}) | {"subset": _described(subset)}
+            yield from _compared(path, stored, now)
+            self.contents[subset.name] = stored.get("content")
+
+    def _content(self, subset: str | None) -> str | None:
+        return self.content if subset is None else self.contents.get(subset)
+
     def _network(self, run: Run) -> dict[str, Any]:
         return {
             "model": resolved(self.experiment.model_of(run)),
@@ -216,19 +234,31 @@ class _Comparison:
         taken = parameters.get("start") or {}
         return run.start.kept() | {"digest": there.get("digest", taken.get("digest"))}
 
+    def _trained(self, run: Run, stored: Any) -> Any:
+        """The `training` section that a run asks for; what it chooses is as stored, since the stage itself chooses."""
+        now, choice = _training(resolved(run.training())), self.experiment.choices.get(run.name)
+        if choice is None or not isinstance(stored, dict):
+            return now
+        then = _training(stored)
+        # Which other keys there are depends on an optimizer that is chosen.
+        keys = choice.keys | (OPTIONS_OF_SGD if "optimizer" in choice.keys else set())
+        return {k: v for k, v in now.items() if k not in keys} | {k: v for k, v in then.items() if k in keys}
+
     def trajectory(self, run: Run) -> Iterator[Difference]:
+        stored = (stored_manifest(self.places.trajectory(run.name)) or {}).get("parameters", {})
         now = {
-            "training": _training(resolved(run.training())),
+            "training": self._trained(run, stored.get("training")),
             "seed": self.experiment.run_seed(run),
             "start": self._start(run),
             **self._network(run),
-            **_known({"data": self.content}),
+            **_known({"data": self._content(run.examples)}),
         }
         yield from self._stage(self.places.trajectory(run.name), "training", now)
 
-    def checkpoint(self, run: Run, iteration: int) -> Iterator[Difference]:
+    def checkpoint(self, run: Run, iteration: int, subset: str | None = None) -> Iterator[Difference]:
         places, options = self.places, self.experiment.curvature
-        path = places.checkpoint(run.name, iteration)
+        key, content = checkpoint_key(iteration, subset), self._content(subset or run.examples)
+        path = places.checkpoint(run.name, key)
         stored = stored_attributes(path)
         if stored is None:
             return
@@ -236,15 +266,15 @@ class _Comparison:
         now = {
             "iteration": iteration,
             **self._network(run),
-            **({"training": _training(resolved(run.training()))} if trained else {}),
-            "weight_decay": run.rule()["weight_decay"],
-            **_known({"data": self.content}),
+            **({"training": self._trained(run, stored.get("training"))} if trained else {}),
+            **({} if run.name in self.experiment.choices else {"weight_decay": run.rule()["weight_decay"]}),
+            **_known({"data": content}),
         }
         found = list(_compared(path, stored, now))
         # Training holds the weight decay, too.
         yield from (Difference(one.path, _without_repetition(one.changes)) for one in found)
-        origin = _known({"checkpoint": stored.get("digest"), "data": self.content}) | {"dtype": options.dtype}
-        place = (run.name, iteration)
+        origin = _known({"checkpoint": stored.get("digest"), "data": content}) | {"dtype": options.dtype}
+        place = (run.name, key)
         shards = {}
         for shard in places.hessian_shards(*place):
             yield from self._stage(shard, "hessian", {**origin, "tf32": options.tf32})
@@ -268,6 +298,11 @@ class _Comparison:
         if manifest is not None:
             then = {"version": manifest["version"], **manifest["parameters"]}
             yield from _compared(path, then, {"version": STAGE_VERSIONS[version], **now})
+
+
+def _described(subset: Subset) -> dict[str, Any]:
+    """What a subset is, whatever it is called."""
+    return {key: value for key, value in resolved(subset).items() if key != "name"}
 
 
 def _without_repetition(changes: tuple[str, ...]) -> tuple[str, ...]:

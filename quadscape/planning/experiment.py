@@ -5,22 +5,25 @@ before any job starts, `config.yaml` states the same defaults, and docs/configur
 (`quadscape reference`). It imports neither torch nor zarr, so that Snakemake's head starts fast.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     Field,
+    PrivateAttr,
+    ValidationInfo,
     create_model,
     field_validator,
     model_validator,
 )
 
-from quadscape.config.sections import Constant, Curvature, Data, Model, ResNet9, Run, Start, Training
+from quadscape.config.sections import Constant, Curvature, Data, Model, ResNet9, Run, Start, Subset, Training
 from quadscape.config.values import FloatType, Index, Name, NotEmpty, Real, Section, listed
 from quadscape.errors import ConfigError
 from quadscape.measures import MEASURES
-from quadscape.measures.declaration import Measure, Option
+from quadscape.measures.declaration import Measure, Option, subset_of_key
+from quadscape.measures.family import Family
 
 
 def _option_type(option: Option) -> Any:
@@ -106,8 +109,23 @@ class Figures(Section):
     """Names of the runs that figures show, at most eight; none: the first eight."""
 
 
+class FamilySection(Section):
+    """A grid of runs: every combination of the levels of its axes is trained."""
+
+    name: Name
+    """Name of the family; the folder of its members' results, unless an equal run is there already."""
+    vary: Annotated[dict[str, dict[str, dict[str, Any]] | list[Any]], Field(min_length=1)]
+    """Axes by name. Each is a mapping from labels to keys that such a level gives, or a list of values of the key that
+    the axis is called after; `learning_rate.value` is a key within a section."""
+    set: dict[str, Any] = {}  # ruff: ignore[mutable-class-default]: pydantic copies it
+    """Keys that all members share, as in a run."""
+
+
 class Experiment(Section):
-    """One experiment: the whole content of an experiment file."""
+    """One experiment: the whole content of an experiment file.
+
+    Members of families are runs like others, after those that the file lists.
+    """
 
     name: Name = "cifar10"
     """Name of the experiment; everything lands in `results/<name>/`."""
@@ -129,6 +147,10 @@ class Experiment(Section):
         Run(name="constant-0.001", learning_rate=Constant(schedule="constant", value=0.001)),
     )
     """The training runs."""
+    subsets: tuple[Subset, ...] = ()
+    """Parts or orders of the data, for runs that are trained on them and curvature that is computed on them."""
+    families: tuple[FamilySection, ...] = ()
+    """Grids of training runs."""
     curvature: Curvature = Curvature()
     """Hessian and eigenbasis."""
     measures: AllMeasures = AllMeasures()
@@ -145,20 +167,96 @@ class Experiment(Section):
                 raise ValueError(f"two runs are called '{name}'; names must differ")
         return value
 
+    @field_validator("families", "subsets")
+    @classmethod
+    def _names_differ(cls, value: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        names = [one.name for one in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two {info.field_name} are called '{name}'; names must differ")
+        return value
+
+    _grids: tuple[Family, ...] = PrivateAttr(())
+    _members: Mapping[str, frozenset[str]] = PrivateAttr({})
+    _only_members: frozenset[str] = PrivateAttr(frozenset())
+    _choices: Mapping[str, Any] = PrivateAttr({})
+
+    @property
+    def grids(self) -> tuple[Family, ...]:
+        """The families with their members, in the order of the file."""
+        return self._grids
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """What runs take from the best cell of a family (`quadscape.planning.families.Choice`), by name of the run."""
+        return self._choices
+
+    def enter_families(self, grids: tuple[Family, ...], choices: Mapping[str, Any]) -> None:
+        """Completes an experiment whose runs hold the members of all families, and checks it."""
+        self._grids, self._choices = grids, choices
+        self._members = {grid.name: frozenset(member.run for member in grid.members) for grid in grids}
+        self._only_members = frozenset(run for runs in self._members.values() for run in runs if "/" in run)
+        try:
+            self.check_runs()
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from None
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        names = [run.name for run in self.runs]
-        for where, chosen in self._chosen_runs():
+        # Where there are families, their members may be named: then it is checked once these are known.
+        if not self.families:
+            self.check_runs()
+        return self
+
+    def check_runs(self) -> None:
+        """Checks what runs, families and measures say of each other; a `ValueError` names what is wrong."""
+        names, families = [run.name for run in self.runs], [grid.name for grid in self.grids]
+        for name in families:
+            if name in names:
+                raise ValueError(f"families has the name '{name}', which is that of a run; names must differ")
+        for where, chosen, valid in self._chosen_runs(names, families):
             for name in chosen:
-                if name not in names:
-                    raise ValueError(f"{where} names the run '{name}'; the runs are {listed(names)}")
+                if name not in valid:
+                    kind = "family" if valid is families else "run"
+                    known = [one for one in valid if one not in self._only_members]
+                    listing = f"the {'families' if valid is families else 'runs'} are {listed(known)}"
+                    raise ValueError(f"{where} names the {kind} '{name}'; {listing}")
         for run in self.runs:
             if run.start is not None:
                 self._check_start(run, run.start)
+            self._check_subsets(run)
         for name, measure in MEASURES.items():
             if self.measures.section(name).on and "gauss_newton" in measure.reads and not self.curvature.gauss_newton:
                 raise ValueError(f"measures.{name} is on, and needs curvature.gauss_newton to be true")
-        return self
+
+    def _check_subsets(self, run: Run) -> None:
+        names = [subset.name for subset in self.subsets]
+        for key, name in [*([("examples", run.examples)] if run.examples else []), *(("on", name) for name in run.on)]:
+            if name not in names:
+                raise ValueError(f"{self.where(run)}: {key} names the subset '{name}'; the subsets are {listed(names)}")
+        for name, iterations in run.on.items():
+            for iteration in iterations:
+                if iteration not in run.checkpoints:
+                    raise ValueError(
+                        f"{self.where(run)}: on.{name} names iteration {iteration}, which is no checkpoint of the run; "
+                        f"its checkpoints are {listed([str(number) for number in run.checkpoints])}"
+                    )
+
+    def subset(self, name: str) -> Subset:
+        """The subset of that name."""
+        return next(subset for subset in self.subsets if subset.name == name)
+
+    def subset_of(self, run: str, key: str = "") -> str | None:
+        """The subset that a run is trained on, or that a checkpoint `<iteration>/on-<subset>` is analysed on.
+
+        Args:
+            run: Name of the run.
+            key: The checkpoint; empty for the training.
+
+        Returns:
+            Its name; None for all data.
+        """
+        return subset_of_key(key) or self.run(run).examples
 
     def _check_start(self, run: Run, start: Start) -> None:
         where, by_name = f"start of run '{run.name}'", {other.name: other for other in self.runs}
@@ -192,17 +290,35 @@ class Experiment(Section):
                     f"but the run's is {getattr(run, key)}; valid is batches: fresh"
                 )
 
-    def _chosen_runs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        yield "figures.runs", self.figures.runs or ()
-        for name in MEASURES:
-            yield f"measures.{name}.runs", self.measures.section(name).runs or ()
+    def _chosen_runs(
+        self, names: list[str], families: list[str]
+    ) -> Iterator[tuple[str, tuple[str, ...], Sequence[str]]]:
+        yield "figures.runs", self.figures.runs or (), names
+        for name, measure in MEASURES.items():
+            valid = families if measure.of == "family" else [*names, *families]
+            yield f"measures.{name}.runs", self.measures.section(name).runs or (), valid
 
     def is_measured(self, measure: str, run: str) -> bool:
-        """Whether a measure is on for a run."""
+        """Whether a measure is on for a run, or for a family; for members of one only where `runs` names it."""
         section = self.measures.section(measure)
         computed = self.curvature.gauss_newton or "gauss_newton" not in MEASURES[measure].reads
         on = computed and MEASURES[measure].by_default if section.on is None else section.on
-        return on and (section.runs is None or run in section.runs)
+        if section.runs is None:
+            return on and run not in self._only_members
+        return on and (run in section.runs or any(run in self._members.get(name, ()) for name in section.runs))
+
+    def is_member(self, run: str) -> bool:
+        """Whether a run belongs to a family."""
+        return any(run in runs for runs in self._members.values())
+
+    def grid(self, name: str) -> Family | None:
+        """The family of that name; None where there is none."""
+        return next((grid for grid in self.grids if grid.name == name), None)
+
+    @property
+    def listed_runs(self) -> tuple[Run, ...]:
+        """The runs that the experiment file lists, without those that only families have."""
+        return tuple(run for run in self.runs if run.name not in self._only_members)
 
     def run(self, name: str) -> Run:
         """The run of that name.
@@ -219,7 +335,20 @@ class Experiment(Section):
         for run in self.runs:
             if run.name == name:
                 return run
-        raise ConfigError(f"runs: there is no run '{name}'; the runs are {listed([r.name for r in self.runs])}.")
+        raise ConfigError(f"runs: there is no run '{name}'; the runs are {listed([r.name for r in self.listed_runs])}.")
+
+    def where(self, run: Run) -> str:
+        """How the experiment file calls a run: `runs[2]`, or a member by its family and labels."""
+        for index, one in enumerate(self.listed_runs):
+            if one.name == run.name:
+                return f"runs[{index}]"
+        for grid in self.grids:
+            for member in grid.members:
+                if member.run == run.name:
+                    return "".join(
+                        [f"family '{grid.name}'", *(f", {axis} {text}" for axis, text in member.labels.items())]
+                    )
+        return f"run '{run.name}'"
 
     def model_of(self, run: Run) -> Model:
         """The network of a run: its own, or the experiment's."""
@@ -237,13 +366,18 @@ class Experiment(Section):
         return self.seed if run.seed is None else run.seed
 
 
-def check_problem(experiment: Experiment, parameters: Mapping[str, int], training_images: int) -> None:
+def _key_of(experiment: Experiment, run: Run) -> str:
+    where = experiment.where(run)
+    return f"{where}." if where.startswith("runs[") else f"{where}: "
+
+
+def check_problem(experiment: Experiment, parameters: Mapping[str, int], images: Mapping[str, int]) -> None:
     """Checks what depends on the sizes of networks and data set.
 
     Args:
         experiment: The experiment.
         parameters: P, the number of parameters, by name of the run.
-        training_images: N, the number of training images.
+        images: N, the number of training images, by name of the run.
 
     Raises:
         ConfigError: More directions, shards or bands than parameters, or a batch larger than the training set.
@@ -263,16 +397,17 @@ def check_problem(experiment: Experiment, parameters: Mapping[str, int], trainin
                 f"curvature.shards is {experiment.curvature.shards}, but the Hessian{of_run} has only {size} columns; "
                 f"valid are 1 to the number of its column strips, which is at most {size}."
             )
-    for index, run in enumerate(experiment.runs):
+    for run in experiment.runs:
+        training_images = images[run.name]
         normalization = getattr(experiment.model_of(run), "normalization", "")
         if run.path is None and run.batch_size == "full" and normalization == "batch":
             raise ConfigError(
-                f"runs[{index}].batch_size is full, whose gradient is summed over chunks of examples, but "
+                f"{_key_of(experiment, run)}batch_size is full, whose gradient is summed over chunks of examples, but "
                 "model.normalization is batch, whose statistics are those of a whole batch; valid are a number of "
                 f"examples from 1 to {training_images}, or another normalization."
             )
         if run.path is None and run.batch_of(training_images) > training_images:
             raise ConfigError(
-                f"runs[{index}].batch_size is {run.batch_size}, but there are only {training_images} training images; "
-                f"valid are 1 to {training_images}."
+                f"{_key_of(experiment, run)}batch_size is {run.batch_size}, but there are only {training_images} "
+                f"training images; valid are 1 to {training_images}."
             )

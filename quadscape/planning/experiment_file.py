@@ -14,9 +14,9 @@ from pydantic import (
 from quadscape.config.sections import (
     BUILT_IN,
     METHODS,
-    OPTIONS_OF_SGD,
     SCHEDULES,
     SGD,
+    Chosen,
     Curvature,
     Custom,
     Data,
@@ -30,7 +30,8 @@ from quadscape.config.values import Section, listed
 from quadscape.config.yaml_files import read_yaml
 from quadscape.errors import ConfigError
 from quadscape.measures import MEASURES
-from quadscape.planning.experiment import MEASURE_SECTIONS, AllMeasures, Experiment, Figures
+from quadscape.planning.experiment import MEASURE_SECTIONS, AllMeasures, Experiment, FamilySection, Figures
+from quadscape.planning.families import expand, inherited
 
 _DEEPEST = 40
 """Levels of mappings and lists; the deepest key has four, and the arguments of a user's network may have more."""
@@ -38,8 +39,6 @@ _DEEPEST = 40
 
 def _inherit(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Gives every run the keys of `training` that it does not override (each whole: a run's schedule replaces it).
-
-    A run with an optimizer of its own does not inherit the options of SGD either.
 
     Args:
         raw: The experiment file's content.
@@ -52,12 +51,7 @@ def _inherit(raw: Mapping[str, Any]) -> dict[str, Any]:
         "runs", [run.model_dump(mode="json", exclude_unset=True) for run in Experiment.model_fields["runs"].default]
     )
     if isinstance(shared, dict) and isinstance(runs, list):
-        runs = [
-            {**{k: v for k, v in shared.items() if "optimizer" not in run or k not in OPTIONS_OF_SGD}, **run}
-            if isinstance(run, dict)
-            else run
-            for run in runs
-        ]
+        runs = [inherited(shared, run) if isinstance(run, dict) else run for run in runs]
     return {**raw, "runs": runs}
 
 
@@ -119,12 +113,13 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section]:
         return MEASURE_SECTIONS.get(str(location[-2]), AllMeasures)
     if location[-2] == "trajectory":
         return KeptIterates
-    if location[-2] == "start":
-        return Start
+    if location[-2] in {"start", "chosen"}:
+        return Start if location[-2] == "start" else Chosen
     sections: dict[str, type[Section]] = {
         "data": Data,
         "training": Training,
         "runs": Run,
+        "families": FamilySection,
         "curvature": Curvature,
         "figures": Figures,
     }
@@ -136,9 +131,24 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first problem as one sentence: key, value, what is valid."""
+def sentence_of(error: ValidationError, run: str = "") -> str:
+    """The first problem as one sentence: key, value, what is valid.
+
+    Args:
+        error: What pydantic found, of the whole file or of one run.
+        run: How that run is called; empty for the whole file.
+
+    Returns:
+        The sentence.
+    """
     problems = error.errors()
+    if run:
+        problems = [{**problem, "loc": ("runs", 0, *problem["loc"])} for problem in problems]
+        return _first(problems).replace("runs[0].", f"{run}: ", 1).replace("runs[0]", run, 1)
+    return _first(problems)
+
+
+def _first(problems: list[Any]) -> str:
     inherited = {(e["loc"][1:], e["type"]) for e in problems if e["loc"][:1] == ("training",)}
     problems = [e for e in problems if e["loc"][:1] != ("runs",) or (e["loc"][2:], e["type"]) not in inherited]
     first = min(problems, key=lambda e: (e["type"] != "extra_forbidden", len(e["loc"])))
@@ -232,9 +242,10 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     text = json.dumps(_inherit(_renamed(raw)), allow_nan=True)
     try:
         # Through JSON, so that strict types take a YAML list for a tuple but never "3" for 3.
-        return Experiment.model_validate_json(text, strict=True)
+        experiment = Experiment.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise ConfigError(_sentence(error)) from None
+        raise ConfigError(sentence_of(error)) from None
+    return expand(experiment, raw, sentence_of)
 
 
 def load_experiment(path: str | Path) -> Experiment:

@@ -86,6 +86,8 @@ def run_measure_job(snakemake: Any, log: Log) -> None:
         log: From `open_log`.
     """
     from quadscape.measures import MEASURES
+    from quadscape.measures.declaration import iteration_of_key
+    from quadscape.measures.family import Family
     from quadscape.measures.job import Job
     from quadscape.measures.run import run_measure
 
@@ -93,17 +95,20 @@ def run_measure_job(snakemake: Any, log: Log) -> None:
     measure = MEASURES[parameters.measure]
     given = input_paths(snakemake)
     inputs = {name: given[name] for name in measure.reads}
+    options = dict(parameters.options)
+    family = Family.of_document(options.pop("family")) if measure.of == "family" else None
     job = Job(
-        names.run,
-        [int(names[name]) for name in measure.wildcards],
-        parameters.options,
+        names.run if family is None else family.name,
+        [iteration_of_key(names[name]) for name in measure.wildcards],
+        options,
         inputs,
+        family=family,
         # How it is computed, not what.
         device=snakemake.config.get("device", "auto"),
         threads=int(snakemake.threads),
         log=log,
     )
-    run_measure(measure, parameters.label, job, parameters.options, snakemake.output[0])
+    run_measure(measure, parameters.label, job, options, snakemake.output[0])
 
 
 def input_paths(snakemake: Any) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from quadscape.amounts import format_bytes
 from quadscape.cluster.snakemake_shell import check_working_directory
+from quadscape.config.sections import Run
 from quadscape.curvature.solver_plan import advisable_bytes
 from quadscape.data.sources import DataDescription
 from quadscape.errors import ConfigError
@@ -129,7 +130,9 @@ class Problem:
         for model, runs in experiment.networks():
             found = look_at_network(model, experiment.loss, data, kept, MOST_PARAMETERS)
             networks |= {run.name: found for run in runs}
-        check_problem(experiment, {name: network.parameters for name, network in networks.items()}, data.training)
+        whole = cls(experiment, data, networks, problem)
+        parameters = {name: network.parameters for name, network in networks.items()}
+        check_problem(experiment, parameters, {run.name: whole.training_images(run) for run in experiment.runs})
         keep_asked(
             kept,
             {
@@ -138,7 +141,13 @@ class Problem:
             },
         )
         kept.save()
-        return cls(experiment, data, networks, problem)
+        return whole
+
+    def training_images(self, run: Run) -> int:
+        """N of a run, or more where its subset has classes of unknown size."""
+        if run.examples is None:
+            return self.data.training
+        return self.experiment.subset(run.examples).at_most(self.data.training, len(self.data.classes))
 
     def check_dense(self) -> None:
         """Refuses checkpoints whose dense matrices cannot be; what is finished needs no room."""
@@ -194,7 +203,7 @@ class Problem:
         data = self.data
         return Sizes(
             parameters=self.networks[run].parameters,
-            training=data.training,
+            training=self.training_images(self.experiment.run(run)),
             validation=data.validation,
             test=data.test,
             classes=len(data.classes),
@@ -252,7 +261,7 @@ class Problem:
             "data": count / 5e3,
             "training": 0.0
             if trained is None
-            else trained.iterations * (0.03 + 2e-5 * trained.batch_of(self.data.training)) / 60,
+            else trained.iterations * (0.03 + 2e-5 * trained.batch_of(self.training_images(trained))) / 60,
             "checkpoint": count / 5e3,
             # 8e6 counted operations per column and example (P=104,234: docs/performance.md) at 2.6e12 a second.
             "hessian_shard": size * count / 2e7 / self.experiment.curvature.shards,

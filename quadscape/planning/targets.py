@@ -1,5 +1,6 @@
 """What an experiment asks for: which measures of which subjects, under which names, and the figures that show them."""
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import combinations
@@ -7,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from quadscape.config.sections import SGD
+from quadscape.config.values import resolved
 from quadscape.figures import FIGURES
 from quadscape.measures import MEASURES, OWNERS
 from quadscape.measures.declaration import (
+    WHOLE_FAMILY,
     WHOLE_RUN,
     Cost,
     Measure,
+    Sizes,
+    checkpoint_key,
     effective_options,
     fingerprint_digits,
     subject_iterations,
@@ -22,6 +27,7 @@ from quadscape.measures.earlier import earlier_tables, take_over
 from quadscape.planning.experiment import MOST_RUNS
 from quadscape.planning.labels import measure_label
 from quadscape.planning.problem import Problem, memory_mb, runtime_minutes
+from quadscape.planning.tuned import TUNING
 from quadscape.results.places import Places
 
 
@@ -51,12 +57,12 @@ class Targets:
 
         Args:
             measure: Name of the measure.
-            run: Name of the run.
+            run: Name of the run, or of a family.
 
         Returns:
             A value for every option; defaults are clipped to what the network has.
         """
-        size = self._problem.sizes(run).parameters
+        size = self._sizes(run).parameters
         if (measure, size) not in self._options:
             given = self.experiment.measures.given(measure)
             self._options[measure, size] = effective_options(MEASURES[measure], given, size)
@@ -64,18 +70,29 @@ class Targets:
 
     def cost(self, measure: str, run: str) -> Cost:
         """What one job of a measure takes."""
-        return MEASURES[measure].cost(self._problem.sizes(run), self.options(measure, run))
+        return MEASURES[measure].cost(self._sizes(run), self.options(measure, run))
+
+    def _sizes(self, run: str) -> Sizes:
+        """Sizes of a run, or of a family."""
+        grid = self.experiment.grid(run)
+        if grid is None:
+            return self._problem.sizes(run)
+        found = [self._problem.sizes(member.run) for member in grid.members]
+        largest = {key: max(getattr(one, key) for one in found) for key in vars(found[0])}
+        return Sizes(**{**largest, "members": len(found)})
 
     def keys(self, measure: Measure, run: str) -> list[str]:
         """Subjects of a measure within a run, as their folders are called.
 
         Args:
             measure: The measure.
-            run: Name of the run.
+            run: Name of the run, or of the family.
 
         Returns:
-            `run`, iterations, or pairs of iterations as `<first>-<second>`, whether or not it is measured.
+            `run`, `family`, iterations, or pairs of iterations as `<first>-<second>`, whether or not it is measured.
         """
+        if measure.of == "family":
+            return [WHOLE_FAMILY]
         section = self.experiment.run(run)
         if measure.of == "run":
             return [WHOLE_RUN] if section.path is None else []
@@ -105,12 +122,13 @@ class Targets:
         ]
 
     def _subjects(self, measure: str) -> list[tuple[str, str]]:
-        """Run and key of every subject of which a measure is on."""
+        """Run, or family, and key of every subject of which a measure is on."""
+        of_families = MEASURES[measure].of == "family"
         return [
-            (run.name, key)
-            for run in self.experiment.runs
-            if self.experiment.is_measured(measure, run.name)
-            for key in self.keys(MEASURES[measure], run.name)
+            (one.name, key)
+            for one in (self.experiment.grids if of_families else self.experiment.runs)
+            if self.experiment.is_measured(measure, one.name)
+            for key in self.keys(MEASURES[measure], one.name)
         ]
 
     def _is_wanted(self, measure: str, run: str, key: str) -> bool:
@@ -147,8 +165,9 @@ class Targets:
 
     @cached_property
     def _shown(self) -> list[str]:
-        given = self.experiment.figures.runs
-        return list(given) if given else [run.name for run in self.experiment.runs]
+        """Runs that figures show; of families all."""
+        given = self.experiment.figures.runs or [run.name for run in self.experiment.listed_runs]
+        return [*given, *(grid.name for grid in self.experiment.grids)]
 
     def figure_inputs(self, figure: str) -> dict[str, list[str]]:
         """What a figure reads.
@@ -200,22 +219,25 @@ class Targets:
 
         Args:
             measure: The measure.
-            run: Name of the run.
-            key: `run`, an iteration, or a pair of them.
+            run: Name of the run, or of the family.
+            key: `run`, `family`, an iteration, or a pair of them.
 
         Returns:
-            Manifests or root metadata, of a pair the first, then the second.
+            Manifests or root metadata, of a pair the first, then the second, of a family those of its members.
         """
-        iterations = subject_iterations(key)
+        iterations, grid = subject_iterations(key), self.experiment.grid(run)
+        runs = [run] if grid is None else [member.run for member in grid.members]
         found: dict[str, list[str]] = {}
         for name in measure.reads:
             if name == "data":
-                found[name] = [self.places.data]
+                found[name] = [self.data(one, next(iter(iterations), "")) for one in runs]
             elif name == "trajectory":
-                found[name] = [self.places.trajectory(run)]
+                found[name] = [self.places.trajectory(one) for one in runs]
+            elif name in MEASURES and MEASURES[name].of == measure.of:
+                found[name] = [self.result(name, run, key)]
             elif name in MEASURES:
-                subjects = [key] if MEASURES[name].of == measure.of else iterations or [WHOLE_RUN]
-                found[name] = [self.result(name, run, subject) for subject in subjects]
+                subjects = iterations or [WHOLE_RUN]
+                found[name] = [self.result(name, one, subject) for one in runs for subject in subjects]
             else:
                 found[name] = [getattr(self.places, name)(run, iteration) for iteration in iterations]
         return found
@@ -226,14 +248,14 @@ class Targets:
         return {name: paths for name, paths in found.items() if paths}
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """What findings need to know of each run besides its tables; of a run from elsewhere only what is certain."""
+        """What findings need to know of runs besides their tables; of families what all of their members agree in."""
         experiment, data = self.experiment, self._problem.data
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for run in experiment.runs:
             known: dict[str, Any] = {
                 "data": experiment.data.source,
                 "classes": len(data.classes),
-                "N": data.training,
+                "N": self._problem.training_images(run),
                 "P": self._problem.networks[run.name].parameters,
                 "loss": experiment.loss,
             }
@@ -241,16 +263,64 @@ class Targets:
                 known["normalization"] = normalization
             trained = {
                 **({"momentum": run.momentum, "nesterov": run.nesterov} if isinstance(run.optimizer, SGD) else {}),
-                "batch_size": run.batch_of(data.training),
+                "batch_size": run.batch_of(self._problem.training_images(run)),
                 "weight_decay": run.rule()["weight_decay"],
                 "sampling": run.sampling,
             }
             found[run.name] = known | (trained if run.path is None else {})
-        return found
+        for grid in experiment.grids:
+            first, *others = [found[member.run] for member in grid.members]
+            found[grid.name] = {k: v for k, v in first.items() if all(k in one and one[k] == v for one in others)}
+        shown = {run.name for run in experiment.listed_runs} | {grid.name for grid in experiment.grids}
+        measured = {run for name in MEASURES for run, _ in self._subjects(name)}
+        return {name: known for name, known in found.items() if name in shown | measured}
+
+    def data(self, run: str, key: str = "") -> str:
+        """The data of a run, or those on which a checkpoint is analysed.
+
+        Args:
+            run: Name of the run.
+            key: The checkpoint's folder; empty for the training.
+
+        Returns:
+            Root metadata of the data store.
+        """
+        subset = self.experiment.subset_of(run, key)
+        return self.places.data if subset is None else self.places.subset(subset)
+
+    def trained_on(self, run: str, key: str) -> list[str]:
+        """The data that a run was trained on, where a checkpoint is analysed on others."""
+        return [] if self.data(run, key) == self.data(run) else [self.data(run)]
+
+    def subset_pattern(self) -> str:
+        """A regular expression for what may follow an iteration, `/on-<subset>`; empty where there are no subsets."""
+        names = "|".join(re.escape(subset.name) for subset in self.experiment.subsets)
+        return f"(?:/on-(?:{names}))?" if names else ""
+
+    def on_subsets(self) -> list[str]:
+        """Eigenbases that are asked for on subsets of the data."""
+        return [
+            self.places.eigenbasis(run.name, checkpoint_key(iteration, subset))
+            for run in self.experiment.runs
+            for subset, iterations in run.on.items()
+            for iteration in iterations
+        ]
+
+    def training(self, run: str) -> dict[str, Any]:
+        """What determines a training, as far as it is known before anything is chosen."""
+        section = self.experiment.run(run)
+        chosen = {} if section.chosen is None else {"chosen": resolved(section.chosen)}
+        return {**resolved(section.training()), **chosen}
+
+    def tuning(self, run: str) -> list[str]:
+        """The table from which a run takes what it chooses; nothing where it chooses nothing."""
+        choice = self.experiment.choices.get(run)
+        return [] if choice is None else [self.result(TUNING, choice.family, WHOLE_FAMILY)]
 
     def everything(self) -> list[str]:
-        """All figures, and the findings, which read every result."""
-        return [*self.figures(), self.places.findings("rst")] if self.findings_inputs() else self.figures()
+        """All figures, the findings, which read every result, and eigenbases on subsets."""
+        findings = [self.places.findings("rst")] if self.findings_inputs() else []
+        return [*self.figures(), *findings, *self.on_subsets()]
 
     def clipped(self) -> list[str]:
         """Sentences on defaults that were clipped to the size of the network."""
@@ -286,17 +356,27 @@ class MeasureRule:
             measure: The measure.
             targets: Results of the experiment.
         """
-        key = subject_key([f"{{{name}}}" for name in measure.wildcards])
+        self._declared = measure
+        key = self._key({name: f"{{{name}}}" for name in measure.wildcards})
+        whole = "{family}" if measure.of == "family" else "{run}"
         self.name, self.measure = f"measure_{measure.name}", measure.name
         self.label = measure_label(measure.name)
-        self.output = targets.places.result(measure.name, "{run}", key, "{digits}")
-        self.log = f"logs/{targets.experiment.name}/{self.name}/{{run}}/{key}-{{digits}}.log"
-        self._declared, self._targets = measure, targets
+        self.output = targets.places.result(measure.name, whole, key, "{digits}")
+        self.log = f"logs/{targets.experiment.name}/{self.name}/{whole}/{key}-{{digits}}.log"
+        self._targets = targets
+
+    def _key(self, wildcards: Any) -> str:
+        if self._declared.of == "family":
+            return WHOLE_FAMILY
+        return subject_key([wildcards[name] for name in self._declared.wildcards])
+
+    def _subject(self, wildcards: Any) -> str:
+        return wildcards.family if self._declared.of == "family" else wildcards.run
 
     def inputs(self, wildcards: Any) -> dict[str, list[str]]:
         """Everything that the measure reads, by name; of a pair the first, then the second."""
-        run, iterations = wildcards.run, [wildcards[name] for name in self._declared.wildcards]
-        found = self._targets.inputs(self._declared, run, subject_key(iterations))
+        run, iterations = self._subject(wildcards), [wildcards[name] for name in self._declared.wildcards]
+        found = self._targets.inputs(self._declared, run, self._key(wildcards))
         if "hessian" in found:
             # Not named to the job, which finds them; but if one was removed, it must be there again.
             shards = self._targets.places.hessian_shards
@@ -304,16 +384,19 @@ class MeasureRule:
         return found
 
     def options(self, wildcards: Any) -> dict[str, Any]:
-        """The measure's options."""
-        return dict(self._targets.options(self.measure, wildcards.run))
+        """The measure's options, and what the family is where it is of one."""
+        subject = self._subject(wildcards)
+        grid = self._targets.experiment.grid(subject)
+        family = {} if grid is None else {"family": grid.document()}
+        return {**self._targets.options(self.measure, subject), **family}
 
     def memory(self, wildcards: Any, attempt: int) -> int:
         """Memory in MB."""
-        return memory_mb(self._targets.cost(self.measure, wildcards.run).memory_bytes / 1e6, attempt)
+        return memory_mb(self._targets.cost(self.measure, self._subject(wildcards)).memory_bytes / 1e6, attempt)
 
     def runtime(self, wildcards: Any, attempt: int) -> int:
         """Time limit in minutes."""
-        return runtime_minutes(self._targets.cost(self.measure, wildcards.run).nominal_seconds / 60, attempt)
+        return runtime_minutes(self._targets.cost(self.measure, self._subject(wildcards)).nominal_seconds / 60, attempt)
 
 
 def measure_rules(targets: Targets) -> list[MeasureRule]:

@@ -15,7 +15,7 @@ from quadscape.measures.declaration import subject_iterations
 from quadscape.measures.result import read_result, table_path
 from quadscape.network.checkpoint import Checkpoint
 from quadscape.network.objective import CheckpointObjectives, Objective
-from quadscape.results.places import Places
+from quadscape.results.places import Places, locate
 from quadscape.tables import Table, read_table
 from quadscape.training.trajectory import Trajectory
 
@@ -40,8 +40,12 @@ class Results:
 
     @property
     def runs(self) -> list[str]:
-        """Names of the runs."""
-        return sorted(path.name for path in (self.root / "runs").glob("*") if path.is_dir())
+        """Names of the runs, members of families (`<family>/<8 digits>`) included."""
+        found = {locate(path.absolute()) for kind in ("trajectory", "checkpoints") for path in self._having(kind)}
+        return sorted(one.run for one in found if one is not None)
+
+    def _having(self, kind: str) -> list[Path]:
+        return [path for depth in ("*", "*/*") for path in (self.root / "runs").glob(f"{depth}/{kind}")]
 
     def iterations(self, run: str) -> list[int]:
         """Iterations of a run's checkpoints, ascending."""
@@ -86,7 +90,7 @@ class Results:
 
         Args:
             measure: Name of the measure.
-            run: Name of a run; None: of all runs.
+            run: Name of a run, or of a family for a measure of families; None: of all.
 
         Returns:
             Tables by name, in the order of runs and iterations. Where a result is there with several options or from
@@ -98,7 +102,11 @@ class Results:
         if measure not in MEASURES:
             raise ConfigError(f"There is no measure '{measure}'; the measures are {listed(list(MEASURES))}.")
         found: dict[str, list[Table]] = {name: [] for name in MEASURES[measure].schemas}
-        for one in self.runs if run is None else [self._known(run)]:
+        of_families = MEASURES[measure].of == "family"
+        there = self._families(measure) if of_families else self.runs
+        if run is not None and run not in there:
+            self._known(run)
+        for one in there if run is None else [run]:
             folders = (self.root / "tables" / measure / one).glob("*")
             for folder in sorted(folders, key=lambda path: _in_order(path.name)):
                 manifests = sorted(folder.glob("manifest-*.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -107,6 +115,9 @@ class Results:
                     for name, schema in MEASURES[measure].schemas.items():
                         found[name].append(read_table(table_path(manifests[-1], name), schema))
         return found
+
+    def _families(self, measure: str) -> list[str]:
+        return sorted(path.name for path in (self.root / "tables" / measure).glob("*") if path.is_dir())
 
     def _known(self, run: str) -> str:
         if run not in self.runs:

@@ -4,6 +4,8 @@ Paths are relative to the working directory, and every one that a rule declares 
 stage, the root metadata of a Zarr store, or a figure.
 """
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from quadscape.config.sections import Curvature, Run
@@ -12,6 +14,75 @@ from quadscape.measures.result import manifest_name
 from quadscape.paths import user_path
 from quadscape.provenance.versions import STAGE_VERSIONS
 from quadscape.stored import stored_attributes, stored_manifest
+
+_MEMBER = re.compile(r"[0-9a-f]{8}")
+_INSIDE = ("trajectory", "checkpoints", "starts")
+
+
+@dataclass(frozen=True)
+class Located:
+    """What a path below the results of an experiment belongs to.
+
+    Attributes:
+        root: `results/<name>`.
+        run: The run, `<family>/<8 digits>` for a member of a family; of a table also a family.
+        key: The checkpoint, `<iteration>` or `<iteration>/on-<subset>`; of a table any subject; empty for others.
+    """
+
+    root: Path
+    run: str
+    key: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.root / "runs" / self.run
+
+    def data(self) -> list[Path]:
+        """Data stores that it may have been computed on."""
+        return [self.root / "data.zarr", *sorted(self.root.glob("subsets/*.zarr"))]
+
+
+def locate(path: Path) -> Located | None:
+    """What run and checkpoint a stage, a store or a folder of one belongs to.
+
+    Args:
+        path: Its absolute path, or that of a checkpoint.
+
+    Returns:
+        None where it lies in no `runs/<run>/`.
+    """
+    parts = path.parts
+    for index in reversed([index for index, part in enumerate(parts) if part == "runs"]):
+        for length in (1, 2):
+            inside = parts[index + 1 + length :]
+            if not inside or inside[0].split(".")[0] not in _INSIDE:
+                continue
+            if length == 2 and not _MEMBER.fullmatch(parts[index + 2]):
+                continue
+            key = inside[1 : 3 if len(inside) > 2 and inside[2].startswith("on-") else 2]
+            run = "/".join(parts[index + 1 : index + 1 + length])
+            return Located(Path(*parts[:index]), run, "/".join(key) if inside[0] == "checkpoints" else "")
+    return None
+
+
+def locate_tables(folder: Path) -> Located | None:
+    """What run, or family, and subject the tables in a folder belong to.
+
+    Args:
+        folder: Its absolute path.
+
+    Returns:
+        None where it lies in no `tables/<measure>/`.
+    """
+    parts = folder.parts
+    for index in reversed([index for index, part in enumerate(parts) if part == "tables"]):
+        rest = parts[index + 2 :]
+        tail = 2 if len(rest) > 2 and rest[-1].startswith("on-") else 1
+        run, key = rest[:-tail], rest[-tail:]
+        if len(run) == 1 or (len(run) == 2 and _MEMBER.fullmatch(run[1])):
+            return Located(Path(*parts[:index]), "/".join(run), "/".join(key))
+    return None
 
 
 class Places:
@@ -35,6 +106,10 @@ class Places:
         self.root = f"results/{name}"
         self.data = f"{self.root}/data.zarr/zarr.json"
         self.sizes = f"{self.root}/sizes.json"
+
+    def subset(self, name: str) -> str:
+        """Root metadata of the data store of a subset."""
+        return f"{self.root}/subsets/{name}.zarr/zarr.json"
 
     def trajectory(self, run: str) -> str:
         """Manifest of a run's training stage."""

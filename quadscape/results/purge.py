@@ -15,6 +15,7 @@ from quadscape.curvature.shards import checkpoint_of, is_shard
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import STAGES
+from quadscape.results.places import Located, locate
 from quadscape.results.sizes import Kept, asked_measures
 from quadscape.results.status import directory_size, find_stages, owner_lives
 from quadscape.stage.events import Log
@@ -104,25 +105,26 @@ def _is_finished(directory: Path) -> bool:
 def _needed_by(directory: Path, stage: str) -> str:
     """What is not finished yet and will read the stage; empty when nothing is."""
     checkpoint = checkpoint_of(directory)
-    run = checkpoint.parents[1]
-    if checkpoint.parent.name != "checkpoints" or run.parent.name != "runs":
+    located = locate(checkpoint)
+    if located is None or not located.key:
         return "it lies in no runs/<run>/checkpoints/<iteration>, so that what needs it cannot be told"
     if stage == "hessian_shard" and not _is_finished(checkpoint / "eigenbasis"):
         return "the eigenbasis of its checkpoint is not finished"
-    missing = _unfinished(checkpoint, "hessian" if stage == "hessian_shard" else stage)
+    missing = _unfinished(checkpoint, located, "hessian" if stage == "hessian_shard" else stage)
     if not missing:
         return ""
     return f"needed by {len(missing)} unfinished measure{'s' if len(missing) > 1 else ''}: {', '.join(missing)}"
 
 
-def _unfinished(checkpoint: Path, stage: str) -> list[str]:
+def _unfinished(checkpoint: Path, located: Located, stage: str) -> list[str]:
     """Measures that read a stage of a checkpoint, of it and of each pair with another one, and have no result yet."""
-    run = checkpoint.parents[1]
-    tables = run.parents[1] / "tables"
+    if not checkpoint.name.isdecimal():
+        return []  # no measure reads what is computed on a subset
+    tables = located.root / "tables"
     iterations = sorted((path.name for path in checkpoint.parent.iterdir() if path.name.isdecimal()), key=int)
     pairs = [f"{a}-{b}" for a, b in combinations(iterations, 2) if checkpoint.name in {a, b}]
     there = {name for name in STAGES if (checkpoint / name).exists()} | {"data", "checkpoint", "trajectory"}
-    asked = asked_measures(Kept(run.parents[1] / "sizes.json"), run.name)
+    asked = asked_measures(Kept(located.root / "sizes.json"), located.run)
     missing = []
     for measure in MEASURES.values():
         is_on = measure.by_default if asked is None else measure.name in asked
@@ -130,7 +132,7 @@ def _unfinished(checkpoint: Path, stage: str) -> list[str]:
         if stage not in measure.reads or not is_on or not there.issuperset(measure.stages):
             continue
         for key in pairs if measure.of == "checkpoint_pair" else [checkpoint.name]:
-            if not any((tables / measure.name / run.name / key).glob("manifest-*.json")):
+            if not any((tables / measure.name / located.run / key).glob("manifest-*.json")):
                 missing.append(measure.name if key == checkpoint.name else f"{measure.name} {key}")
     return missing
 

@@ -16,13 +16,14 @@ import zarr
 from quadscape.curvature.shards import checkpoint_of, is_shard, shard_directory, shard_name
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
-from quadscape.measures.declaration import Measure, fingerprint_digits, subject_iterations, subject_key
+from quadscape.measures.declaration import Measure, checkpoint_key, fingerprint_digits, subject_iterations, subject_key
 from quadscape.measures.result import Provenance, input_digest, manifest_name, read_result, table_path
+from quadscape.results.places import Located, locate, locate_tables
 from quadscape.stage.files import PURGED, fingerprint_of, remedy
 from quadscape.stage.finished import finished_manifest, verify_stage
 from quadscape.stage.superseded import is_superseded, superseded_directory
 from quadscape.store import open_store, read_store
-from quadscape.stored import stage_digest
+from quadscape.stored import stage_digest, stored_attributes
 from quadscape.tables import read_table, table_head
 
 _STAGE_OF_DIRECTORY = {
@@ -127,6 +128,15 @@ def _verify_stage(directory: Path) -> None:
                 )
 
 
+def _check_data(directory: Path, parameters: dict[str, Any]) -> None:
+    """Compares the digest of the data with the stores of all data and of subsets, where there is any."""
+    located = locate(directory)
+    stores = [] if located is None else [store for store in located.data() if (store / "zarr.json").exists()]
+    known = [(stored_attributes(store / "zarr.json") or {}).get("content") for store in stores]
+    if stores and parameters.get("data") not in known:
+        _check_digest(directory, parameters, "data", stores[0], "content")
+
+
 def _check_place(directory: Path, manifest: dict[str, Any]) -> None:
     """Compares a stage with the directory that it lies in."""
     stage, parameters = manifest["stage"], manifest["parameters"]
@@ -144,10 +154,7 @@ def _check_origin(directory: Path, parameters: dict[str, Any]) -> None:
     """Compares digests of what a stage was computed from with what lies beside it, as far as that is there."""
     checkpoint = checkpoint_of(directory)
     _check_digest(directory, parameters, "checkpoint", checkpoint / "checkpoint.zarr", "digest")
-    # results/<name>/runs/<run>/trajectory, and two levels more for what belongs to a checkpoint.
-    for level in (2, 4, 5):
-        if len(directory.parents) > level and directory.parents[level - 1].name == "runs":
-            _check_digest(directory, parameters, "data", directory.parents[level] / "data.zarr", "content")
+    _check_data(directory, parameters)
     if "hessian" in parameters:
         hessian = _manifest_beside(checkpoint / "hessian")
         if hessian is not None and hessian["results"].get("content") != parameters["hessian"]:
@@ -202,12 +209,14 @@ def _verify_result(manifest: Path) -> None:
     assert measure is not None
     try:
         origin = Provenance(measure, found["label"], found["options"], found["inputs"]).origin
-        name = manifest_name(fingerprint_digits(found["options"], found["label"]))
+        options = {key: value for key, value in found["options"].items() if key != "family" or measure.of != "family"}
+        name = manifest_name(fingerprint_digits(options, found["label"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{manifest} is damaged ({error}); remove that file and run the workflow again.") from error
     if (origin, name) != (found.get("origin"), manifest.name) or found["tables"].keys() != measure.schemas.keys():
         _refuse_file(manifest, "does not agree with itself")
-    if folder.parents[1].name != measure.name and folder.parents[2].name == "tables":
+    located = locate_tables(folder)
+    if located is not None and not folder.is_relative_to(located.root / "tables" / measure.name):
         _refuse_file(manifest, f"is of the measure '{measure.name}'")
     for table, schema in measure.schemas.items():
         path = table_path(manifest, table)
@@ -217,32 +226,36 @@ def _verify_result(manifest: Path) -> None:
             _refuse_file(path, "differs from what its manifest says")
         if table_head(path)["origin"] != origin:
             _refuse_file(path, "is of another origin than its manifest")
-        _check_subject(path, content.attributes, folder)
-    _check_sources(manifest, measure, found["inputs"], folder)
+        if located is not None:
+            _check_subject(path, content.attributes, located)
+    if located is not None:
+        _check_sources(manifest, measure, found, located)
 
 
 def _refuse_file(path: Path, what: str) -> None:
     raise StoreError(f"{path} {what}; remove that file and run the workflow again.")
 
 
-def _check_subject(path: Path, head: Mapping[str, Any], folder: Path) -> None:
+def _check_subject(path: Path, head: Mapping[str, Any], located: Located) -> None:
     """Compares run and iterations of a table with its folder."""
-    run, key = folder.parent.name, folder.name
+    run, key = located.run, located.key.partition("/")[0]
     iterations = [head[name] for name in ("iteration_a", "iteration_b", "iteration") if name in head]
     wrong_key = bool(iterations) and subject_key(iterations) != key
     if head.get("run", run) != run or wrong_key:
         _refuse_file(path, f"holds a table of run '{head.get('run')}', iteration {'-'.join(map(str, iterations))}")
 
 
-def _check_sources(manifest: Path, measure: Measure, inputs: Mapping[str, list[str]], folder: Path) -> None:
+def _check_sources(manifest: Path, measure: Measure, found: Mapping[str, Any], located: Located) -> None:
     """Compares digests of what was read with what lies there now, as far as it does."""
-    run, key = folder.parent.name, folder.name
-    root = folder.parents[3]
-    checkpoints = [root / "runs" / run / "checkpoints" / iteration for iteration in subject_iterations(key)]
+    inputs: Mapping[str, list[str]] = found["inputs"]
+    members = found["options"].get("family", {}).get("members", []) if measure.of == "family" else []
+    runs = [member["run"] for member in members] or [located.run]
+    checkpoints = [located.folder / "checkpoints" / key for key in subject_iterations(located.key)]
     for name in measure.stages:
         places = {
-            "data": [root / "data.zarr/zarr.json"],
-            "trajectory": [root / "runs" / run / "trajectory/manifest.json"],
+            # Which data a run has is not known here, where there are several.
+            "data": [] if located.data()[1:] else [located.root / "data.zarr/zarr.json"],
+            "trajectory": [located.root / "runs" / run / "trajectory/manifest.json" for run in runs],
             "checkpoint": [place / "checkpoint.zarr/zarr.json" for place in checkpoints],
         }.get(name, [place / name / "manifest.json" for place in checkpoints])
         for path, digest in zip(places, inputs.get(name, []), strict=False):
@@ -279,13 +292,12 @@ def _verify_store(path: Path) -> None:
 
 def _check_store_place(path: Path, attributes: dict[str, Any]) -> None:
     """Compares a checkpoint or a table with the directory that it lies in."""
-    if path.name == "checkpoint.zarr" and path.parents[1].name == "checkpoints":
-        run, key = path.parents[2].name, path.parent.name
-        found = (attributes.get("run"), str(attributes.get("iteration")))
-        if found != (run, key):
+    located = locate(path)
+    if path.name == "checkpoint.zarr" and located is not None:
+        found = (attributes.get("run"), checkpoint_key(attributes.get("iteration", -1), attributes.get("subset")))
+        if found != (located.run, located.key):
             _refuse(path, f"holds the checkpoint {found[1]} of run '{found[0]}'")
-        for_data = {"data": attributes.get("data")}
-        _check_digest(path, for_data, "data", path.parents[4] / "data.zarr", "content")
+        _check_data(path, {"data": attributes.get("data")})
     elif "table" in attributes and path.parents[2].name == "tables":
         head = attributes.get("table_attributes", {})
         run, key = path.parents[1].name, path.parent.name

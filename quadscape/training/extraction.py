@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quadscape.config.sections import Model, Run
+from quadscape.config.sections import Model, Run, Training
 from quadscape.config.values import resolved
 from quadscape.curvature.self_check import EXAMPLES, SelfCheck, check_derivatives, check_network
 from quadscape.data.info import data_info
@@ -66,6 +66,9 @@ def extract_checkpoint(
     data: str | Path,
     out: str | Path,
     device: str,
+    *,
+    subset: str | None = None,
+    trained_on: str | Path | None = None,
 ) -> SelfCheck:
     """Writes the checkpoint of one iteration, from a trajectory or from parameters trained elsewhere.
 
@@ -81,6 +84,8 @@ def extract_checkpoint(
             file the run's section names.
         data: The data store.
         out: Directory of the checkpoint; what was there is replaced.
+        subset: Name of the subset of the data that the data store is; None: the data of the run.
+        trained_on: The data store that the run was trained on; None: the same.
         device: Where statistics of BatchNorm are computed over the training set: `cpu`, `cuda` or `auto`.
 
     Returns:
@@ -99,7 +104,8 @@ def extract_checkpoint(
         "loss": loss_kind,
         "data": info.digest,
     }
-    training, rate = _load_parameters(model, run, iteration, trajectory, identity)
+    of_training = identity if trained_on is None else {**identity, "data": data_info(trained_on).digest}
+    trained, rate = _load_parameters(model, run, iteration, trajectory, of_training)
     theta = current_vector(model).clone()
     bad = int((~torch.isfinite(theta)).sum())
     if bad:
@@ -119,14 +125,16 @@ def extract_checkpoint(
     attributes = {
         "run": run.name,
         "iteration": iteration,
+        **({} if subset is None else {"subset": subset}),
         "model": identity["model"],
         "model_code": identity["model_code"],
         "shape": list(info.shape),
         "classes": list(info.classes),
         "loss": identity["loss"],
         "layout": layout.to_json(),
-        "training": training,
-        **_rule(run, training is not None),
+        "training": None if trained is None else trained.stage.manifest["parameters"]["training"],
+        # Of what was trained: some of it may have been chosen when it was.
+        **_rule(run if trained is None else trained.training, trained is not None),
         "learning_rate": rate,
         "data": identity["data"],
         "hessian_kind": found.kind,
@@ -139,14 +147,15 @@ def extract_checkpoint(
 
 def _load_parameters(
     model: torch.nn.Module, run: Run, iteration: int, trajectory: str | Path | None, identity: Mapping[str, Any]
-) -> tuple[dict[str, Any] | None, float | None]:
+) -> tuple[Trajectory | None, float | None]:
     """Gives the network its parameters.
 
     Returns:
-        How they were trained and the learning rate, where that is known.
+        The training that they come from and the learning rate, where that is known.
 
     Raises:
         ConfigError: The run was neither trained nor has a path.
+        StoreError: It diverged before that iteration.
     """
     if run.path is not None:
         load_foreign(model, user_path(run.path.replace(PLACEHOLDER, str(iteration))))
@@ -155,9 +164,15 @@ def _load_parameters(
         raise ConfigError(f"Run '{run.name}' has no path and no trajectory; run the workflow, which trains it.")
     opened = Trajectory.open(trajectory)
     _check_same(opened, trajectory, identity)
+    if opened.diverged is not None and opened.diverged <= iteration:
+        raise StoreError(
+            f"Run '{run.name}' diverged at iteration {opened.diverged}, so that there is no checkpoint at iteration "
+            f"{iteration}; ask for an earlier one, or for a lower learning rate."
+        )
     assign_vector(model, torch.from_numpy(opened.theta(iteration)))
-    rate = learning_rate(run.learning_rate, min(iteration, run.iterations - 1), run.iterations)
-    return opened.stage.manifest["parameters"]["training"], rate
+    section = opened.training
+    rate = learning_rate(section.learning_rate, min(iteration, section.iterations - 1), section.iterations)
+    return opened, rate
 
 
 def check_factory(config: Model, loss_kind: str, seed: int, data: DataDescription) -> SelfCheck:
@@ -238,7 +253,7 @@ def _record(out: Path, network: str, found: SelfCheck) -> None:
 # Parts
 
 
-def _rule(run: Run, trained: bool) -> dict[str, Any]:
+def _rule(run: Training, trained: bool) -> dict[str, Any]:
     """Weight decay and momentum; of parameters trained elsewhere only the weight decay means anything."""
     return run.rule() if trained else run.rule() | {"momentum": None}
 

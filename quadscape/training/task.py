@@ -51,6 +51,7 @@ class TrainingTask:
         loss: `cross_entropy` or `squared_error`.
         data: The data store.
         start_point: The state that the run starts from; None: initial parameters.
+        may_diverge: Whether a run that diverges is a result, with nothing stored from there on, or an error.
         stream: Where batches, noise and optimizer begin.
     """
 
@@ -66,9 +67,11 @@ class TrainingTask:
         data: str | Path,
         device: str = "auto",
         start_point: StartPoint | None = None,
+        *,
+        may_diverge: bool = False,
     ) -> None:
         self.run, self.seed, self.model, self.loss, self.data = run, seed, model, loss, Path(data)
-        self.start_point = start_point
+        self.start_point, self.may_diverge = start_point, may_diverge
         self.stream = stream_of(None if start_point is None else start_point.parameters, seed)
         self._requested = device
         self._trainer: Trainer | None = None
@@ -377,14 +380,17 @@ class TrainingTask:
         before = flat_state(state)
         values: dict[str, np.ndarray] = {
             "theta": np.full((rows, trainer.layout.size), np.nan),
+            "loss": np.full(rows, np.nan),
             "learning_rate": np.full(rows, np.nan),
+            "gradient_norm": np.full((rows, len(self.layers)), np.nan),
             "batch": np.full((rows, self._slots), -1, dtype=np.int64),
             "evaluation": np.full((rows, len(SPLITS), len(METRICS)), np.nan),
         }
         losses, norms = [], []
         theta, optimizer = self._optimizer(state, first)
+        lost = self.may_diverge and not bool(torch.isfinite(theta).all())
         with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
-            for row in range(rows):
+            for row in range(0 if lost else rows):
                 iteration = first + row
                 if run.is_saved(iteration):
                     values["theta"][row] = theta.detach().cpu().numpy()
@@ -398,10 +404,10 @@ class TrainingTask:
                 losses.append(loss)
                 norms.append(gradient_norms)
                 values["learning_rate"][row] = optimizer.param_groups[0]["lr"]
-        steps = stop - first
-        values["loss"] = _padded(torch.stack(losses).to(torch.float64).cpu().numpy(), rows)
-        values["gradient_norm"] = _padded(torch.stack(norms).cpu().numpy(), rows)
-        self._check_finite(first, steps, values["loss"], state.theta)
+        if losses:
+            values["loss"][: len(losses)] = torch.stack(losses).to(torch.float64).cpu().numpy()
+            values["gradient_norm"][: len(norms)] = torch.stack(norms).cpu().numpy()
+        self._censor(first, stop - first, values, state)
         written: dict[str, tuple[tuple[slice | int, ...], np.ndarray]] = {
             name: _rows(first, array) for name, array in values.items()
         }
@@ -469,36 +475,46 @@ class TrainingTask:
                 with self._memory_explained(), torch.random.fork_rng(devices=self._devices()):
                     self._step(state, theta, optimizer, iteration, self._indices(iteration), plan)
 
-    def _check_finite(self, first: int, steps: int, losses: np.ndarray, theta: torch.Tensor) -> None:
-        """Checks that the run has not diverged.
+    def _censor(self, first: int, steps: int, values: dict[str, np.ndarray], state: State) -> None:
+        """Of a run that has diverged, leaves nothing from the first loss on that is not finite.
 
         Args:
-            first: Iteration of the first loss.
-            steps: Number of losses.
-            losses: The batch losses, beginning with those.
-            theta: θ after them.
+            first: Iteration of the first row.
+            steps: Number of steps.
+            values: What is stored of the unit, by row; changed.
+            state: The state after it; changed.
 
         Raises:
-            StageError: It has.
+            StageError: It has diverged, and that is no result.
         """
-        bad = np.flatnonzero(~np.isfinite(losses[:steps]))
-        if bad.size == 0 and bool(torch.isfinite(theta).all()):
+        bad = np.flatnonzero(~np.isfinite(values["loss"][:steps]))
+        if bad.size == 0 and bool(torch.isfinite(state.theta).all()):
             return
-        iteration = first + (int(bad[0]) if bad.size else steps)
-        rate = learning_rate(self.run.learning_rate, max(0, iteration - 1), self.run.iterations)
-        who = f"Training of run '{self.run.name}'" if isinstance(self.run, Run) else "Training"
-        raise StageError(
-            f"{who} diverged: the loss is not finite at iteration {iteration} (learning "
-            f"rate {rate:g}); lower learning_rate.value, or lengthen learning_rate.warmup."
-        )
+        row = int(bad[0]) if bad.size else steps
+        if not self.may_diverge:
+            rate = learning_rate(self.run.learning_rate, max(0, first + row - 1), self.run.iterations)
+            who = f"Training of run '{self.run.name}'" if isinstance(self.run, Run) else "Training"
+            raise StageError(
+                f"{who} diverged: the loss is not finite at iteration {first + row} (learning "
+                f"rate {rate:g}); lower learning_rate.value, or lengthen learning_rate.warmup."
+            )
+        for name, rows in values.items():
+            rows[row:] = -1 if name == "batch" else np.nan
+        # Whatever is left of a state is of no use, and which of its numbers are finite depends on where a unit ends.
+        for vector in (state.theta, *state.moments.values(), *(as_real(buffer) for buffer in state.buffers.values())):
+            if vector.is_floating_point():
+                vector.fill_(torch.nan)
 
     def smaller(self, plan: dict[str, Any]) -> None:
         """Nothing: a batch is what the experiment says."""
 
     def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
-        """Names of layers, layout of θ, sizes of the splits, and the final losses and accuracies."""
+        """Names of layers, layout of θ, sizes of the splits, the final losses and accuracies, and where it diverged."""
         final = store.read("evaluation", self.run.iterations)
+        lost = np.flatnonzero(~np.isfinite(store.read("loss")[: self.run.iterations]))
+        diverged = {"diverged": int(lost[0])} if lost.size else self._diverged_last(store)
         return {
+            **diverged,
             "iterations": self.run.iterations,
             "layout": self._layout.to_json(),
             "layers": self.layers,
@@ -509,13 +525,12 @@ class TrainingTask:
             },
         }
 
+    def _diverged_last(self, store: StageStore) -> dict[str, int]:
+        """Where only the last step left parameters that are not finite."""
+        theta = store.read("resume/theta", -1)
+        return {} if np.isfinite(theta).all() else {"diverged": self.run.iterations}
+
 
 def _rows(first: int, values: np.ndarray) -> tuple[tuple[slice | int, ...], np.ndarray]:
     """Values as consecutive whole rows of an array, beginning with a given one."""
     return (slice(first, first + len(values)), *(slice(0, length) for length in values.shape[1:])), values
-
-
-def _padded(values: np.ndarray, rows: int) -> np.ndarray:
-    full = np.full((rows, *values.shape[1:]), np.nan)
-    full[: len(values)] = values
-    return full

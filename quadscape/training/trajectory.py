@@ -68,6 +68,11 @@ class Trajectory:
         return cls(open_stage(path, STAGE))
 
     @property
+    def diverged(self) -> int | None:
+        """The iteration at which the loss was first not finite; nothing is stored from there on. None: at none."""
+        return self.stage.manifest["results"].get("diverged")
+
+    @property
     def saved(self) -> np.ndarray:
         """The iterations whose θ was kept, ascending, int64."""
         total = self.training.iterations + 1
