@@ -1,0 +1,1 @@
+"""Which starts end in the best basin of a planted loss."""

@@ -1,0 +1,193 @@
+"""Members of a family as measures of it read them: label, settings, course, and whether they diverged."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quadscape.measures.family import Family
+from quadscape.tables import Column
+
+if TYPE_CHECKING:
+    from quadscape.config.sections import Training
+    from quadscape.measures.job import Job
+    from quadscape.training.trajectory import Curves
+
+MEMBER = (
+    Column("run", "1", "Place of the member in the family, from 0.", "int"),
+    Column("cell", "1", "Labels of the member on all axes that do more than change the seed.", "str"),
+    Column("seed", "1", "Seed of initial parameters and batch order.", "int"),
+)
+"""One member of a family."""
+
+SETTINGS = (
+    Column("method", "1", "`sgd`, `rmsprop`, `adam` or `adamw`.", "str"),
+    Column("momentum", "1", "Momentum μ of SGD; NaN for other methods."),
+    Column("batch_size", "1", "Examples of one step, B.", "int"),
+    Column("learning_rate", "1", "Learning rate η after the warm-up."),
+    Column("weight_decay", "1", "Weight decay δ."),
+    Column("iterations", "1", "Planned number of steps.", "int"),
+    Column("examples", "1", "Number of training examples, N.", "int"),
+    Column("parameters", "1", "Number of parameters, P.", "int"),
+)
+"""What of a run's training its results are compared by."""
+
+DIVERGED = Column("diverged_at", "1", "Iteration at which the loss was first not finite; −1 if it never was.", "int")
+
+
+@dataclass(frozen=True)
+class MemberRun:
+    """One trained member of a family.
+
+    Attributes:
+        place: Its place in the family.
+        cell: Its cell.
+        seed: Its seed.
+        training: The section under which it was trained.
+        course: Losses, norms and evaluations; NaN from where it diverged.
+        parameters: P.
+        diverged: Iteration at which its loss was first not finite, −1 if it never was.
+    """
+
+    place: int
+    cell: str
+    seed: int
+    training: "Training"
+    course: "Curves"
+    parameters: int
+    diverged: int = -1
+
+    @property
+    def examples(self) -> int:
+        """N."""
+        return int(self.course.counts["train"])
+
+    @property
+    def batch_size(self) -> int:
+        """B."""
+        return self.training.batch_of(self.examples)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Values of `SETTINGS`."""
+        momentum = self.training.rule()["momentum"]
+        return {
+            "method": self.training.optimizer.method,
+            "momentum": np.nan if momentum is None else momentum,
+            "batch_size": self.batch_size,
+            "learning_rate": self.training.learning_rate.value,
+            "weight_decay": self.training.weight_decay,
+            "iterations": self.training.iterations,
+            "examples": self.examples,
+            "parameters": self.parameters,
+        }
+
+    @property
+    def member(self) -> dict[str, Any]:
+        """Values of `MEMBER`."""
+        return {"run": self.place, "cell": self.cell, "seed": self.seed}
+
+    def evaluated(self, split: int, metric: int) -> tuple[np.ndarray, np.ndarray]:
+        """Evaluations of a whole split.
+
+        Args:
+            split: 0 for training, 1 for validation.
+            metric: 0 for the loss, 1 for the accuracy.
+
+        Returns:
+            Iterations, int64, and values of the same length, before the run diverged.
+        """
+        iterations = self.course.evaluated
+        return iterations, self.course.evaluation[iterations, split, metric]
+
+    def final(self, split: int, metric: int) -> float:
+        """The evaluation at the end of the run; NaN if it diverged."""
+        return float(self.course.evaluation[self.training.iterations, split, metric]) if self.diverged < 0 else np.nan
+
+
+def read_members(job: "Job") -> list[MemberRun]:
+    """All members of a job's family.
+
+    Args:
+        job: A job of a family that reads trajectories.
+
+    Returns:
+        The members, in order.
+    """
+    found = []
+    for place, member in enumerate(job.family.members):
+        trajectory = job.trajectory(place)
+        given, results = trajectory.stage.manifest["parameters"], trajectory.stage.manifest["results"]
+        found.append(
+            MemberRun(
+                place,
+                job.family.cell(member),
+                int(given["seed"]),
+                trajectory.training,
+                trajectory.curves(),
+                int(given["parameters"]),
+                int(results.get("diverged", -1)),
+            )
+        )
+    return found
+
+
+def model_section(values: Any) -> Any:
+    """The `model` section that a training's manifest names.
+
+    Args:
+        values: JSON values.
+
+    Returns:
+        The section.
+    """
+    from pydantic import TypeAdapter
+
+    from quadscape.config.sections import Model
+
+    adapter: Any = TypeAdapter(Model)
+    # As JSON, where a list may stand for a tuple.
+    return adapter.validate_json(json.dumps(values), strict=True)
+
+
+def by_cell(members: Sequence[MemberRun]) -> dict[str, list[MemberRun]]:
+    """Members of every cell, in order."""
+    found: dict[str, list[MemberRun]] = {}
+    for member in members:
+        found.setdefault(member.cell, []).append(member)
+    return found
+
+
+def family_head(family: Family, members: Sequence[MemberRun]) -> dict[str, Any]:
+    """What every table of a family carries.
+
+    Args:
+        family: The family.
+        members: Its members.
+
+    Returns:
+        run, the family's name; axes and repeats; cells, the labels of every cell by axis; P and N where all share them.
+    """
+    axes = {axis: list(labels) for axis, labels in family.axes.items() if axis not in family.repeats}
+    cells = {cell: {axis: of[0].labels[axis] for axis in axes} for cell, of in family.cells.items()}
+    head: dict[str, Any] = {"run": family.name, "axes": axes, "repeats": list(family.repeats), "cells": cells}
+    for name, values in {"P": {m.parameters for m in members}, "N": {m.examples for m in members}}.items():
+        if len(values) == 1:
+            head[name] = values.pop()
+    return head
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
+    """Rows as columns of a table, also where there are none.
+
+    Args:
+        rows: One mapping per row.
+        columns: All columns of the table.
+
+    Returns:
+        Arrays by name.
+    """
+    kinds = {"float": np.float64, "int": np.int64, "bool": np.bool_, "str": np.str_}
+    return {name: np.array([row[name] for row in rows], dtype=kinds[column.kind]) for name, column in columns.items()}

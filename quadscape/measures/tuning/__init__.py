@@ -1,0 +1,1 @@
+"""Which setting of a family is best on validation data."""
