@@ -463,7 +463,7 @@ class Run(Training):
     """From where it goes on; none: it starts by itself, from initial parameters."""
     examples: Name | None = None
     """Subset of the data on which it is trained and analysed; none: all of it."""
-    on: dict[Name, tuple[Index, ...]] = {}  # ruff: ignore[mutable-class-default]: pydantic copies it
+    curvature_on: dict[Name, tuple[Index, ...]] = {}  # ruff: ignore[mutable-class-default]: pydantic copies it
     """Subsets on which the curvature is computed too, each with those of the run's checkpoints at which it is."""
     chosen: Chosen | None = None
     """A family from whose best cell keys are taken, once its members are trained; none: all is given here."""

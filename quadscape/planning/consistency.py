@@ -156,7 +156,7 @@ class _Comparison:
                 yield from self.trajectory(run)
             for iteration in run.checkpoints:
                 yield from self.checkpoint(run, iteration)
-            for name, iterations in run.on.items():
+            for name, iterations in run.curvature_on.items():
                 for iteration in iterations:
                     yield from self.checkpoint(run, iteration, name)
 

@@ -231,15 +231,19 @@ class Experiment(Section):
 
     def _check_subsets(self, run: Run) -> None:
         names = [subset.name for subset in self.subsets]
-        for key, name in [*([("examples", run.examples)] if run.examples else []), *(("on", name) for name in run.on)]:
+        for key, name in [
+            *([("examples", run.examples)] if run.examples else []),
+            *(("curvature_on", name) for name in run.curvature_on),
+        ]:
             if name not in names:
                 raise ValueError(f"{self.where(run)}: {key} names the subset '{name}'; the subsets are {listed(names)}")
-        for name, iterations in run.on.items():
+        for name, iterations in run.curvature_on.items():
             for iteration in iterations:
                 if iteration not in run.checkpoints:
+                    there = listed([str(number) for number in run.checkpoints])
                     raise ValueError(
-                        f"{self.where(run)}: on.{name} names iteration {iteration}, which is no checkpoint of the run; "
-                        f"its checkpoints are {listed([str(number) for number in run.checkpoints])}"
+                        f"{self.where(run)}: curvature_on.{name} names iteration {iteration}, which is no checkpoint "
+                        f"of the run; its checkpoints are {there}"
                     )
 
     def subset(self, name: str) -> Subset:
