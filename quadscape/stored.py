@@ -12,7 +12,7 @@ from typing import Any
 from quadscape.digests import canonical_digest
 
 
-def storedstored_document(path: str | Path) -> dict[str, Any] | None:
+def stored_document(path: str | Path) -> dict[str, Any] | None:
     """A file of JSON; None where there is none that is whole."""
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
