@@ -131,7 +131,7 @@ Model = Annotated[
 
 
 class Schedule(Section):
-    """What every learning-rate schedule shares."""
+    """What every learning-rate schedule of a formula shares."""
 
     value: Positive = 0.1
     """Learning rate η at the start (after the warm-up)."""
@@ -182,13 +182,34 @@ class Exponential(Schedule):
     """Learning rate of the last step."""
 
 
+class Table(Section):
+    """Learning rates from a file, one for each iteration: a number per line, in iterations' order, from 0 on.
+
+    Blank lines and lines that begin with # do not count, and `learning_rate` may head the column. Rates are rounded to
+    six significant digits. What a run follows from is the digest of those that it uses, not the path: a file that was
+    moved, or has more rates after them, trains nothing again.
+    """
+
+    schedule: Literal["table"]
+    """The kind of schedule."""
+    path: str | None = None
+    """The file, needed in an experiment file; relative to the folder in which the workflow runs."""
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the rounded rates that the run uses. None: whatever the file holds; given, other rates are refused."""
+
+    def without_meaning(self) -> set[str]:
+        """The path: rates are known by their digest."""
+        return super().without_meaning() | {"path"}
+
+
 SCHEDULES: dict[str, type[Section]] = {
     "constant": Constant,
     "steps": Steps,
     "cosine": Cosine,
     "exponential": Exponential,
+    "table": Table,
 }
-LearningRate = Annotated[Constant | Steps | Cosine | Exponential, Field(discriminator="schedule")]
+LearningRate = Annotated[Constant | Steps | Cosine | Exponential | Table, Field(discriminator="schedule")]
 
 
 class SGD(Section):
@@ -265,7 +286,7 @@ class KeptIterates(Section):
     stride: Count = 4
     """Every how many iterations θ is kept; 1 is needed to see oscillations. The last iterate is always kept."""
     dense: Index = 200
-    """Iterations on each side of every learning-rate drop that are kept with stride 1."""
+    """Iterations on each side of every milestone of the learning rate that are kept with stride 1."""
 
 
 class Training(Section):
@@ -319,10 +340,9 @@ class Training(Section):
                 raise ValueError(f"{key} is an option of optimizer sgd, but the optimizer is {self.optimizer.method}")
         if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError("clip_norm and clip_value are both given; valid is one of them")
-        if self.learning_rate.warmup > self.iterations:
-            raise ValueError(
-                f"learning_rate.warmup is {self.learning_rate.warmup}, more than the {self.iterations} iterations"
-            )
+        warmup = self.learning_rate.warmup if isinstance(self.learning_rate, Schedule) else 0
+        if warmup > self.iterations:
+            raise ValueError(f"learning_rate.warmup is {warmup}, more than the {self.iterations} iterations")
         return self
 
     def without_meaning(self) -> set[str]:
@@ -354,6 +374,7 @@ class Training(Section):
 
     def dense_windows(self) -> list[range]:
         """The ranges of iterations kept with stride 1: around every milestone within the run."""
+        # Of a table there are none: what is kept must be told from the section alone, without the file.
         if not isinstance(self.learning_rate, Steps):
             return []
         width = self.trajectory.dense

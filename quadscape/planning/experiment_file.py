@@ -31,6 +31,7 @@ from quadscape.config.yaml_files import read_yaml
 from quadscape.errors import ConfigError
 from quadscape.measures import MEASURES
 from quadscape.planning.experiment import MEASURE_SECTIONS, AllMeasures, Experiment, Figures
+from quadscape.planning.rate_tables import with_rates
 
 _DEEPEST = 40
 """Levels of mappings and lists; the deepest key has four, and the arguments of a user's network may have more."""
@@ -232,9 +233,10 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     text = json.dumps(_inherit(_renamed(raw)), allow_nan=True)
     try:
         # Through JSON, so that strict types take a YAML list for a tuple but never "3" for 3.
-        return Experiment.model_validate_json(text, strict=True)
+        experiment = Experiment.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise ConfigError(_sentence(error)) from None
+    return with_rates(experiment)
 
 
 def load_experiment(path: str | Path) -> Experiment:

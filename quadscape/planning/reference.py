@@ -25,6 +25,7 @@ from quadscape.config.sections import (
     Run,
     Start,
     Steps,
+    Table,
     Training,
 )
 from quadscape.config.values import Section
@@ -43,6 +44,7 @@ _SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("training.learning_rate (schedule: steps)", Steps),
     ("training.learning_rate (schedule: cosine)", Cosine),
     ("training.learning_rate (schedule: exponential)", Exponential),
+    ("training.learning_rate (schedule: table)", Table),
     ("training.optimizer (method: sgd)", SGD),
     ("training.optimizer (method: rmsprop)", RMSProp),
     ("training.optimizer (method: adam)", Adam),

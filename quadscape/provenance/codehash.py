@@ -32,6 +32,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     ),
     "training": (
         "quadscape.training.batches",
+        "quadscape.training.rate_tables",
         "quadscape.training.steps",
         "quadscape.training.task",
         "quadscape.training.trajectory",

@@ -30,7 +30,6 @@ from quadscape.network.parameters import ParameterLayout, assign_vector, current
 from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.paths import user_path
 from quadscape.store import ArraySpec, store_directory, write_store
-from quadscape.training.steps import learning_rate
 from quadscape.training.trajectory import Trajectory
 
 RECORD = "self_check.json"
@@ -156,7 +155,7 @@ def _load_parameters(
     opened = Trajectory.open(trajectory)
     _check_same(opened, trajectory, identity)
     assign_vector(model, torch.from_numpy(opened.theta(iteration)))
-    rate = learning_rate(run.learning_rate, min(iteration, run.iterations - 1), run.iterations)
+    rate = float(opened.stage.read("learning_rate", min(iteration, run.iterations - 1)))
     return opened.stage.manifest["parameters"]["training"], rate
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quadscape.config.sections import Model, Run, Training
+from quadscape.config.sections import Model, Run, Table, Training
 from quadscape.config.values import finite, resolved
 from quadscape.data.info import data_info
 from quadscape.data.sources import SPLITS
@@ -25,6 +25,7 @@ from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.store import ArraySpec
 from quadscape.training.batches import Batches
 from quadscape.training.optimizers import clip, make_optimizer, state_names
+from quadscape.training.rate_tables import filled, rates_of
 from quadscape.training.start import StartPoint, stream_of
 from quadscape.training.steps import DTYPES, State, Trainer, as_real, enter_buffers, flat_state, learning_rate
 from quadscape.training.trajectory import METRICS, STAGE
@@ -67,12 +68,13 @@ class TrainingTask:
         device: str = "auto",
         start_point: StartPoint | None = None,
     ) -> None:
-        self.run, self.seed, self.model, self.loss, self.data = run, seed, model, loss, Path(data)
+        self.run, self.seed, self.model, self.loss, self.data = filled(run), seed, model, loss, Path(data)
         self.start_point = start_point
         self.stream = stream_of(None if start_point is None else start_point.parameters, seed)
         self._requested = device
         self._trainer: Trainer | None = None
         self._step_seconds: float | None = None
+        self._rates: np.ndarray | None = None
         self._info = data_info(self.data)
         count = self._info.counts["train"]
         self._batch_size = run.batch_of(count)
@@ -418,6 +420,13 @@ class TrainingTask:
         state.theta = theta.data
         return theta, make_optimizer(self.run, theta, state.moments, self.stream.steps + steps)
 
+    def _rate(self, iteration: int) -> float:
+        """Learning rate of a step."""
+        schedule = self.run.learning_rate
+        if self._rates is None and isinstance(schedule, Table):
+            self._rates = rates_of(schedule, self.run.iterations)
+        return learning_rate(schedule, iteration, self.run.iterations, self._rates)
+
     def _indices(self, iteration: int) -> np.ndarray:
         """Examples of a step's batch; none where it holds all, in their order."""
         if self.run.batch_size == "full":
@@ -439,7 +448,7 @@ class TrainingTask:
         torch.manual_seed(derive_seed(_NOISE_STREAM, self.stream.seed, self.stream.position + iteration))
         loss, gradient = self._gradient(state, indices, plan)
         norms = trainer.layer_norms(gradient)
-        optimizer.param_groups[0]["lr"] = learning_rate(self.run.learning_rate, iteration, self.run.iterations)
+        optimizer.param_groups[0]["lr"] = self._rate(iteration)
         theta.grad = gradient
         clip(self.run, theta)
         optimizer.step()
@@ -458,6 +467,8 @@ class TrainingTask:
             The state, which the next step changes.
         """
         self.start(plan)
+        if isinstance(self.run.learning_rate, Table):
+            self._rates = store.read("learning_rate")  # the file may be gone
         unit = min(first // plan["steps"], self.units(plan) - 1)
         begin = unit * plan["steps"]
         state = self._state(unit, store, recorded=True)
@@ -485,11 +496,13 @@ class TrainingTask:
         if bad.size == 0 and bool(torch.isfinite(theta).all()):
             return
         iteration = first + (int(bad[0]) if bad.size else steps)
-        rate = learning_rate(self.run.learning_rate, max(0, iteration - 1), self.run.iterations)
+        rate = self._rate(max(0, iteration - 1))
         who = f"Training of run '{self.run.name}'" if isinstance(self.run, Run) else "Training"
+        remedy = "lower learning_rate.value, or lengthen learning_rate.warmup"
+        if isinstance(self.run.learning_rate, Table):
+            remedy = "lower the rates of learning_rate.path"
         raise StageError(
-            f"{who} diverged: the loss is not finite at iteration {iteration} (learning "
-            f"rate {rate:g}); lower learning_rate.value, or lengthen learning_rate.warmup."
+            f"{who} diverged: the loss is not finite at iteration {iteration} (learning rate {rate:g}); {remedy}."
         )
 
     def smaller(self, plan: dict[str, Any]) -> None:
