@@ -3,6 +3,7 @@ rule train:
     input:
         data=places.data,
         start=start_point,
+        eigenbasis=step_basis,
     output:
         places.trajectory("{run}"),
     log:
@@ -30,6 +31,7 @@ rule extract_start:
     input:
         data=places.data,
         trajectory=places.trajectory("{run}"),
+        eigenbasis=step_basis,
     output:
         places.start("{run}", "{iteration}"),
     log:

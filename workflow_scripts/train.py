@@ -3,6 +3,7 @@ from pathlib import Path
 from quadscape.planning.jobs import start_job
 from quadscape.stage.run import run_stage
 from quadscape.training.start import StartPoint
+from quadscape.training.step_rules import step_of
 from quadscape.training.task import TrainingTask
 
 experiment, log = start_job(snakemake)
@@ -15,5 +16,11 @@ task = TrainingTask(
     snakemake.input.data,
     experiment.device,
     None if run.start is None else StartPoint.load(snakemake.input.start[0], run.start),
+    step_of(
+        run,
+        None if run.step is None else run.step.rule(),
+        next(iter(snakemake.input.eigenbasis), None),
+        snakemake.input.data,
+    ),
 )
 run_stage(task, Path(snakemake.output[0]).parent, log=log)

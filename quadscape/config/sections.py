@@ -13,7 +13,18 @@ from pydantic import (
     model_validator,
 )
 
-from quadscape.config.values import Count, FloatType, Index, Name, NonNegative, NotEmpty, Positive, Real, Section
+from quadscape.config.values import (
+    Count,
+    FloatType,
+    Index,
+    Name,
+    NonNegative,
+    NotEmpty,
+    Positive,
+    Real,
+    Section,
+    resolved,
+)
 
 
 class Data(Section):
@@ -417,6 +428,104 @@ class Start(Section):
         return {"optimizer": self.optimizer, "batches": self.batches}
 
 
+class Step(Section):
+    """What stands between the gradient of a batch and the optimizer: a linear map that stays the same throughout."""
+
+    def rule(self) -> dict[str, Any]:
+        """What it does, as JSON values, without the names by which its eigenbasis is found."""
+        return {key: value for key, value in resolved(self).items() if key not in {"run", "iteration"}}
+
+    def vectors(self, parameters: int) -> int:
+        """Number of vectors of the size of θ that it needs, of a network of so many parameters."""
+        return parameters
+
+
+class ByEigenbasis(Step):
+    """What every step by the eigenbasis of a checkpoint shares."""
+
+    run: Name
+    """The run whose checkpoint it is; its network must be this run's."""
+    iteration: Index
+    """Which of that run's `checkpoints`."""
+
+
+class Projected(ByEigenbasis):
+    """g ← QₖQₖᵀg, or g ← g − QₖQₖᵀg, with the k eigenvectors of consecutive ranks (1: the largest eigenvalue)."""
+
+    method: Literal["projected"]
+    """The method."""
+    first: Count = 1
+    """First rank."""
+    last: Count
+    """Last rank."""
+    part: Literal["keep", "remove"] = "keep"
+    """Whether the gradient's components along these eigenvectors are kept, and no others, or removed."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.last < self.first:
+            raise ValueError(f"last is {self.last}, below first, which is {self.first}")
+        return self
+
+    def vectors(self, parameters: int) -> int:
+        """The eigenvectors of these ranks."""
+        return min(parameters, self.last - self.first + 1)
+
+
+class RandomSubspace(Step):
+    """The same with a random subspace, as a control: UUᵀg or g − UUᵀg, U an orthonormal basis of Gaussian vectors."""
+
+    method: Literal["random"]
+    """The method."""
+    dimension: Count
+    """Dimension of the subspace, k."""
+    seed: Index = 0
+    """Seed of the subspace."""
+    part: Literal["keep", "remove"] = "keep"
+    """Whether the gradient's components in the subspace are kept, and no others, or removed."""
+
+    def vectors(self, parameters: int) -> int:
+        """A basis of the subspace."""
+        return min(parameters, self.dimension)
+
+
+class Preconditioned(ByEigenbasis):
+    """g ← Q diag(1/max(|λ|, floor)^power) Qᵀg, over the whole eigenbasis."""
+
+    method: Literal["preconditioned"]
+    """The method."""
+    power: Annotated[Real, Field(gt=0, le=1)] = 1.0
+    """1 is Newton's step with |λ| in place of λ, 0.5 half of it on a logarithmic scale."""
+    floor: Positive
+    """Directions of smaller |λ| are treated as if it were this."""
+    normalized: bool = False
+    """Whether all factors are divided by the largest, so that no component grows; otherwise they are as they stand."""
+
+
+class Posterior(ByEigenbasis):
+    """g ← Q diag(1/(N max(λ + δ, floor))) Qᵀg: every direction times the variance of the Gaussian posterior along it.
+
+    N is the number of training examples and δ the run's weight decay (of `adamw` 0): the covariance of Laplace's
+    approximation to exp(−N(L + (δ/2)|θ|²)). A learning rate of N makes Newton's step of it.
+    """
+
+    method: Literal["posterior"]
+    """The method."""
+    floor: Positive
+    """Directions of smaller λ + δ, negative ones too, are treated as if it were this."""
+    normalized: bool = False
+    """Whether all factors are divided by the largest, so that no component grows; otherwise they are as they stand."""
+
+
+STEP_METHODS: dict[str, type[Section]] = {
+    "projected": Projected,
+    "random": RandomSubspace,
+    "preconditioned": Preconditioned,
+    "posterior": Posterior,
+}
+AnyStep = Annotated[Projected | RandomSubspace | Preconditioned | Posterior, Field(discriminator="method")]
+
+
 class Run(Training):
     """One training run, or parameters from elsewhere. Any key of `training` can be given, to override it here."""
 
@@ -431,6 +540,10 @@ class Run(Training):
     """The network of this run; none: the experiment's."""
     start: Start | None = None
     """From where it goes on; none: it starts by itself, from initial parameters."""
+    step: AnyStep | None = None
+    """What is done with the gradient before the optimizer steps; none: nothing."""
+
+    later: ClassVar[tuple[str, ...]] = (*Training.later, "step")
 
     @field_validator("checkpoints")
     @classmethod
@@ -441,8 +554,9 @@ class Run(Training):
 
     @model_validator(mode="after")
     def _checkpoints_exist(self) -> Self:
-        if self.path is not None and self.start is not None:
-            raise ValueError("path and start are both given, but a run with a path is not trained")
+        for key in ("start", "step"):
+            if self.path is not None and getattr(self, key) is not None:
+                raise ValueError(f"path and {key} are both given, but a run with a path is not trained")
         if self.path is not None:
             if len(self.checkpoints) > 1 and "{iteration}" not in self.path:
                 raise ValueError("path needs {iteration} in it where there are several checkpoints")
@@ -463,6 +577,14 @@ class Run(Training):
     def training(self) -> Training:
         """The training parameters alone: what the trajectory depends on, without name and checkpoint list."""
         return Training.model_construct(**{key: getattr(self, key) for key in Training.model_fields})
+
+    def rule(self) -> dict[str, Any]:
+        """As that of `Training`, but no formula of SGD holds where a step is not along the gradient."""
+        return super().rule() | ({} if self.step is None else {"momentum": None})
+
+    def basis(self) -> tuple[str, int] | None:
+        """Run and iteration of the checkpoint by whose eigenbasis it steps; None where it steps by none."""
+        return (self.step.run, self.step.iteration) if isinstance(self.step, ByEigenbasis) else None
 
 
 class Curvature(Section):

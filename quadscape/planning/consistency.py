@@ -30,10 +30,11 @@ from quadscape.stored import stage_digest, stored_attributes, stored_manifest
 
 _MODEL: TypeAdapter[Model] = TypeAdapter(Model)
 _TRAINING = TypeAdapter(Training)
-_KINDS = ("factory", "schedule")
+_KINDS = ("factory", "schedule", "method")
 """Keys on whose values it depends which keys stand beside them."""
 _DEFAULTS = {
     "start": None,
+    "step": None,
     "loss": "cross_entropy",
     "model_code": None,
     "tf32": Curvature().tf32,
@@ -216,11 +217,24 @@ class _Comparison:
         taken = parameters.get("start") or {}
         return run.start.kept() | {"digest": there.get("digest", taken.get("digest"))}
 
+    def _step(self, run: Run) -> dict[str, Any] | None:
+        """What a run's trajectory should say of its step, as far as the eigenbasis is there."""
+        if run.step is None:
+            return None
+        basis, parameters = run.basis(), (stored_manifest(self.places.trajectory(run.name)) or {}).get("parameters", {})
+        if basis is None:
+            return run.step.rule()
+        there = stored_manifest(self.places.eigenbasis(*basis))
+        # Of a basis that was purged, or is not there yet, nothing can be said.
+        digest = (parameters.get("step") or {}).get("digest") if there is None else stage_digest(there)
+        return run.step.rule() | {"digest": digest}
+
     def trajectory(self, run: Run) -> Iterator[Difference]:
         now = {
             "training": _training(resolved(run.training())),
             "seed": self.experiment.run_seed(run),
             "start": self._start(run),
+            "step": self._step(run),
             **self._network(run),
             **_known({"data": self.content}),
         }

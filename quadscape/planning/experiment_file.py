@@ -17,6 +17,7 @@ from quadscape.config.sections import (
     OPTIONS_OF_SGD,
     SCHEDULES,
     SGD,
+    STEP_METHODS,
     Curvature,
     Custom,
     Data,
@@ -90,15 +91,22 @@ def earlier_names(raw: Mapping[str, Any]) -> list[str]:
     return ["The key 'probes' is now called 'measures'; it is read as that."] if "probes" in raw else []
 
 
+_TAGS: dict[str, Any] = {
+    "model": {*BUILT_IN, "custom"},
+    "learning_rate": SCHEDULES,
+    "optimizer": METHODS,
+    "step": STEP_METHODS,
+}
+"""What pydantic puts into a location behind keys whose sections are told apart by a tag."""
+
+
 def _key(location: tuple[int | str, ...]) -> str:
     """`runs[0].learning_rate.value` from pydantic's location, without the tags of unions."""
     text = ""
     for previous, part in zip(("", *location), location, strict=False):
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part in {"model": {*BUILT_IN, "custom"}, "learning_rate": SCHEDULES, "optimizer": METHODS}.get(
-            str(previous), ()
-        ):
+        elif part in _TAGS.get(str(previous), ()):
             continue
         else:
             text += f".{part}" if text else str(part)
@@ -122,6 +130,8 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section]:
         return KeptIterates
     if location[-2] == "start":
         return Start
+    if "step" in location[:-1]:
+        return STEP_METHODS[str(location[list(location).index("step") + 1])]
     sections: dict[str, type[Section]] = {
         "data": Data,
         "training": Training,
@@ -159,7 +169,10 @@ def _sentence(error: ValidationError) -> str:
             else (f"{where}: {context['error']}")
         )
     elif kind in {"union_tag_invalid", "union_tag_not_found"}:
-        key, valid = ("method", METHODS) if where.endswith("optimizer") else ("schedule", SCHEDULES)
+        last = where.rpartition(".")[2]
+        key, valid = {"optimizer": ("method", METHODS), "step": ("method", STEP_METHODS)}.get(
+            last, ("schedule", SCHEDULES)
+        )
         tag = f"is {_shown(value[key])}" if isinstance(value, dict) and key in value else "is missing"
         sentence = f"{where}.{key} {tag}; valid are {listed(sorted(valid))}"
     elif kind == "literal_error":

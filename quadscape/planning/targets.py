@@ -6,7 +6,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from quadscape.config.sections import SGD
 from quadscape.figures import FIGURES
 from quadscape.measures import MEASURES, OWNERS
 from quadscape.measures.declaration import (
@@ -240,7 +239,7 @@ class Targets:
             if (normalization := getattr(experiment.model_of(run), "normalization", None)) is not None:
                 known["normalization"] = normalization
             trained = {
-                **({"momentum": run.momentum, "nesterov": run.nesterov} if isinstance(run.optimizer, SGD) else {}),
+                **({"momentum": run.momentum, "nesterov": run.nesterov} if run.rule()["momentum"] is not None else {}),
                 "batch_size": run.batch_of(data.training),
                 "weight_decay": run.rule()["weight_decay"],
                 "sampling": run.sampling,

@@ -15,7 +15,7 @@ from quadscape.curvature.shards import checkpoint_of, is_shard
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import STAGES
-from quadscape.results.sizes import Kept, asked_measures
+from quadscape.results.sizes import Kept, asked_measures, basis_steps
 from quadscape.results.status import directory_size, find_stages, owner_lives
 from quadscape.stage.events import Log
 from quadscape.stage.finished import changed_parameters, finished_manifest
@@ -110,6 +110,11 @@ def _needed_by(directory: Path, stage: str) -> str:
     if stage == "hessian_shard" and not _is_finished(checkpoint / "eigenbasis"):
         return "the eigenbasis of its checkpoint is not finished"
     missing = _unfinished(checkpoint, "hessian" if stage == "hessian_shard" else stage)
+    if stage == "eigenbasis":
+        runs = basis_steps(Kept(run.parents[1] / "sizes.json"), run.name, int(checkpoint.name))
+        stepping = [name for name in runs if not _is_finished(run.parent / name / "trajectory")]
+        if stepping:
+            return f"needed by {len(stepping)} unfinished run{'s' if len(stepping) > 1 else ''}: {', '.join(stepping)}"
     if not missing:
         return ""
     return f"needed by {len(missing)} unfinished measure{'s' if len(missing) > 1 else ''}: {', '.join(missing)}"

@@ -27,6 +27,7 @@ from quadscape.training.batches import Batches
 from quadscape.training.optimizers import clip, make_optimizer, state_names
 from quadscape.training.rate_tables import filled, rates_of
 from quadscape.training.start import StartPoint, stream_of
+from quadscape.training.step_rules import StepRule
 from quadscape.training.steps import DTYPES, State, Trainer, as_real, enter_buffers, flat_state, learning_rate
 from quadscape.training.trajectory import METRICS, STAGE
 
@@ -52,6 +53,7 @@ class TrainingTask:
         loss: `cross_entropy` or `squared_error`.
         data: The data store.
         start_point: The state that the run starts from; None: initial parameters.
+        step: What is done with the gradient before the optimizer steps; None: nothing.
         stream: Where batches, noise and optimizer begin.
     """
 
@@ -67,9 +69,10 @@ class TrainingTask:
         data: str | Path,
         device: str = "auto",
         start_point: StartPoint | None = None,
+        step: StepRule | None = None,
     ) -> None:
         self.run, self.seed, self.model, self.loss, self.data = filled(run), seed, model, loss, Path(data)
-        self.start_point = start_point
+        self.start_point, self.step = start_point, step
         self.stream = stream_of(None if start_point is None else start_point.parameters, seed)
         self._requested = device
         self._trainer: Trainer | None = None
@@ -106,6 +109,7 @@ class TrainingTask:
             "data": self._info.digest,
             "parameters": self._layout.size,
             **({} if self.start_point is None else {"start": dict(self.start_point.parameters)}),
+            **({} if self.step is None else {"step": dict(self.step.parameters)}),
         }
 
     def plan(self) -> dict[str, Any]:
@@ -261,6 +265,7 @@ class TrainingTask:
         activations = self._activations() * max(self._largest(plan), plan["evaluation_chunk"]) * item
         rows = min(plan["steps"], self.run.iterations + 1)
         memory = 2**29 + pixels * (2 + 2 * item) + 3 * activations + 8 * size * (3 * rows + 8)
+        memory += 0 if self.step is None else self.step.memory_bytes(size, plan["device"])
         kept = sum(self.run.is_saved(t) for t in range(self.run.iterations + 1))
         disk = 8 * size * (kept + (1 + len(state_names(self.run))) * (units + 1)) + 8 * self.run.iterations * (
             self._slots + 16
@@ -416,6 +421,9 @@ class TrainingTask:
 
     def _optimizer(self, state: State, steps: int) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
         """θ as a parameter that shares the state's memory, and the optimizer where it stands after some steps."""
+        if self.step is not None:
+            # Not in start(), which the plan calls with another number of threads: rounding depends on it.
+            self.step.prepare(self._layout.size, self._ready().device)
         theta = torch.nn.Parameter(state.theta)
         state.theta = theta.data
         return theta, make_optimizer(self.run, theta, state.moments, self.stream.steps + steps)
@@ -451,6 +459,8 @@ class TrainingTask:
         optimizer.param_groups[0]["lr"] = self._rate(iteration)
         theta.grad = gradient
         clip(self.run, theta)
+        if self.step is not None:
+            theta.grad = self.step.direction(theta.grad)
         optimizer.step()
         return loss, norms
 
