@@ -426,8 +426,10 @@ class _Estimator:
     def all(self) -> tuple[Need, ...]:
         runs = self.experiment.runs
         needs = [self.training(run) for run in runs if run.path is None]
-        starts = dict.fromkeys((run.start.run, run.start.iteration) for run in runs if run.start is not None)
-        needs += [self.extract_start(self.experiment.run(name)) for name, _ in starts]
+        starts = {(run.start.run, run.start.iteration) for run in runs if run.start is not None}
+        for run in runs:
+            if count := sum(name == run.name for name, _ in starts):
+                needs.append(replace(self.extract_start(run), jobs=count))
         checkpoints = sum(len(run.checkpoints) for run in runs)
         if checkpoints:
             each = [self.shards(), self.hessian(), self.eigenbasis()]
