@@ -20,6 +20,7 @@ from quadscape.planning.problem import Problem
 from quadscape.results.places import Places
 from quadscape.training.rate_tables import filled, rates_digest, read_rates, rounded, write_rates
 from quadscape.training.replay import replay, write_start
+from tests.checkouts import Checkout
 from tests.experiments import TINY
 
 STEPS = 70
@@ -216,6 +217,33 @@ def test_a_finished_run_needs_its_file_no_more(data, tmp_path: Path, monkeypatch
     for other in ({"iterations": STEPS - 1}, {"iterations": STEPS, "digest": "0" * 64}):
         with pytest.raises(ConfigError, match="cannot be read"):
             experiment("rates.csv", **other)
+
+
+@pytest.mark.slow
+def test_the_workflow_trains_again_for_another_rate_alone(checkout: Checkout) -> None:
+    target, path = "results/tiny/runs/b/trajectory/manifest.json", checkout.path / "rates.csv"
+
+    def asked(name: str, rates: list[float]) -> None:
+        write_rates(checkout.path / name, rates)
+        checkout.configure(runs=[*TINY["runs"], {"name": "b", "iterations": 10, "learning_rate": table(name)}])
+
+    rates = [0.01] * 12
+    asked("rates.csv", rates)
+    code, output = checkout.snakemake(target)
+    assert code == 0, output
+    path.rename(checkout.path / "moved.csv")
+    asked("moved.csv", [*rates[:11], 1.0])
+    for _ in range(2):
+        code, output = checkout.snakemake("-n", target)
+        assert (code, "Nothing to be done" in output) == (0, True), output
+        (checkout.path / "moved.csv").unlink(missing_ok=True)
+    asked("rates.csv", [0.02, *rates[1:]])
+    assert checkout.plan(target) == {"train": 1}
+    assert "training.learning_rate.digest: " in checkout.listing
+    asked("rates.csv", rates[:9])
+    code, output = checkout.snakemake("-n", target)
+    assert code == 1
+    assert "runs[1].learning_rate.path is 'rates.csv', which holds 9 learning rates, but the run has 10" in output
 
 
 def test_the_section_of_a_finished_run_stands_without_a_path() -> None:
