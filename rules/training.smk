@@ -84,6 +84,7 @@ rule extract_start:
     input:
         data=data_of,
         trajectory=places.trajectory("{run}"),
+        eigenbasis=step_basis,
     output:
         places.start("{run}", "{iteration}"),
     log:

@@ -1,6 +1,8 @@
 """Families: grids of runs, values chosen from them, members that diverge, and many trainings in one job."""
 
 import json
+import os
+import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -309,14 +311,14 @@ def test_a_family_grows_without_training_again(family_made: Checkout) -> None:
     plan = checkout.plan(table_of(more))
     plan.pop("total", None)
     assert plan == expected
-    code, output = checkout.snakemake("-n", table_of(more))
+    output = checkout.listing
     old = [member.run for member in with_families(RATES).grids[0].members]
     assert not [run for run in old if f"run={run}" in output], output
     # The same where Snakemake remembers nothing.
     (checkout.path / ".snakemake").rename(checkout.path / "remembered")
     again = checkout.plan(table_of(more))
     again.pop("total", None)
-    (checkout.path / ".snakemake").exists() and __import__("shutil").rmtree(checkout.path / ".snakemake")
+    shutil.rmtree(checkout.path / ".snakemake")
     (checkout.path / "remembered").rename(checkout.path / ".snakemake")
     assert again == expected
     for axes in ({"momentum": [0.9]}, {"weight_decay": [0.001]}):
@@ -339,7 +341,8 @@ def test_a_job_of_many_that_is_killed_goes_on(family_made: Checkout, tmp_path: P
             if len(list(checkout.path.glob("results/tiny/runs/rates/*/trajectory/store.zarr"))) > before + 1:
                 break
             time.sleep(0.05)
-        checkout.kill(child, signal.SIGKILL)
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
     code, output = checkout.snakemake(table_of(RATES))
     assert code == 0, output
     for manifest in sorted(family_made.path.glob("results/tiny/runs/rates/*/trajectory/manifest.json")):

@@ -7,7 +7,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from quadscape.config.sections import SGD
 from quadscape.config.values import resolved
 from quadscape.figures import FIGURES
 from quadscape.measures import MEASURES, OWNERS
@@ -269,7 +268,7 @@ class Targets:
             if (normalization := getattr(experiment.model_of(run), "normalization", None)) is not None:
                 known["normalization"] = normalization
             trained = {
-                **({"momentum": run.momentum, "nesterov": run.nesterov} if isinstance(run.optimizer, SGD) else {}),
+                **({"momentum": run.momentum, "nesterov": run.nesterov} if run.rule()["momentum"] is not None else {}),
                 "batch_size": run.batch_of(self._problem.training_images(run)),
                 "weight_decay": run.rule()["weight_decay"],
                 "sampling": run.sampling,
@@ -328,10 +327,12 @@ class Targets:
 
     def training_inputs(self, run: str) -> dict[str, list[str]]:
         """What a training reads, by name."""
-        start = self.experiment.run(run).start
+        section = self.experiment.run(run)
+        start, basis = section.start, section.basis()
         return {
             "data": [self.data(run)],
             "start": [] if start is None else [self.places.start(start.run, start.iteration)],
+            "eigenbasis": [] if basis is None else [self.places.eigenbasis(*basis)],
             "chosen": self.tuning(run),
         }
 

@@ -101,17 +101,20 @@ def train_member(experiment: Experiment, raw: Mapping[str, Any], run: str, job: 
     # Here, since most jobs of members find everything done and need not load torch.
     from quadscape.stage.run import run_stage
     from quadscape.training.start import StartPoint
+    from quadscape.training.step_rules import step_of
     from quadscape.training.task import TrainingTask
 
     section = run_to_train(experiment, raw, run, job.inputs["chosen"], log)
+    data, rule = job.inputs["data"][0], None if section.step is None else section.step.rule()
     task = TrainingTask(
         section,
         experiment.run_seed(section),
         experiment.model_of(section),
         experiment.loss,
-        job.inputs["data"][0],
+        data,
         experiment.device,
         None if section.start is None else StartPoint.load(job.inputs["start"][0], section.start),
+        step_of(section, rule, next(iter(job.inputs["eigenbasis"]), None), data),
         may_diverge=experiment.is_member(run),
     )
     run_stage(task, Path(job.manifest).parent, log=log)
