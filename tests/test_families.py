@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from quadscape.data.sets import prepare
 from quadscape.errors import ConfigError, StageError
 from quadscape.measures.family import Family
+from quadscape.planning.estimate import estimate_experiment
 from quadscape.planning.experiment import Experiment
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.families import chosen_run
@@ -284,6 +285,22 @@ def test_which_members_share_a_job_does_not_depend_on_others() -> None:
     assert min(members) >= 16
     long = {**RATES, "set": {"iterations": 2_000_000}}
     assert Targets(Problem.of(with_families(long))).small_members == {}
+
+
+def test_estimates_of_families() -> None:
+    def needs(*families: Mapping[str, Any]) -> dict[str, Any]:
+        found = estimate_experiment(Problem.of(with_families(*families)), ["cuda"])[0].needs
+        return {need.stage: need for need in found}
+
+    few, many = needs(RATES), needs(varied(seed=list(range(16))))
+    assert (few["training"].jobs, few["train_together"].jobs, many["train_together"].jobs) == (1, 2, 2)
+    assert many["train_together"].disk_bytes == pytest.approx(4 * few["train_together"].disk_bytes)
+    assert few["train_together"].seconds < many["train_together"].seconds < 4 * few["train_together"].seconds
+    assert few["measure_tuning"].jobs == 1
+    # Members of one family may have networks of several sizes.
+    widths = {"name": "w", "vary": {"model.hidden": [[2], [3], [4]]}}
+    found = estimate_experiment(Problem.of(with_families(widths)), ["cuda"])[0].needs
+    assert sum(need.jobs for need in found if need.stage in {"training", "train_together"}) >= 2
 
 
 def test_a_damaged_record_of_a_part_is_no_record(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ before any job starts, `config.yaml` states the same defaults, and docs/configur
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -409,6 +410,22 @@ class Experiment(Section):
         for run in self.runs:
             groups.setdefault(self.model_of(run).model_dump_json(), []).append(run)
         return [(self.model_of(runs[0]), tuple(runs)) for runs in groups.values()]
+
+    def with_runs(self, runs: tuple[Run, ...], model: Model) -> "Experiment":
+        """A part of the experiment: some runs, and what of the families is left of them.
+
+        Args:
+            runs: The runs.
+            model: The network of all of them.
+
+        Returns:
+            The part, which is not checked again.
+        """
+        names = {run.name for run in runs}
+        grids = [replace(grid, members=tuple(one for one in grid.members if one.run in names)) for grid in self.grids]
+        part = self.model_copy(update={"runs": runs, "model": model})
+        part._grids = tuple(grid for grid in grids if grid.members)
+        return part
 
     def run_seed(self, run: Run) -> int:
         """Seed of a run: its own, or the experiment's."""
