@@ -119,7 +119,7 @@ def read_members(job: "Job") -> list[MemberRun]:
     found = []
     for place, member in enumerate(job.family.members):
         trajectory = job.trajectory(place)
-        given, results = trajectory.stage.manifest["parameters"], trajectory.stage.manifest["results"]
+        given = trajectory.stage.manifest["parameters"]
         found.append(
             MemberRun(
                 place,
@@ -128,7 +128,7 @@ def read_members(job: "Job") -> list[MemberRun]:
                 trajectory.training,
                 trajectory.curves(),
                 int(given["parameters"]),
-                int(results.get("diverged", -1)),
+                -1 if trajectory.diverged is None else trajectory.diverged,
             )
         )
     return found
