@@ -7,7 +7,6 @@ import numpy as np
 from quadscape.figures import style
 from quadscape.figures.family_looks import OTHER, Look, best_cells, can_be_log, keys, looks
 from quadscape.figures.specification import FigureSpec
-from quadscape.measures.variants import variants
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,30 +54,38 @@ def draw(tables: "Tables") -> "Figure":
         panels[0].set_title(f"family {members.attributes['run']}", loc="left")
     handles = keys(shown, len(set(names)) - len(shown))
     handles.append(style.line_key("single seeds", color=style.GREY, linewidth=0.6))
-    if any((members["diverged_at"] >= 0).any() for _, members, _ in families):
-        handles.append(
-            style.line_key("last evaluation before a seed diverged", color=style.GREY, marker="x", linestyle="")
-        )
+    if any(_lost(members) for _, members, _ in families):
+        text = "last evaluation before a seed diverged"
+        handles.append(style.line_key(text, color=style.BLACK, marker="x", linestyle="", markersize=8))
     style.legend(figure, handles, columns=3)
     figure.suptitle(TITLE)
     return figure
 
 
+def _lost(members: "Table") -> set[int]:
+    """Runs that diverged, of the settings that are drawn."""
+    drawn = np.isin(members["cell"], list(best_cells(members).values()))
+    return set(members["run"][drawn & (members["diverged_at"] >= 0)].tolist())
+
+
 def _courses(panels: "np.ndarray", course: "Table", members: "Table", cost: "Table", shown: dict[str, Look]) -> None:
     seconds = dict(zip(cost["cell"].tolist(), cost["seconds_per_step"].tolist(), strict=True))
     best = best_cells(members)
-    lost = set(members["run"][members["diverged_at"] >= 0].tolist())
+    lost = _lost(members)
     ordered = sorted(best.items(), key=lambda item: item[0] in shown)  # grey below
+    drawn: list[list[np.ndarray]] = [[], [], []]
     for name, cell in ordered:
         look = shown.get(name, OTHER)
         own = course.where((course["cell"] == cell) & (course["training_loss"] > 0))
         scales = (own["iteration"], own["examples_seen"], own["iteration"] * seconds.get(cell, np.nan))
-        for axis, x in zip(panels, scales, strict=True):
+        for axis, x, every_x in zip(panels, scales, drawn, strict=True):
+            every_x.append(np.asarray(x, dtype=np.float64))
             for run in np.unique(own["run"]).tolist():
                 rows = own["run"] == run
                 axis.plot(x[rows], own["training_loss"][rows], color=look.colour, linewidth=0.5, alpha=0.7, zorder=2)
                 if run in lost:
-                    axis.plot(x[rows][-1:], own["training_loss"][rows][-1:], "x", color=look.colour, zorder=5)
+                    last = (x[rows][-1:], own["training_loss"][rows][-1:])
+                    axis.plot(*last, "x", color=style.BLACK, markersize=9, mew=1.6, zorder=6)
             at, mean = _mean(own["iteration"], x, own["training_loss"])
             every = max(1, len(at) // 8)
             axis.plot(
@@ -92,29 +99,21 @@ def _courses(panels: "np.ndarray", course: "Table", members: "Table", cost: "Tab
                 zorder=3,
             )
     labels = ("iteration (steps taken)", "examples seen", "time of these steps (s)")
-    for axis, label in zip(panels, labels, strict=True):
+    for axis, label, parts in zip(panels, labels, drawn, strict=True):
         axis.set_xlabel(label)
         axis.set_ylabel("training loss per example")
         if can_be_log(course["training_loss"]):
             axis.set_yscale("log")
-        _scale(axis)
+        if label != labels[0]:
+            _scale(axis, np.concatenate(parts))
 
 
-def _scale(axis: "Axes") -> None:
+def _scale(axis: "Axes", x: np.ndarray) -> None:
     """Batches of different sizes see examples at very different pace: on a linear axis the small ones are a wall."""
-    ends = [line.get_xdata()[-1] for line in axis.lines if len(line.get_xdata())]
-    ends = [float(end) for end in ends if np.isfinite(end) and end > 0]
-    firsts = [float(x) for line in axis.lines for x in line.get_xdata() if np.isfinite(x) and x > 0]
-    if ends and max(ends) > 8 * min(ends):
-        axis.set_xscale("symlog", linthresh=min(firsts), linscale=0.3)
-        axis.set_xlim(0, 1.5 * max(ends))
-        from matplotlib.ticker import LogLocator, SymmetricalLogLocator
-
-        decades = np.log10(max(ends) / min(firsts))
-        axis.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=min(firsts)))
-        if decades > 4:
-            ticks = [0.0, *LogLocator(numticks=5).tick_values(min(firsts) * 2, max(ends))]
-            axis.set_xticks([tick for tick in ticks if tick == 0 or min(firsts) < tick <= 1.5 * max(ends)])
+    positive = x[np.isfinite(x) & (x > 0)]
+    if len(positive) and positive.max() > 100 * positive.min():
+        axis.set_xscale("log")
+        axis.set_xlim(0.8 * positive.min(), 1.3 * positive.max())
 
 
 def _mean(iterations: np.ndarray, x: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -145,6 +144,7 @@ def _ends(axis: "Axes", members: "Table", shown: dict[str, Look]) -> None:
             np.exp(np.log(x).mean()), y.mean(), look.marker, color=look.colour, markersize=9, mec="white", zorder=4
         )
     axis.set_xscale("log")
+    axis.margins(y=0.12)
     if not axis.lines:
         axis.plot([1], [np.nan])
         style.note(axis, "every member diverged", "upper left")
@@ -167,13 +167,13 @@ Training loss of variants of gradient descent against steps, examples and second
 panels per family of runs.
 
 Each variant is drawn at the learning rate of its least validation loss, where the family has several. Thin lines are
-single seeds, thick ones with markers their geometric mean; a cross is the last evaluation of a seed before it diverged.
-Seconds are steps times the least time of a step on the machine that measured them, without evaluations; where the ends
-of curves differ much, the axis is logarithmic beyond its first tick. Bottom right: the validation loss at the end
-against the examples that were seen when the training loss first was at most the one that is named; small markers are
-seeds, large ones their means; right of the line are runs that never got there. What is lower is better everywhere.
-Compare curves on the axis of the budget that matters: a small batch is fast by steps and slow by seconds. At most
-eight variants have colours, those of the least training loss.
+single seeds, thick ones with markers their geometric mean, as far as all of them go; a cross is the last evaluation of
+a seed before it diverged. Seconds are steps times the least time of a step on the machine that measured them, without
+evaluations. Where batches differ much these axes are logarithmic, and begin at the first evaluation after the start.
+Bottom right: the validation loss at the end against the examples that were seen when the training loss first was at
+most the one that is named; small markers are seeds, large ones their means; right of the line are runs that never got
+there. What is lower is better everywhere. Compare curves on the axis of the budget that matters: a small batch is fast
+by examples and slow by seconds. At most eight variants have colours, those of the least training loss.
 """,
     tables=("descent_course", "descent_members", "descent_cost"),
     draw=draw,

@@ -118,7 +118,7 @@ def _chosen_elsewhere(tables: Tables, run: str) -> list[Table]:
 
 
 def _was_tuned(own: Table, elsewhere: list[Table]) -> bool:
-    """Whether the only rate of a method is the best, inside its grid, of the same method, batch and budget elsewhere."""
+    """Whether the only rate of a method is the best of the same method, batch and budget elsewhere, inside its grid."""
     if len(np.unique(own["learning_rate"])) > 1:
         return False
     for table in elsewhere:
