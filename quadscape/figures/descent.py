@@ -104,15 +104,19 @@ def _courses(panels: "np.ndarray", course: "Table", members: "Table", cost: "Tab
         axis.set_ylabel("training loss per example")
         if can_be_log(course["training_loss"]):
             axis.set_yscale("log")
+        style.plain_log(axis)
         if label != labels[0]:
             _scale(axis, np.concatenate(parts))
+        style.few_ticks(axis)
+        if axis.get_xscale() == "linear" and label != labels[2]:
+            axis.xaxis.set_major_formatter(lambda value, _: style.thousands(value))
 
 
 def _scale(axis: "Axes", x: np.ndarray) -> None:
     """Batches of different sizes see examples at very different pace: on a linear axis the small ones are a wall."""
     positive = x[np.isfinite(x) & (x > 0)]
     if len(positive) and positive.max() > 100 * positive.min():
-        axis.set_xscale("log")
+        axis.set_xscale("log", nonpositive="mask")
         axis.set_xlim(0.8 * positive.min(), 1.3 * positive.max())
 
 
@@ -143,16 +147,19 @@ def _ends(axis: "Axes", members: "Table", shown: dict[str, Look]) -> None:
         axis.plot(
             np.exp(np.log(x).mean()), y.mean(), look.marker, color=look.colour, markersize=9, mec="white", zorder=4
         )
-    axis.set_xscale("log")
+    if len(reached[reached > 0]):
+        axis.set_xscale("log")
     axis.margins(y=0.12)
     if not axis.lines:
         axis.plot([1], [np.nan])
+        axis.set_xticks([])
+        axis.set_yticks([])
         style.note(axis, "every member diverged", "upper left")
     if some:
         axis.axvline(2 * most, color=style.GREY, linewidth=0.8)
         axis.text(never, 0.98, "never", transform=axis.get_xaxis_transform(), ha="center", va="top", fontsize=8.5)
     target = members.attributes.get("target_loss")
-    text = "" if target is None else f" {style.power(target)}"
+    text = " reached" if target is None else f" {style.power(target)}"
     axis.set_xlabel(f"examples seen until the training loss is{text}")
     axis.set_ylabel("final validation loss")
 

@@ -123,6 +123,8 @@ def _finish(axis: "Axes", drawn: list[np.ndarray], label: str) -> None:
         axis.plot([0], [np.nan])
         style.note(axis, "nothing finite to show", "upper right")
         axis.set_xticks([])
+    else:
+        style.few_ticks(axis)
     axis.set_xlabel(label)
     axis.margins(x=0.12)
 

@@ -81,6 +81,7 @@ def _seeds(axis: "Axes", table: "Table", runs: "Table") -> None:
         axis.plot([0], [np.nan])
         style.note(axis, "every start diverged", "upper right")
     listed(axis, table["cell"].tolist(), labelled=False)
+    style.few_ticks(axis)
     axis.set_xlabel("training loss at the end, above the best well")
 
 

@@ -124,6 +124,8 @@ def listed(axis: "Axes", names: Sequence[str], labelled: bool = True) -> None:
     """
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_yticks(range(len(names)), [short(name, 40) for name in names] if labelled else [""] * len(names))
+    if labelled:
+        axis.set_ylabel("setting")
     axis.tick_params(axis="y", length=0)
     axis.grid(visible=False, axis="y")
 

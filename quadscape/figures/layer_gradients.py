@@ -124,6 +124,7 @@ def _slopes(axis: "Axes", slopes: "Table", cells: list[str]) -> None:
         style.note(axis, "too few hidden layers of equal shape", "lower right")
     listed(axis, cells)
     axis.yaxis.tick_right()
+    style.few_ticks(axis)
     axis.set_xlabel("log₁₀ per layer towards the input")
     axis.set_title("slope with depth")
 

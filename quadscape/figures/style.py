@@ -224,6 +224,25 @@ def plain(value: float) -> str:
     return f"{0.0 if abs(value) < 1e-300 else value:.4g}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
 
 
+def plain_log(axis: "Axes") -> None:
+    """Within two decades, plain numbers at 1, 2 and 5 on the vertical axis are easier to read than powers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_ylim()
+    if axis.get_yscale() == "log" and high / low < 300:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def few_ticks(axis: "Axes", most: int = 5) -> None:
+    """At most so many intervals between the ticks of a linear horizontal axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    if axis.get_xscale() == "linear":
+        axis.xaxis.set_major_locator(MaxNLocator(most))
+
+
 def checkpoint_title(table: "Table") -> str:
     """Which checkpoint a table is of."""
     return f"{table.attributes['run']}, iteration {thousands(table.attributes['iteration'])}"

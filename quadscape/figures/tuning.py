@@ -44,7 +44,7 @@ def draw(tables: "Tables") -> "Figure":
             scores[name] = min(scores.get(name, np.inf), loss)
     shown = looks(names, scores)
     rows = max((min(len(table), ROWS) for (table, _), yes in zip(families, rated, strict=True) if not yes), default=0)
-    height = max(4.0, 0.28 * rows + 1.0)
+    height = max(4.0 if any(rated) else 1.8, 0.28 * rows + 1.0)
     figure, axes = style.panels(len(families), heights=(height,), width=4.6 if all(rated) else 6.0, most=2)
     for axis, (table, runs), yes in zip(axes[0], families, rated, strict=True):
         (_by_rate if yes else _by_setting)(axis, table, runs, shown)
@@ -97,7 +97,7 @@ def _by_rate(axis: "Axes", table: "Table", runs: "Table", shown: dict[str, Look]
         look = shown.get(name, OTHER)
         height = 0.985 - 0.035 * min(order.index(name), 7)
         axis.plot(
-            lost["learning_rate"],
+            lost["learning_rate"] * step ** places[name],
             np.full(len(lost), height),
             "x",
             color=look.colour,
@@ -109,6 +109,7 @@ def _by_rate(axis: "Axes", table: "Table", runs: "Table", shown: dict[str, Look]
         axis.set_yscale("log")
     if not np.isfinite(table["validation_loss"]).any():
         style.note(axis, "in every setting a seed diverged", "lower left")
+    style.plain_log(axis)
     low, high = axis.get_ylim()
     if (table["diverged"] > 0).any():
         axis.set_ylim(low, high * (high / low) ** 0.25 if axis.get_yscale() == "log" else high + 0.25 * (high - low))
@@ -151,6 +152,11 @@ def _by_setting(axis: "Axes", table: "Table", runs: "Table", _: dict[str, Look])
         style.note(axis, f"the best {len(cells)} of {len(table)} settings", "upper right")
     if can_be_log(runs["validation_loss"]):
         axis.set_xscale("log")
+    if not np.isfinite(runs["validation_loss"]).any():
+        axis.set_xticks([])
+        style.note(axis, "every member diverged", "upper left")
+    else:
+        style.few_ticks(axis)
     axis.set_xlabel("final validation loss")
 
 

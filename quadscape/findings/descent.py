@@ -155,12 +155,9 @@ def _gains(run: RunTables, table: Table, elsewhere: list[Table]) -> list[Stateme
         parts = {name: part.where(part["batch_size"] == size) for name, part in by_method.items()}
         ends = {name: tuned(part) for name, part in parts.items()}
         fair &= all(ends[name].fair or _was_tuned(part, elsewhere) for name, part in parts.items())
-        seeds = [seed for seed in ends["descent"].seeds if seed in ends["adam"].seeds]
-        values = [
-            np.array([one.training[one.seeds.index(seed)] for seed in seeds]) for one in (ends["descent"], ends["adam"])
-        ]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            gains[size] = np.log(values[0]) - np.log(values[1])
+        with np.errstate(divide="ignore"):
+            logs = {name: np.log(one.training) for name, one in ends.items()}
+        gains[size] = _differences(logs["descent"], ends["descent"].seeds, logs["adam"], ends["adam"].seeds)
     setting = {**run.setting, "tuned": fair}
     full = _factor(gains[count])
     text = f"Full-batch descent ends at {number(full.value)} times the training loss of full-batch Adam"
@@ -176,7 +173,7 @@ def _gains(run: RunTables, table: Table, elsewhere: list[Table]) -> list[Stateme
 def _factor(logs: np.ndarray) -> Estimate:
     """A factor from its natural logarithms, paired by seed."""
     mean = paired_mean(logs, "seeds")
-    ends = [math.exp(value) if value < 700 else math.inf for value in (mean.value, mean.low, mean.high)]
+    ends = [math.inf if value > 700 else math.exp(value) for value in (mean.value, mean.low, mean.high)]
     return Estimate(ends[0], ends[1], ends[2], mean.interval)
 
 
@@ -195,13 +192,8 @@ def _against_first(run: RunTables, table: Table) -> list[Statement]:
         other = ends[name]
         seeds = [seed for seed in first.seeds if seed in other.seeds]
         pairs = {
-            kind: np.array(
-                [
-                    getattr(other, kind)[other.seeds.index(seed)] - getattr(first, kind)[first.seeds.index(seed)]
-                    for seed in seeds
-                ]
-            )
-            for kind in ("training", "validation")
+            "training": _differences(other.training, other.seeds, first.training, first.seeds),
+            "validation": _differences(other.validation, other.seeds, first.validation, first.seeds),
         }
         lost = int(np.count_nonzero(~np.isfinite(pairs["training"])))
         if lost or not seeds:
@@ -212,6 +204,15 @@ def _against_first(run: RunTables, table: Table) -> list[Statement]:
         found.append(described(f"{name} ends {_above(mean.value)} the training loss of {kinds[0]}", mean, **at))
         found.append(_generalisation(name, kinds[0], pairs["validation"], at))
     return found
+
+
+def _differences(
+    values: np.ndarray, seeds: tuple[int, ...], others: np.ndarray, of_others: tuple[int, ...]
+) -> np.ndarray:
+    """Values less others, of the seeds that both have."""
+    shared = [seed for seed in seeds if seed in of_others]
+    with np.errstate(invalid="ignore"):  # ∞ − ∞, where both diverged
+        return values[[seeds.index(seed) for seed in shared]] - others[[of_others.index(seed) for seed in shared]]
 
 
 def _above(difference: float) -> str:
