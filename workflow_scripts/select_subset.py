@@ -3,4 +3,4 @@ from quadscape.planning.jobs import start_job
 
 experiment, log = start_job(snakemake)
 counts = write_subset(experiment.subset(snakemake.wildcards.subset), snakemake.input.data, snakemake.output[0])
-log(", ".join(f"{count:,} {split}" for split, count in counts.items()) + " examples")
+log(f"Examples: {', '.join(f'{count:,} {split}' for split, count in counts.items())}.")
