@@ -157,7 +157,7 @@ def test_the_peak_of_a_known_sequence() -> None:
 def test_counted_memory_is_near_what_is_measured(method: str, model: dict, batch: int | str, data: Path) -> None:
     section = cases.training(batch_size=batch, optimizer={"method": method})
     cost = step_cost(section, model, "cross_entropy", data, torch.device("cpu"), 1)
-    assert 0.6 < cost["counted_bytes"] / cost["measured_bytes"] < 1.1
+    assert 0.75 < cost["counted_bytes"] / cost["measured_bytes"] < 1.01
 
 
 def test_memory_grows_with_the_batch_and_with_the_state() -> None:
