@@ -158,16 +158,20 @@ def _gains(run: RunTables, table: Table, elsewhere: list[Table]) -> list[Stateme
         with np.errstate(divide="ignore"):
             logs = {name: np.log(one.training) for name, one in ends.items()}
         gains[size] = _differences(logs["descent"], ends["descent"].seeds, logs["adam"], ends["adam"].seeds)
-    setting = {**run.setting, "tuned": fair}
     full = _factor(gains[count])
     text = f"Full-batch descent ends at {number(full.value)} times the training loss of full-batch Adam"
-    found = [compared(PRIMARY, text, full, setting, **at)]
+    if not fair:
+        # What is not tuned is described, and decides nothing.
+        reason = f"SGD or Adam was not tuned over {RATES} rates or more with the best inside; that would do"
+        untuned = [untestable(row, reason, **at) for row in (PRIMARY, GROWS)]
+        return [described(f"{text}, not both of them tuned", full, **at), *untuned]
+    found = [compared(PRIMARY, text, full, run.setting, **at)]
     if len(gains) == 1:
         return [*found, untestable(GROWS, "the family has one batch size; a small one beside it would do", **at)]
     more = gains[count] - gains[shared[0]] if len(gains[count]) == len(gains[shared[0]]) else np.empty(0)
     growth = _factor(more)
     text = f"Adam's gain over descent is {number(growth.value)} times as large at full batch as with batches of "
-    return [*found, compared(GROWS, f"{text}{shared[0]:,}", growth, setting, **at)]
+    return [*found, compared(GROWS, f"{text}{shared[0]:,}", growth, run.setting, **at)]
 
 
 def _factor(logs: np.ndarray) -> Estimate:
