@@ -155,6 +155,7 @@ def _ends(axis: "Axes", members: "Table", shown: dict[str, Look]) -> None:
         axis.set_xticks([])
         axis.set_yticks([])
         style.note(axis, "every member diverged", "upper left")
+    style.plain_log(axis, horizontal=True)
     if some:
         axis.axvline(2 * most, color=style.GREY, linewidth=0.8)
         axis.text(never, 0.98, "never", transform=axis.get_xaxis_transform(), ha="center", va="top", fontsize=8.5)

@@ -127,6 +127,7 @@ def _finish(axis: "Axes", drawn: list[np.ndarray], label: str) -> None:
         style.few_ticks(axis)
     axis.set_xlabel(label)
     axis.margins(x=0.12)
+    style.plain_log(axis, horizontal=True)
 
 
 SPEC = FigureSpec(

@@ -61,6 +61,7 @@ def draw(tables: "Tables") -> "Figure":
         high = max(axis.get_ylim()[1] for axis in panels[:2])
         for axis in panels[:2]:
             axis.set_ylim(low, high)
+        panels[1].set_xlim(panels[0].get_xlim())
         panels[0].set_ylabel(f"family {norms.attributes['run']}\nlog₁₀ of the gradient's norm")
         _slopes(panels[2], slopes, cells)
     handles = keys(shown, len(set(names)) - len(shown))
@@ -124,6 +125,7 @@ def _slopes(axis: "Axes", slopes: "Table", cells: list[str]) -> None:
         style.note(axis, "too few hidden layers of equal shape", "lower right")
     listed(axis, cells)
     axis.yaxis.tick_right()
+    axis.yaxis.set_label_position("right")
     style.few_ticks(axis)
     axis.set_xlabel("log₁₀ per layer towards the input")
     axis.set_title("slope with depth")

@@ -224,15 +224,16 @@ def plain(value: float) -> str:
     return f"{0.0 if abs(value) < 1e-300 else value:.4g}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
 
 
-def plain_log(axis: "Axes") -> None:
-    """Within two decades, plain numbers at 1, 2 and 5 on the vertical axis are easier to read than powers."""
+def plain_log(axis: "Axes", *, horizontal: bool = False) -> None:
+    """Within two decades, plain numbers at 1, 2 and 5 on a logarithmic axis are easier to read than powers."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    low, high = axis.get_ylim()
-    if axis.get_yscale() == "log" and high / low < 300:
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.yaxis.set_minor_formatter(NullFormatter())
+    scale, (low, high) = (axis.get_xscale(), axis.get_xlim()) if horizontal else (axis.get_yscale(), axis.get_ylim())
+    if scale == "log" and high / low < 300:
+        ticks = axis.xaxis if horizontal else axis.yaxis
+        ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ticks.set_major_formatter(lambda value, _: f"{value:g}")
+        ticks.set_minor_formatter(NullFormatter())
 
 
 def few_ticks(axis: "Axes", most: int = 5) -> None:
@@ -240,7 +241,7 @@ def few_ticks(axis: "Axes", most: int = 5) -> None:
     from matplotlib.ticker import MaxNLocator
 
     if axis.get_xscale() == "linear":
-        axis.xaxis.set_major_locator(MaxNLocator(most))
+        axis.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
 
 
 def checkpoint_title(table: "Table") -> str:

@@ -157,6 +157,7 @@ def _by_setting(axis: "Axes", table: "Table", runs: "Table", _: dict[str, Look])
         style.note(axis, "every member diverged", "upper left")
     else:
         style.few_ticks(axis)
+        style.plain_log(axis, horizontal=True)
     axis.set_xlabel("final validation loss")
 
 
