@@ -12,7 +12,8 @@ from typing import Any
 from quadscape.digests import canonical_digest
 
 
-def _document(path: str | Path) -> dict[str, Any] | None:
+def stored_document(path: str | Path) -> dict[str, Any] | None:
+    """A file of JSON; None where there is none that is whole."""
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -29,7 +30,7 @@ def stored_manifest(path: str | Path) -> dict[str, Any] | None:
     Returns:
         The manifest; None where there is none that is whole.
     """
-    manifest = _document(path)
+    manifest = stored_document(path)
     try:
         if manifest is None or manifest.pop("checksum") != canonical_digest(manifest):
             return None
@@ -48,7 +49,7 @@ def stored_attributes(path: str | Path) -> dict[str, Any] | None:
     Returns:
         The attributes; None where there are none that can be read.
     """
-    attributes = (_document(path) or {}).get("attributes")
+    attributes = (stored_document(path) or {}).get("attributes")
     return attributes if isinstance(attributes, dict) else None
 
 

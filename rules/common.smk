@@ -59,7 +59,10 @@ if workflow.is_main_process:
         *targets.left_out(),
     ]:
         print(sentence, file=sys.stderr)
-    force_outputs(workflow, report_differences(experiment, places, problem, kept))
+    forced = report_differences(experiment, places, problem, kept)
+    force_outputs(
+        workflow, [*forced, *targets.grown_parts(), *targets.parts_of(forced)]
+    )
 
 
 class DirectoryIsLocked(LockException):
@@ -104,10 +107,15 @@ def data_of(wildcards):
     return targets.data(wildcards.run, wildcards.get("iteration", ""))
 
 
-def start_point(wildcards):
-    """The state from which a run starts that goes on from another."""
-    start = experiment.run(wildcards.run).start
-    return [] if start is None else [places.start(start.run, start.iteration)]
+def alternatives(names):
+    """A pattern for exactly these names; where there is none, nothing is called so."""
+    return "|".join(re.escape(name) for name in names) or "(?!)"
+
+
+def step_basis(wildcards):
+    """The eigenbasis by which a run steps that has such a step."""
+    basis = experiment.run(wildcards.run).basis()
+    return [] if basis is None else [places.eigenbasis(*basis)]
 
 
 def dense_checkpoint(wildcards):
@@ -138,12 +146,12 @@ def runtime(job):
 
 
 wildcard_constraints:
-    run="|".join(re.escape(run.name) for run in experiment.runs),
-    # Where there is none, nothing is called so.
-    family="|".join(re.escape(grid.name) for grid in experiment.grids) or "(?!)",
+    run=alternatives(run.name for run in experiment.runs),
+    family=alternatives(grid.name for grid in experiment.grids),
     # A checkpoint, or one that is analysed on a subset of the data.
     iteration=r"\d+" + targets.subset_pattern(),
-    subset="|".join(re.escape(subset.name) for subset in experiment.subsets) or "(?!)",
+    subset=alternatives(subset.name for subset in experiment.subsets),
+    part=r"\d+",
     first=r"\d+",
     second=r"\d+",
     shard=r"\d+",

@@ -1,13 +1,17 @@
 # The store beside the manifest is not declared: Snakemake deletes declared outputs of a job that was interrupted.
 rule train:
     input:
-        data=data_of,
-        start=start_point,
-        chosen=lambda wildcards: targets.tuning(wildcards.run),
+        unpack(lambda wildcards: targets.training_inputs(wildcards.run)),
     output:
         places.trajectory("{run}"),
     log:
         "logs/{}/train/{{run}}.log".format(experiment.name),
+    wildcard_constraints:
+        run=alternatives(
+            run.name
+            for run in experiment.runs
+            if run.name not in targets.small_members
+        ),
     conda:
         "../envs/quadscape.yaml"
     threads: 2
@@ -15,22 +19,72 @@ rule train:
         mem_mb=memory("training"),
         runtime=runtime("training"),
     params:
-        version=STAGE_VERSIONS["training"],
-        training=lambda wildcards: targets.training(wildcards.run),
-        seed=lambda wildcards: experiment.run_seed(experiment.run(wildcards.run)),
-        model=lambda wildcards: resolved(
-            experiment.model_of(experiment.run(wildcards.run))
-        ),
-        model_code=lambda wildcards: problem.networks[wildcards.run].code,
-        loss=experiment.loss,
+        version=lambda wildcards: targets.training(wildcards.run)["version"],
+        training=lambda wildcards: targets.training(wildcards.run)["training"],
+        seed=lambda wildcards: targets.training(wildcards.run)["seed"],
+        model=lambda wildcards: targets.training(wildcards.run)["model"],
+        model_code=lambda wildcards: targets.training(wildcards.run)["model_code"],
+        loss=lambda wildcards: targets.training(wildcards.run)["loss"],
     script:
         "../workflow_scripts/train.py"
+
+
+# Small members of a family, many to a job (quadscape/planning/together.py) …
+rule train_together:
+    input:
+        unpack(targets.part_inputs),
+    output:
+        places.together("{family}", "{part}"),
+    log:
+        "logs/{}/train_together/{{family}}/{{part}}.log".format(experiment.name),
+    conda:
+        "../envs/quadscape.yaml"
+    resources:
+        mem_mb=memory("training"),
+        runtime=lambda wildcards, attempt: targets.part_minutes(wildcards, attempt),
+    params:
+        trainings=targets.part_trainings,
+    script:
+        "../workflow_scripts/train_together.py"
+
+
+localrules:
+    train_member,
+
+
+# … and each by itself, which as a rule finds that it was trained. Ancient: a part that is trained again for a further
+# member leaves the others as they are.
+rule train_member:
+    input:
+        unpack(lambda wildcards: targets.training_inputs(wildcards.run)),
+        together=ancient(lambda wildcards: targets.part(wildcards.run)),
+    output:
+        places.trajectory("{run}"),
+    log:
+        "logs/{}/train_member/{{run}}.log".format(experiment.name),
+    wildcard_constraints:
+        run=alternatives(targets.small_members),
+    conda:
+        "../envs/quadscape.yaml"
+    resources:
+        mem_mb=memory("training"),
+        runtime=runtime("training"),
+    params:
+        version=lambda wildcards: targets.training(wildcards.run)["version"],
+        training=lambda wildcards: targets.training(wildcards.run)["training"],
+        seed=lambda wildcards: targets.training(wildcards.run)["seed"],
+        model=lambda wildcards: targets.training(wildcards.run)["model"],
+        model_code=lambda wildcards: targets.training(wildcards.run)["model_code"],
+        loss=lambda wildcards: targets.training(wildcards.run)["loss"],
+    script:
+        "../workflow_scripts/train_member.py"
 
 
 rule extract_start:
     input:
         data=data_of,
         trajectory=places.trajectory("{run}"),
+        eigenbasis=step_basis,
     output:
         places.start("{run}", "{iteration}"),
     log:

@@ -60,6 +60,21 @@ def test_estimates_add_up_over_networks() -> None:
     assert second < first
 
 
+def test_estimates_count_start_points_once() -> None:
+    start = {"run": "a", "iteration": 30}
+    others = [{"name": name, "start": {**start, "iteration": at}} for name, at in (("c", 30), ("d", 30), ("e", 31))]
+    experiment = parse_experiment({**TINY, "runs": [*TINY["runs"], *others]})
+    needs = estimate_experiment(Problem.of(experiment), ["cpu"])[0].needs
+    [starts] = [need for need in needs if need.stage == "extract_start"]
+    training = next(need for need in needs if need.stage == "training")
+    assert starts.jobs == 2
+    assert starts.disk_bytes == 2 * 8 * 235  # θ and momentum
+    assert starts.memory_bytes == training.memory_bytes
+    assert 0 < starts.seconds <= training.seconds + 1
+    alone = estimate_experiment(Problem.of(parse_experiment(TINY)), ["cuda"])[0].needs
+    assert not any(need.stage == "extract_start" for need in alone)
+
+
 @pytest.mark.slow
 def test_a_run_with_another_network_beside_finished_ones(checkout: Checkout) -> None:
     checkout.configure(runs=RUNS)

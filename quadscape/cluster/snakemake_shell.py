@@ -65,6 +65,9 @@ def force_outputs(workflow: Any, paths: Sequence[str]) -> None:
 
     `--forcerun` takes what it is given for further targets, so that one figure would bring everything with it.
 
+    What depends on a job that runs only by ancient inputs is judged by itself: Snakemake (9.27) neither runs it for
+    that, as it should not, nor looks whether it must be run for another reason, as it should.
+
     Args:
         workflow: Snakemake's workflow, of which no jobs are planned yet.
         paths: Declared outputs.
@@ -84,8 +87,34 @@ def force_outputs(workflow: Any, paths: Sequence[str]) -> None:
         def __init__(self, workflow: Any, *arguments: Any, **options: Any) -> None:
             super().__init__(workflow, *arguments, **options)
             self.forcefiles |= getattr(workflow, "quadscape_forced", frozenset())
+            self._judges = False
+
+        async def update_needrun(self, *arguments: Any, **options: Any) -> None:
+            self._judges = True
+            try:
+                await super().update_needrun(*arguments, **options)
+            finally:
+                self._judges = False
+
+        def bfs(self, direction: Any, *jobs: Any, **options: Any) -> Any:
+            if self._judges and direction is self.depending:
+                direction = _Updating(direction)
+            return super().bfs(direction, *jobs, **options)
 
     snakemake.workflow.DAG = Forcing
+
+
+class _Updating:
+    """Jobs that depend on one by more than ancient files that exist."""
+
+    def __init__(self, depending: Any) -> None:
+        self._depending = depending
+
+    def __getitem__(self, job: Any) -> dict[Any, Any]:
+        found = self._depending[job].items()
+        return {
+            other: files for other, files in found if not all(one.is_ancient and Path(one).exists() for one in files)
+        }
 
 
 def check_working_directory(root: Path, *, on_slurm: bool = False) -> None:

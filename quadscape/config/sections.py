@@ -13,7 +13,18 @@ from pydantic import (
     model_validator,
 )
 
-from quadscape.config.values import Count, FloatType, Index, Name, NonNegative, NotEmpty, Positive, Real, Section
+from quadscape.config.values import (
+    Count,
+    FloatType,
+    Index,
+    Name,
+    NonNegative,
+    NotEmpty,
+    Positive,
+    Real,
+    Section,
+    resolved,
+)
 
 
 def _as_text(value: Any) -> Any:
@@ -173,7 +184,7 @@ Model = Annotated[
 
 
 class Schedule(Section):
-    """What every learning-rate schedule shares."""
+    """What every learning-rate schedule of a formula shares."""
 
     value: Positive = 0.1
     """Learning rate η at the start (after the warm-up)."""
@@ -224,13 +235,34 @@ class Exponential(Schedule):
     """Learning rate of the last step."""
 
 
+class Table(Section):
+    """Learning rates from a file, one for each iteration: a number per line, in iterations' order, from 0 on.
+
+    Blank lines and lines that begin with # do not count, and `learning_rate` may head the column. Rates are rounded to
+    six significant digits. What a run follows from is the digest of those that it uses, not the path: a file that was
+    moved, or has more rates after them, trains nothing again.
+    """
+
+    schedule: Literal["table"]
+    """The kind of schedule."""
+    path: str | None = None
+    """The file, needed in an experiment file; relative to the folder in which the workflow runs."""
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the rounded rates that the run uses. None: whatever the file holds; given, other rates are refused."""
+
+    def without_meaning(self) -> set[str]:
+        """The path: rates are known by their digest."""
+        return super().without_meaning() | {"path"}
+
+
 SCHEDULES: dict[str, type[Section]] = {
     "constant": Constant,
     "steps": Steps,
     "cosine": Cosine,
     "exponential": Exponential,
+    "table": Table,
 }
-LearningRate = Annotated[Constant | Steps | Cosine | Exponential, Field(discriminator="schedule")]
+LearningRate = Annotated[Constant | Steps | Cosine | Exponential | Table, Field(discriminator="schedule")]
 
 
 class SGD(Section):
@@ -307,7 +339,7 @@ class KeptIterates(Section):
     stride: Count = 4
     """Every how many iterations θ is kept; 1 is needed to see oscillations. The last iterate is always kept."""
     dense: Index = 200
-    """Iterations on each side of every learning-rate drop that are kept with stride 1."""
+    """Iterations on each side of every milestone of the learning rate that are kept with stride 1."""
 
 
 class Training(Section):
@@ -361,10 +393,9 @@ class Training(Section):
                 raise ValueError(f"{key} is an option of optimizer sgd, but the optimizer is {self.optimizer.method}")
         if self.clip_norm is not None and self.clip_value is not None:
             raise ValueError("clip_norm and clip_value are both given; valid is one of them")
-        if self.learning_rate.warmup > self.iterations:
-            raise ValueError(
-                f"learning_rate.warmup is {self.learning_rate.warmup}, more than the {self.iterations} iterations"
-            )
+        warmup = self.learning_rate.warmup if isinstance(self.learning_rate, Schedule) else 0
+        if warmup > self.iterations:
+            raise ValueError(f"learning_rate.warmup is {warmup}, more than the {self.iterations} iterations")
         return self
 
     def without_meaning(self) -> set[str]:
@@ -396,6 +427,7 @@ class Training(Section):
 
     def dense_windows(self) -> list[range]:
         """The ranges of iterations kept with stride 1: around every milestone within the run."""
+        # Of a table there are none: what is kept must be told from the section alone, without the file.
         if not isinstance(self.learning_rate, Steps):
             return []
         width = self.trajectory.dense
@@ -447,6 +479,104 @@ class Chosen(Section):
     """What is best: the smallest loss on validation data at the end, in the mean over seeds."""
 
 
+class Step(Section):
+    """What stands between the gradient of a batch and the optimizer: a linear map that stays the same throughout."""
+
+    def rule(self) -> dict[str, Any]:
+        """What it does, as JSON values, without the names by which its eigenbasis is found."""
+        return {key: value for key, value in resolved(self).items() if key not in {"run", "iteration"}}
+
+    def vectors(self, parameters: int) -> int:
+        """Number of vectors of the size of θ that it needs, of a network of so many parameters."""
+        return parameters
+
+
+class ByEigenbasis(Step):
+    """What every step by the eigenbasis of a checkpoint shares."""
+
+    run: Name
+    """The run whose checkpoint it is; its network must be this run's."""
+    iteration: Index
+    """Which of that run's `checkpoints`."""
+
+
+class Projected(ByEigenbasis):
+    """g ← QₖQₖᵀg, or g ← g − QₖQₖᵀg, with the k eigenvectors of consecutive ranks (1: the largest eigenvalue)."""
+
+    method: Literal["projected"]
+    """The method."""
+    first: Count = 1
+    """First rank."""
+    last: Count
+    """Last rank."""
+    part: Literal["keep", "remove"] = "keep"
+    """Whether the gradient's components along these eigenvectors are kept, and no others, or removed."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.last < self.first:
+            raise ValueError(f"last is {self.last}, below first, which is {self.first}")
+        return self
+
+    def vectors(self, parameters: int) -> int:
+        """The eigenvectors of these ranks."""
+        return min(parameters, self.last - self.first + 1)
+
+
+class RandomSubspace(Step):
+    """The same with a random subspace, as a control: UUᵀg or g − UUᵀg, U an orthonormal basis of Gaussian vectors."""
+
+    method: Literal["random"]
+    """The method."""
+    dimension: Count
+    """Dimension of the subspace, k."""
+    seed: Index = 0
+    """Seed of the subspace."""
+    part: Literal["keep", "remove"] = "keep"
+    """Whether the gradient's components in the subspace are kept, and no others, or removed."""
+
+    def vectors(self, parameters: int) -> int:
+        """A basis of the subspace."""
+        return min(parameters, self.dimension)
+
+
+class Preconditioned(ByEigenbasis):
+    """g ← Q diag(1/max(|λ|, floor)^power) Qᵀg, over the whole eigenbasis."""
+
+    method: Literal["preconditioned"]
+    """The method."""
+    power: Annotated[Real, Field(gt=0, le=1)] = 1.0
+    """1 is Newton's step with |λ| in place of λ, 0.5 half of it on a logarithmic scale."""
+    floor: Positive
+    """Directions of smaller |λ| are treated as if it were this."""
+    normalized: bool = False
+    """Whether all factors are divided by the largest, so that no component grows; otherwise they are as they stand."""
+
+
+class Posterior(ByEigenbasis):
+    """g ← Q diag(1/(N max(λ + δ, floor))) Qᵀg: every direction times the variance of the Gaussian posterior along it.
+
+    N is the number of training examples and δ the run's weight decay (of `adamw` 0): the covariance of Laplace's
+    approximation to exp(−N(L + (δ/2)|θ|²)). A learning rate of N makes Newton's step of it.
+    """
+
+    method: Literal["posterior"]
+    """The method."""
+    floor: Positive
+    """Directions of smaller λ + δ, negative ones too, are treated as if it were this."""
+    normalized: bool = False
+    """Whether all factors are divided by the largest, so that no component grows; otherwise they are as they stand."""
+
+
+STEP_METHODS: dict[str, type[Section]] = {
+    "projected": Projected,
+    "random": RandomSubspace,
+    "preconditioned": Preconditioned,
+    "posterior": Posterior,
+}
+AnyStep = Annotated[Projected | RandomSubspace | Preconditioned | Posterior, Field(discriminator="method")]
+
+
 class Run(Training):
     """One training run, or parameters from elsewhere. Any key of `training` can be given, to override it here."""
 
@@ -463,10 +593,14 @@ class Run(Training):
     """From where it goes on; none: it starts by itself, from initial parameters."""
     examples: Name | None = None
     """Subset of the data on which it is trained and analysed; none: all of it."""
-    on: dict[Name, tuple[Index, ...]] = {}  # ruff: ignore[mutable-class-default]: pydantic copies it
+    curvature_on: dict[Name, tuple[Index, ...]] = {}  # ruff: ignore[mutable-class-default]: pydantic copies it
     """Subsets on which the curvature is computed too, each with those of the run's checkpoints at which it is."""
     chosen: Chosen | None = None
     """A family from whose best cell keys are taken, once its members are trained; none: all is given here."""
+    step: AnyStep | None = None
+    """What is done with the gradient before the optimizer steps; none: nothing."""
+
+    later: ClassVar[tuple[str, ...]] = (*Training.later, "step")
 
     @field_validator("checkpoints")
     @classmethod
@@ -477,10 +611,9 @@ class Run(Training):
 
     @model_validator(mode="after")
     def _checkpoints_exist(self) -> Self:
-        if self.path is not None and self.start is not None:
-            raise ValueError("path and start are both given, but a run with a path is not trained")
-        if self.path is not None and self.chosen is not None:
-            raise ValueError("path and chosen are both given, but a run with a path is not trained")
+        for key in ("start", "step", "chosen"):
+            if self.path is not None and getattr(self, key) is not None:
+                raise ValueError(f"path and {key} are both given, but a run with a path is not trained")
         if self.path is not None:
             if len(self.checkpoints) > 1 and "{iteration}" not in self.path:
                 raise ValueError("path needs {iteration} in it where there are several checkpoints")
@@ -501,6 +634,14 @@ class Run(Training):
     def training(self) -> Training:
         """The training parameters alone: what the trajectory depends on, without name and checkpoint list."""
         return Training.model_construct(**{key: getattr(self, key) for key in Training.model_fields})
+
+    def rule(self) -> dict[str, Any]:
+        """As that of `Training`, but no formula of SGD holds where a step is not along the gradient."""
+        return super().rule() | ({} if self.step is None else {"momentum": None})
+
+    def basis(self) -> tuple[str, int] | None:
+        """Run and iteration of the checkpoint by whose eigenbasis it steps; None where it steps by none."""
+        return (self.step.run, self.step.iteration) if isinstance(self.step, ByEigenbasis) else None
 
 
 class Curvature(Section):

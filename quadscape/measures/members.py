@@ -49,6 +49,11 @@ class MemberRun:
         return self.training.batch_of(self.examples)
 
     @property
+    def learning_rate(self) -> float:
+        """η at the start, after the warm-up; NaN where it comes from a table."""
+        return float(getattr(self.training.learning_rate, "value", np.nan))
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Values of `SETTINGS`."""
         momentum = self.training.rule()["momentum"]
@@ -56,7 +61,7 @@ class MemberRun:
             "method": self.training.optimizer.method,
             "momentum": np.nan if momentum is None else momentum,
             "batch_size": self.batch_size,
-            "learning_rate": self.training.learning_rate.value,
+            "learning_rate": self.learning_rate,
             "weight_decay": self.training.weight_decay,
             "iterations": self.training.iterations,
             "examples": self.examples,

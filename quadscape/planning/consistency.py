@@ -31,10 +31,11 @@ from quadscape.stored import stage_digest, stored_attributes, stored_manifest
 
 _MODEL: TypeAdapter[Model] = TypeAdapter(Model)
 _TRAINING = TypeAdapter(Training)
-_KINDS = ("factory", "schedule")
+_KINDS = ("factory", "schedule", "method")
 """Keys on whose values it depends which keys stand beside them."""
 _DEFAULTS = {
     "start": None,
+    "step": None,
     "loss": "cross_entropy",
     "model_code": None,
     "tf32": Curvature().tf32,
@@ -156,7 +157,7 @@ class _Comparison:
                 yield from self.trajectory(run)
             for iteration in run.checkpoints:
                 yield from self.checkpoint(run, iteration)
-            for name, iterations in run.on.items():
+            for name, iterations in run.curvature_on.items():
                 for iteration in iterations:
                     yield from self.checkpoint(run, iteration, name)
 
@@ -244,12 +245,25 @@ class _Comparison:
         keys = choice.keys | (OPTIONS_OF_SGD if "optimizer" in choice.keys else set())
         return {k: v for k, v in now.items() if k not in keys} | {k: v for k, v in then.items() if k in keys}
 
+    def _step(self, run: Run) -> dict[str, Any] | None:
+        """What a run's trajectory should say of its step, as far as the eigenbasis is there."""
+        if run.step is None:
+            return None
+        basis, parameters = run.basis(), (stored_manifest(self.places.trajectory(run.name)) or {}).get("parameters", {})
+        if basis is None:
+            return run.step.rule()
+        there = stored_manifest(self.places.eigenbasis(*basis))
+        # Of a basis that was purged, or is not there yet, nothing can be said.
+        digest = (parameters.get("step") or {}).get("digest") if there is None else stage_digest(there)
+        return run.step.rule() | {"digest": digest}
+
     def trajectory(self, run: Run) -> Iterator[Difference]:
         stored = (stored_manifest(self.places.trajectory(run.name)) or {}).get("parameters", {})
         now = {
             "training": self._trained(run, stored.get("training")),
             "seed": self.experiment.run_seed(run),
             "start": self._start(run),
+            "step": self._step(run),
             **self._network(run),
             **_known({"data": self._content(run.examples)}),
         }

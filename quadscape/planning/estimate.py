@@ -41,6 +41,8 @@ from quadscape.training.task import FULL_CHUNK
 
 _UNIT_OVERHEAD = 0.04
 """Seconds for which a unit is written, synced and journalled, whatever it holds (measured)."""
+_UNIT_STEPS = 256
+"""Most steps of a unit of training."""
 _START = 0.5
 """Seconds until a process has used everything for the first time (measured)."""
 _DISK_RATE = 1e9
@@ -270,22 +272,35 @@ class _Estimator:
     def training(self, run: Run) -> Need:
         data, dtype = self.problem.data, DTYPES[run.dtype]
         total = data.training + data.validation + data.test
-        if self.measured:
-            step = self.step(run, dtype)
-        else:
-            step = _CUDA_LAUNCH + 3 * run.batch_of(self.count) * self.forward / self.rate(dtype)
+        step = self.step_seconds(run)
         evaluations = -(-run.iterations // run.evaluate_every) + 1
         evaluated = evaluations * self.evaluation(dtype) * total / self.count
         kept = sum(run.is_saved(t) for t in range(run.iterations + 1))
-        units = -(-run.iterations // 256)
+        units = -(-run.iterations // _UNIT_STEPS)
         layers = len({block.layer for block in self.objectives.checkpoint.layout.blocks})
         # Of each step: batch, loss, learning rate, norms by layer, two measures of three splits.
         disk = 8 * self.size * (kept + (1 + len(state_names(run))) * (units + 1)) + 8 * run.iterations * (
             run.batch_of(self.count) + 8 + layers
         )
-        memory = 1e6 * self.problem.memory_mb("training")
+        memory = 1e6 * self.problem.memory_mb("training", run=run.name)
         seconds = _START + run.iterations * step + evaluated + units * _UNIT_OVERHEAD + disk / _DISK_RATE
         return Need("training", 1, memory, disk, seconds)
+
+    def extract_start(self, run: Run) -> Need:
+        """The state of a run from which another goes on: one unit of steps at most, and its vectors written."""
+        disk = 8 * self.size * (1 + len(state_names(run)))
+        seconds = _START + min(_UNIT_STEPS, run.iterations) * self.step_seconds(run) + disk / _DISK_RATE
+        return Need("extract_start", 1, 1e6 * self.problem.memory_mb("training", run=run.name), disk, seconds)
+
+    def step_seconds(self, run: Run) -> float:
+        """Seconds of one training step, with what stands between gradient and optimizer."""
+        dtype = DTYPES[run.dtype]
+        if self.measured:
+            seconds = self.step(run, dtype)
+        else:
+            seconds = _CUDA_LAUNCH + 3 * run.batch_of(self.count) * self.forward / self.rate(dtype)
+        # The vectors pass by twice in float64; of a basis that is kept, not read from disk.
+        return seconds + (run.step.vectors(self.size) * 16 * self.size / self.rates.bandwidth if run.step else 0.0)
 
     def step(self, run: Run, dtype: torch.dtype) -> float:
         """Seconds of one training step."""
@@ -411,6 +426,10 @@ class _Estimator:
     def all(self) -> tuple[Need, ...]:
         runs = self.experiment.runs
         needs = [self.training(run) for run in runs if run.path is None]
+        starts = {(run.start.run, run.start.iteration) for run in runs if run.start is not None}
+        for run in runs:
+            if count := sum(name == run.name for name, _ in starts):
+                needs.append(replace(self.extract_start(run), jobs=count))
         checkpoints = sum(len(run.checkpoints) for run in runs)
         if checkpoints:
             each = [self.shards(), self.hessian(), self.eigenbasis()]

@@ -18,7 +18,20 @@ from pydantic import (
     model_validator,
 )
 
-from quadscape.config.sections import Constant, Curvature, Data, Model, ResNet9, Run, Start, Subset, Training
+from quadscape.config.sections import (
+    ByEigenbasis,
+    Constant,
+    Curvature,
+    Data,
+    Model,
+    Projected,
+    RandomSubspace,
+    ResNet9,
+    Run,
+    Start,
+    Subset,
+    Training,
+)
 from quadscape.config.values import FloatType, Index, Name, NotEmpty, Real, Section, listed
 from quadscape.errors import ConfigError
 from quadscape.measures import MEASURES
@@ -225,21 +238,28 @@ class Experiment(Section):
             if run.start is not None:
                 self._check_start(run, run.start)
             self._check_subsets(run)
+        for run in self.runs:
+            if isinstance(run.step, ByEigenbasis):
+                self._check_step(run, run.step)
         for name, measure in MEASURES.items():
             if self.measures.section(name).on and "gauss_newton" in measure.reads and not self.curvature.gauss_newton:
                 raise ValueError(f"measures.{name} is on, and needs curvature.gauss_newton to be true")
 
     def _check_subsets(self, run: Run) -> None:
         names = [subset.name for subset in self.subsets]
-        for key, name in [*([("examples", run.examples)] if run.examples else []), *(("on", name) for name in run.on)]:
+        for key, name in [
+            *([("examples", run.examples)] if run.examples else []),
+            *(("curvature_on", name) for name in run.curvature_on),
+        ]:
             if name not in names:
                 raise ValueError(f"{self.where(run)}: {key} names the subset '{name}'; the subsets are {listed(names)}")
-        for name, iterations in run.on.items():
+        for name, iterations in run.curvature_on.items():
             for iteration in iterations:
                 if iteration not in run.checkpoints:
+                    there = listed([str(number) for number in run.checkpoints])
                     raise ValueError(
-                        f"{self.where(run)}: on.{name} names iteration {iteration}, which is no checkpoint of the run; "
-                        f"its checkpoints are {listed([str(number) for number in run.checkpoints])}"
+                        f"{self.where(run)}: curvature_on.{name} names iteration {iteration}, which is no checkpoint "
+                        f"of the run; its checkpoints are {there}"
                     )
 
     def subset(self, name: str) -> Subset:
@@ -289,6 +309,35 @@ class Experiment(Section):
                     f"{where} goes on in the batches of run '{parent.name}', whose {key} is {getattr(parent, key)}, "
                     f"but the run's is {getattr(run, key)}; valid is batches: fresh"
                 )
+
+    def _check_step(self, run: Run, step: ByEigenbasis) -> None:
+        where, by_name = f"step of run '{run.name}'", {other.name: other for other in self.runs}
+        if step.run not in by_name:
+            raise ValueError(f"{where} names the run '{step.run}'; the runs are {listed(list(by_name))}")
+        parent = by_name[step.run]
+        chain = self._chain(parent.name, run.name)
+        if chain:
+            raise ValueError(f"{where}: these runs need each other, {' needs '.join([run.name, *chain])}")
+        if step.iteration not in parent.checkpoints:
+            raise ValueError(
+                f"{where} names iteration {step.iteration} of run '{parent.name}', whose checkpoints are "
+                f"{listed(list(map(str, parent.checkpoints)))}"
+            )
+        if self.model_of(run) != self.model_of(parent):
+            raise ValueError(f"{where} names the run '{parent.name}', which has another model")
+
+    def _chain(self, name: str, last: str) -> list[str]:
+        """Runs from one to another, each of which starts from the next or steps by its basis; none if it is not so."""
+        by_name, chains, seen = {run.name: run for run in self.runs}, [[name]], {name}
+        while chains:
+            chain = chains.pop(0)
+            if chain[-1] == last:
+                return chain
+            run = by_name[chain[-1]]
+            needed = [run.start.run if run.start else "", (run.basis() or [""])[0]]
+            chains += [[*chain, one] for one in needed if one in by_name and one not in seen]
+            seen.update(needed)
+        return []
 
     def _chosen_runs(
         self, names: list[str], families: list[str]
@@ -406,8 +455,21 @@ def check_problem(experiment: Experiment, parameters: Mapping[str, int], images:
                 "model.normalization is batch, whose statistics are those of a whole batch; valid are a number of "
                 f"examples from 1 to {training_images}, or another normalization."
             )
+        _check_step_size(f"{_key_of(experiment, run)}step", run, parameters[run.name])
         if run.path is None and run.batch_of(training_images) > training_images:
             raise ConfigError(
                 f"{_key_of(experiment, run)}batch_size is {run.batch_size}, but there are only {training_images} "
                 f"training images; valid are 1 to {training_images}."
+            )
+
+
+def _check_step_size(key: str, run: Run, size: int) -> None:
+    """Checks that a step asks for no more vectors than there are parameters."""
+    named = {"last": run.step.last} if isinstance(run.step, Projected) else {}
+    named = {"dimension": run.step.dimension} if isinstance(run.step, RandomSubspace) else named
+    for name, value in named.items():
+        if value > size:
+            raise ConfigError(
+                f"{key}.{name} is {value}, but the network of run '{run.name}' has only {size} parameters; valid are "
+                f"1 to {size}."
             )

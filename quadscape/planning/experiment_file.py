@@ -16,6 +16,7 @@ from quadscape.config.sections import (
     METHODS,
     SCHEDULES,
     SGD,
+    STEP_METHODS,
     Chosen,
     Curvature,
     Custom,
@@ -32,6 +33,7 @@ from quadscape.errors import ConfigError
 from quadscape.measures import MEASURES
 from quadscape.planning.experiment import MEASURE_SECTIONS, AllMeasures, Experiment, FamilySection, Figures
 from quadscape.planning.families import expand, inherited
+from quadscape.planning.rate_tables import with_rates
 
 _DEEPEST = 40
 """Levels of mappings and lists; the deepest key has four, and the arguments of a user's network may have more."""
@@ -83,15 +85,22 @@ def earlier_names(raw: Mapping[str, Any]) -> list[str]:
     return ["The key 'probes' is now called 'measures'; it is read as that."] if "probes" in raw else []
 
 
+_TAGS: dict[str, Any] = {
+    "model": {*BUILT_IN, "custom"},
+    "learning_rate": SCHEDULES,
+    "optimizer": METHODS,
+    "step": STEP_METHODS,
+}
+"""What pydantic puts into a location behind keys whose sections are told apart by a tag."""
+
+
 def _key(location: tuple[int | str, ...]) -> str:
     """`runs[0].learning_rate.value` from pydantic's location, without the tags of unions."""
     text = ""
     for previous, part in zip(("", *location), location, strict=False):
         if isinstance(part, int):
             text += f"[{part}]"
-        elif part in {"model": {*BUILT_IN, "custom"}, "learning_rate": SCHEDULES, "optimizer": METHODS}.get(
-            str(previous), ()
-        ):
+        elif part in _TAGS.get(str(previous), ()):
             continue
         else:
             text += f".{part}" if text else str(part)
@@ -115,6 +124,8 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section]:
         return KeptIterates
     if location[-2] in {"start", "chosen"}:
         return Start if location[-2] == "start" else Chosen
+    if "step" in location[:-1]:
+        return STEP_METHODS[str(location[list(location).index("step") + 1])]
     sections: dict[str, type[Section]] = {
         "data": Data,
         "training": Training,
@@ -168,7 +179,10 @@ def _first(problems: list[Any]) -> str:
             else (f"{where}: {context['error']}")
         )
     elif kind in {"union_tag_invalid", "union_tag_not_found"}:
-        key, valid = ("method", METHODS) if where.endswith("optimizer") else ("schedule", SCHEDULES)
+        last = where.rpartition(".")[2]
+        key, valid = {"optimizer": ("method", METHODS), "step": ("method", STEP_METHODS)}.get(
+            last, ("schedule", SCHEDULES)
+        )
         tag = f"is {_shown(value[key])}" if isinstance(value, dict) and key in value else "is missing"
         sentence = f"{where}.{key} {tag}; valid are {listed(sorted(valid))}"
     elif kind == "literal_error":
@@ -245,7 +259,7 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
         experiment = Experiment.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise ConfigError(sentence_of(error)) from None
-    return expand(experiment, raw, sentence_of)
+    return expand(with_rates(experiment), raw, sentence_of)
 
 
 def load_experiment(path: str | Path) -> Experiment:

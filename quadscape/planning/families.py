@@ -18,6 +18,7 @@ from quadscape.digests import json_digest
 from quadscape.errors import ConfigError
 from quadscape.measures.family import Family, Member
 from quadscape.planning.experiment import Experiment, FamilySection
+from quadscape.training.rate_tables import filled
 
 MOST_MEMBERS = 4096
 """Above which a grid is taken for a mistake."""
@@ -213,6 +214,7 @@ class _Expansion:
         where = f"family '{family.name}'" + "".join(f", {axis} {label}" for axis, label in labels.items())
         parts = (family.set, *(level.overrides for level in levels))
         run = _validated(_overridden(self._experiment, self._raw, parts), family.name, where, self._sentence)
+        run = filled(run, f"{where}: learning_rate")
         digits = self._digits(run, family.name, labels)
         name = self._owners.setdefault(digits, f"{family.name}/{digits[:8]}")
         before = self._runs.get(name)
@@ -237,6 +239,8 @@ class _Expansion:
             # An unknown name is refused later, with all that is wrong with names.
             known = [resolved(subset) for subset in experiment.subsets if subset.name == run.examples]
             determined["examples"] = [{key: one[key] for key in one if key != "name"} for one in known]
+        if run.step is not None:
+            determined["step"] = resolved(run.step)
         if run.start is not None:
             determined["start"] = resolved(run.start)
         if run.chosen is not None and family is not None:

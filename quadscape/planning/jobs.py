@@ -111,6 +111,28 @@ def run_measure_job(snakemake: Any, log: Log) -> None:
     run_measure(measure, parameters.label, job, options, snakemake.output[0])
 
 
+def run_member_job(snakemake: Any) -> None:
+    """Runs the job of a small member of a family: usually it was trained with others, and nothing is left to do.
+
+    Args:
+        snakemake: The object that Snakemake gives to a script.
+    """
+    from quadscape.planning.together import Training, take_manifest, train_member
+
+    log, run = open_log(snakemake), str(snakemake.wildcards.run)
+    inputs = input_paths(snakemake)
+    (part,) = inputs.pop("together")
+    training = Training(dict(snakemake.params.items()), inputs, snakemake.output[0])
+    if take_manifest(part, run, training.asked, training.manifest):
+        log("It was trained with other members of its family.")
+        return
+    from quadscape.numerics import apply_numerics
+    from quadscape.planning.experiment_file import parse_experiment
+
+    apply_numerics(int(snakemake.threads))
+    train_member(parse_experiment(snakemake.config), snakemake.config, run, training, log)
+
+
 def input_paths(snakemake: Any) -> dict[str, list[str]]:
     """All inputs of a job by name."""
     return {name: _paths(found) for name, found in snakemake.input.items()}

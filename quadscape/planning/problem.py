@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quadscape.amounts import format_bytes
 from quadscape.cluster.snakemake_shell import check_working_directory
-from quadscape.config.sections import Run
+from quadscape.config.sections import Projected, RandomSubspace, Run
 from quadscape.curvature.solver_plan import advisable_bytes
 from quadscape.data.sources import DataDescription
 from quadscape.errors import ConfigError
@@ -18,7 +18,7 @@ from quadscape.measures.declaration import Sizes
 from quadscape.memory_limits import memory_total
 from quadscape.planning.experiment import Experiment, check_problem
 from quadscape.results.places import Places
-from quadscape.results.sizes import Kept, Network, keep_asked, look_at_data, look_at_network
+from quadscape.results.sizes import Kept, Network, keep_asked, keep_steps, look_at_data, look_at_network
 
 MOST_PARAMETERS = 4_000_000
 """Above which no machine computes a dense eigenbasis within weeks (docs/scale.md), whatever its disk."""
@@ -140,6 +140,7 @@ class Problem:
                 for run in experiment.runs
             },
         )
+        keep_steps(kept, {run.name: basis for run in experiment.runs if (basis := run.basis()) is not None})
         kept.save()
         return whole
 
@@ -232,7 +233,7 @@ class Problem:
         columns = size * 8 / 1e6
         extra = {
             "data": 2 * images,
-            "training": images + 512 * columns,
+            "training": images + 512 * columns + self._step_bytes(run) / 1e6,
             # A few dozen vectors of the size of θ while the network is checked.
             "checkpoint": 2 * images + 2000 + 40 * columns,
             "hessian_shard": images + 4000 + 1600,
@@ -243,6 +244,19 @@ class Problem:
             "figures": 500.0,
         }
         return memory_mb(extra[job], attempt)
+
+    def _step_bytes(self, run: str | None) -> float:
+        """What the step of a run holds in memory: the vectors of its subspace, or a whole basis where that can be."""
+        step = None if run is None else self.experiment.run(run).step
+        if run is None or step is None:
+            return 0.0
+        size, options = self.networks[run].parameters, self.experiment.curvature
+        vectors = step.vectors(size)
+        if isinstance(step, Projected | RandomSubspace):
+            return 3.0 * 8 * size * vectors
+        # No more than where the basis was made: what is not kept is read anew for each step. Half of it may be free.
+        whole = 2.0 * size**2 * (4 if options.dtype == "float32" else 8)
+        return min(whole, advisable_bytes(size, options.dtype)) + 2**28
 
     def runtime_minutes(self, job: str, attempt: int = 1, run: str | None = None) -> int:
         """Time limit of a job; growth laws that leave a factor of two or more on one current GPU.
@@ -257,11 +271,13 @@ class Problem:
         """
         size, count = float(self._parameters(run)), float(self.data.training)
         trained = None if run is None else self.experiment.run(run)
+        # A step goes through its vectors once or twice, as fast as the memory of a CPU gives them.
+        step = 0.03 + self._step_bytes(run) / 1e10
         extra = {
             "data": count / 5e3,
             "training": 0.0
             if trained is None
-            else trained.iterations * (0.03 + 2e-5 * trained.batch_of(self.training_images(trained))) / 60,
+            else trained.iterations * (step + 2e-5 * trained.batch_of(self.training_images(trained))) / 60,
             "checkpoint": count / 5e3,
             # 8e6 counted operations per column and example (P=104,234: docs/performance.md) at 2.6e12 a second.
             "hessian_shard": size * count / 2e7 / self.experiment.curvature.shards,

@@ -7,7 +7,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from quadscape.config.sections import SGD
 from quadscape.config.values import resolved
 from quadscape.figures import FIGURES
 from quadscape.measures import MEASURES, OWNERS
@@ -27,8 +26,15 @@ from quadscape.measures.earlier import earlier_tables, take_over
 from quadscape.planning.experiment import MOST_RUNS
 from quadscape.planning.labels import measure_label
 from quadscape.planning.problem import Problem, memory_mb, runtime_minutes
+from quadscape.planning.together import part_of, unknown_members
 from quadscape.planning.tuned import TUNING
+from quadscape.provenance.versions import STAGE_VERSIONS
 from quadscape.results.places import Places
+from quadscape.stored import stored_document
+
+SMALL_MINUTES = 5
+SMALL_PARAMETERS = 20_000
+"""Members of families below both are trained many to a job; minutes by the law of time limits, which is generous."""
 
 
 class Targets:
@@ -262,7 +268,7 @@ class Targets:
             if (normalization := getattr(experiment.model_of(run), "normalization", None)) is not None:
                 known["normalization"] = normalization
             trained = {
-                **({"momentum": run.momentum, "nesterov": run.nesterov} if isinstance(run.optimizer, SGD) else {}),
+                **({"momentum": run.momentum, "nesterov": run.nesterov} if run.rule()["momentum"] is not None else {}),
                 "batch_size": run.batch_of(self._problem.training_images(run)),
                 "weight_decay": run.rule()["weight_decay"],
                 "sampling": run.sampling,
@@ -302,15 +308,108 @@ class Targets:
         return [
             self.places.eigenbasis(run.name, checkpoint_key(iteration, subset))
             for run in self.experiment.runs
-            for subset, iterations in run.on.items()
+            for subset, iterations in run.curvature_on.items()
             for iteration in iterations
         ]
 
     def training(self, run: str) -> dict[str, Any]:
-        """What determines a training, as far as it is known before anything is chosen."""
-        section = self.experiment.run(run)
+        """What determines a training, as far as it is known before anything is chosen: parameters of its rule."""
+        section, experiment = self.experiment.run(run), self.experiment
         chosen = {} if section.chosen is None else {"chosen": resolved(section.chosen)}
-        return {**resolved(section.training()), **chosen}
+        return {
+            "version": STAGE_VERSIONS["training"],
+            "training": {**resolved(section.training()), **chosen},
+            "seed": experiment.run_seed(section),
+            "model": resolved(experiment.model_of(section)),
+            "model_code": self._problem.networks[run].code,
+            "loss": experiment.loss,
+        }
+
+    def training_inputs(self, run: str) -> dict[str, list[str]]:
+        """What a training reads, by name."""
+        section = self.experiment.run(run)
+        start, basis = section.start, section.basis()
+        return {
+            "data": [self.data(run)],
+            "start": [] if start is None else [self.places.start(start.run, start.iteration)],
+            "eigenbasis": [] if basis is None else [self.places.eigenbasis(*basis)],
+            "chosen": self.tuning(run),
+        }
+
+    @cached_property
+    def small_members(self) -> dict[str, tuple[str, int]]:
+        """Family and part of every member that is trained together with others, by name."""
+        found = {}
+        for run in self.experiment.runs:
+            family, _, digits = run.name.partition("/")
+            minutes = self._problem.runtime_minutes("training", run=run.name) - runtime_minutes(0, 1)
+            if digits and minutes <= SMALL_MINUTES and self._problem.sizes(run.name).parameters <= SMALL_PARAMETERS:
+                found[run.name] = (family, part_of(run.name))
+        return found
+
+    def part(self, run: str) -> str:
+        """Where the manifest of a small member is kept by the job that trains it with others."""
+        return self.places.together(*self.small_members[run])
+
+    def part_members(self, family: str, part: int | str) -> list[str]:
+        """Small members of a part of a family."""
+        return [run for run, place in self.small_members.items() if place == (family, int(part))]
+
+    def part_inputs(self, wildcards: Any) -> dict[str, list[str]]:
+        """What the trainings of a part of a family read, by name."""
+        each = [self.training_inputs(run) for run in self.part_members(wildcards.family, wildcards.part)]
+        return {name: list(dict.fromkeys(path for one in each for path in one[name])) for name in each[0]}
+
+    def part_trainings(self, wildcards: Any) -> dict[str, dict[str, Any]]:
+        """Parameters, inputs and manifest of every training of a part of a family, by name of the run."""
+        return {
+            run: {
+                "parameters": self.training(run),
+                "inputs": self.training_inputs(run),
+                "manifest": self.places.trajectory(run),
+            }
+            for run in self.part_members(wildcards.family, wildcards.part)
+        }
+
+    def outgrown(self) -> list[str]:
+        """Results of families that had other members, or were called otherwise, when they were measured."""
+        found = []
+        for name, measure in MEASURES.items():
+            for family, key in self._subjects(name) if measure.of == "family" else ():
+                manifest, grid = self.result(name, family, key), self.experiment.grid(family)
+                stored = stored_document(manifest)
+                if (
+                    stored is not None
+                    and grid is not None
+                    and stored.get("options", {}).get("family") != grid.document()
+                ):
+                    found.append(manifest)
+        return found
+
+    def part_minutes(self, wildcards: Any, attempt: int) -> int:
+        """Time limit of the trainings of a part of a family."""
+        members = self.part_members(wildcards.family, wildcards.part)
+        each = [self._problem.runtime_minutes("training", run=run) - runtime_minutes(0, 1) for run in members]
+        return runtime_minutes(sum(each), attempt)
+
+    def parts_of(self, trajectories: list[str]) -> list[str]:
+        """The parts whose members are to be trained again."""
+        return list(
+            dict.fromkeys(self.part(r) for r in self.small_members if self.places.trajectory(r) in trajectories)
+        )
+
+    def grown_parts(self) -> list[str]:
+        """Parts of families that were trained before they had all of their present members."""
+        parts = {self.part(run): place for run, place in self.small_members.items()}
+        return [
+            part
+            for part, place in parts.items()
+            if Path(part).exists()
+            and any(
+                not Path(self.places.trajectory(run)).exists()
+                for run in unknown_members(part, self.part_members(*place))
+            )
+        ]
 
     def tuning(self, run: str) -> list[str]:
         """The table from which a run takes what it chooses; nothing where it chooses nothing."""

@@ -32,9 +32,12 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     ),
     "training": (
         "quadscape.training.batches",
+        "quadscape.training.rate_tables",
+        "quadscape.training.step_rules",
         "quadscape.training.steps",
         "quadscape.training.task",
         "quadscape.training.trajectory",
+        "quadscape.curvature.step_rules",
         "quadscape.network.losses",
         "quadscape.network.models",
         "quadscape.network.parameters",

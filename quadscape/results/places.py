@@ -115,6 +115,10 @@ class Places:
         """Manifest of a run's training stage."""
         return f"{self.root}/runs/{run}/trajectory/manifest.json"
 
+    def together(self, family: str, part: int | str) -> str:
+        """What is kept of the members of a part of a family that are trained in one job."""
+        return f"{self.root}/runs/{family}/together/{part}.json"
+
     def start(self, run: str, iteration: int | str) -> str:
         """Root metadata of the state of a run from which others start."""
         return f"{self.root}/runs/{run}/starts/{iteration}/start.zarr/zarr.json"

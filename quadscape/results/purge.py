@@ -16,7 +16,7 @@ from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import STAGES
 from quadscape.results.places import Located, locate
-from quadscape.results.sizes import Kept, asked_measures
+from quadscape.results.sizes import Kept, asked_measures, basis_steps
 from quadscape.results.status import directory_size, find_stages, owner_lives
 from quadscape.stage.events import Log
 from quadscape.stage.finished import changed_parameters, finished_manifest
@@ -111,6 +111,13 @@ def _needed_by(directory: Path, stage: str) -> str:
     if stage == "hessian_shard" and not _is_finished(checkpoint / "eigenbasis"):
         return "the eigenbasis of its checkpoint is not finished"
     missing = _unfinished(checkpoint, located, "hessian" if stage == "hessian_shard" else stage)
+    if stage == "eigenbasis" and checkpoint.name.isdecimal():
+        runs = basis_steps(Kept(located.root / "sizes.json"), located.run, int(checkpoint.name))
+        stepping = [name for name in runs if not _is_finished(located.root / "runs" / name / "trajectory")]
+        if stepping:
+            return f"needed by {len(stepping)} unfinished run{'s' if len(stepping) > 1 else ''}: {', '.join(stepping)}"
+    if not checkpoint.name.isdecimal() and stage != "hessian_shard":
+        return "it is asked for by itself, on a subset of the data"
     if not missing:
         return ""
     return f"needed by {len(missing)} unfinished measure{'s' if len(missing) > 1 else ''}: {', '.join(missing)}"

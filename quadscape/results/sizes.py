@@ -5,7 +5,8 @@ anything twice: `results/<name>/sizes.json` holds what was found, under digests 
 
 - A head looks at the data source anew each time, since the digest of its listing decides whether anything is to be
   done; only the shape of the images is taken over where no file was written since. Jobs take what their head has kept.
-- Which measures of which runs are on, for `quadscape purge`, which knows no experiment file.
+- Which measures of which runs are on, and which runs step by which eigenbasis, for `quadscape purge`, which knows no
+  experiment file.
 - Built-in networks are counted by arithmetic. A network of the user's own is made once, in a process of its own
   (`python -m quadscape.results.sizes`), and again when any source file that it came from has changed.
 
@@ -112,6 +113,22 @@ def keep_asked(kept: Kept, asked: Mapping[str, Sequence[str]]) -> None:
 def asked_measures(kept: Kept, run: str) -> list[str] | None:
     """Measures that the head which started last asked for; None where its experiment had no such run, or none did."""
     return (kept.get("measures", "") or {}).get(run)
+
+
+def keep_steps(kept: Kept, bases: Mapping[str, tuple[str, int]]) -> None:
+    """Keeps which runs step by the eigenbasis of which checkpoint.
+
+    Args:
+        kept: What is kept.
+        bases: Run and iteration of the checkpoint by run; where there are none, and were none, nothing is kept.
+    """
+    if bases or kept.get("steps", "") is not None:
+        kept.put("steps", "", {run: list(basis) for run, basis in bases.items()})
+
+
+def basis_steps(kept: Kept, run: str, iteration: int) -> list[str]:
+    """Runs that step by the eigenbasis of a checkpoint, as the head asked for that started last."""
+    return [name for name, basis in (kept.get("steps", "") or {}).items() if basis == [run, iteration]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

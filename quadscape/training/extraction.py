@@ -30,7 +30,6 @@ from quadscape.network.parameters import ParameterLayout, assign_vector, current
 from quadscape.numerics import apply_numerics, current_threads, resolve_device
 from quadscape.paths import user_path
 from quadscape.store import ArraySpec, store_directory, write_store
-from quadscape.training.steps import learning_rate
 from quadscape.training.trajectory import Trajectory
 
 RECORD = "self_check.json"
@@ -170,8 +169,8 @@ def _load_parameters(
             f"{iteration}; ask for an earlier one, or for a lower learning rate."
         )
     assign_vector(model, torch.from_numpy(opened.theta(iteration)))
-    section = opened.training
-    rate = learning_rate(section.learning_rate, min(iteration, section.iterations - 1), section.iterations)
+    # As recorded: a table of rates may be gone by now.
+    rate = float(opened.stage.read("learning_rate", min(iteration, opened.training.iterations - 1)))
     return opened, rate
 
 

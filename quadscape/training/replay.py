@@ -13,6 +13,7 @@ from quadscape.errors import ConfigError, StoreError
 from quadscape.network.models import factory_code
 from quadscape.store import ArraySpec, write_store
 from quadscape.training.start import StartPoint
+from quadscape.training.step_rules import StepRule, step_of
 from quadscape.training.steps import flat_state
 from quadscape.training.task import TrainingTask
 from quadscape.training.trajectory import Trajectory
@@ -20,7 +21,9 @@ from quadscape.training.trajectory import Trajectory
 _MODEL: TypeAdapter[Model] = TypeAdapter(Model)
 
 
-def opened_run(trajectory: str | Path, data: str | Path, first: int, stop: int) -> tuple[Trajectory, TrainingTask]:
+def opened_run(
+    trajectory: str | Path, data: str | Path, first: int, stop: int, eigenbasis: str | Path | None = None
+) -> tuple[Trajectory, TrainingTask]:
     """A finished run, and the task that takes its steps again.
 
     Args:
@@ -28,6 +31,7 @@ def opened_run(trajectory: str | Path, data: str | Path, first: int, stop: int) 
         data: The data store.
         first: First number of steps that is wanted.
         stop: Last number of steps.
+        eigenbasis: Directory or manifest of the eigenbasis by which the run steps, if it does.
 
     Returns:
         Both.
@@ -55,12 +59,27 @@ def opened_run(trajectory: str | Path, data: str | Path, first: int, stop: int) 
     start = None
     if "start" in parameters:  # its arrays stand in the run's own first resume point
         start = StartPoint(parameters["start"], np.zeros(0), {}, np.zeros(0))
-    device = run.stage.manifest["plan"]["device"]
-    task = TrainingTask(run.training, parameters["seed"], model, parameters["loss"], data, device, start)
+    device, step = run.stage.manifest["plan"]["device"], _step(run, data, eigenbasis)
+    task = TrainingTask(run.training, parameters["seed"], model, parameters["loss"], data, device, start, step)
     return run, task
 
 
-def replay(trajectory: str | Path, data: str | Path, first: int, stop: int) -> Iterator[np.ndarray]:
+def _step(run: Trajectory, data: str | Path, eigenbasis: str | Path | None) -> StepRule | None:
+    """The step that a run was trained with."""
+    then = run.stage.manifest["parameters"].get("step")
+    rule = None if then is None else {key: value for key, value in then.items() if key != "digest"}
+    step = step_of(run.training, rule, eigenbasis, data)
+    if step is not None and dict(step.parameters) != then:
+        raise StoreError(
+            f"The run in {run.stage.directory} was trained with another eigenbasis than {eigenbasis}; only with that "
+            "it can be replayed."
+        )
+    return step
+
+
+def replay(
+    trajectory: str | Path, data: str | Path, first: int, stop: int, eigenbasis: str | Path | None = None
+) -> Iterator[np.ndarray]:
     """θ after every number of steps in a range, bitwise as the run had it.
 
     At most one unit's steps are taken before the range. Nothing is written; a window of stride 1 costs its steps, where
@@ -71,17 +90,20 @@ def replay(trajectory: str | Path, data: str | Path, first: int, stop: int) -> I
         data: The data store.
         first: First number of steps.
         stop: Last number of steps.
+        eigenbasis: Directory or manifest of the eigenbasis by which the run steps, if it does.
 
     Yields:
         θ, float64, shape (P,), after first, first + 1, …, stop steps.
     """
-    run, task = opened_run(trajectory, data, first, stop)
+    run, task = opened_run(trajectory, data, first, stop, eigenbasis)
     # A batch is what the experiment says: training has no smaller plan, so that the plan is that of the start.
     for state in task.states(first, stop, run.stage.manifest["plan"], run.stage):
         yield state.theta.cpu().numpy().copy()
 
 
-def write_start(trajectory: str | Path, data: str | Path, iteration: int, out: str | Path) -> None:
+def write_start(
+    trajectory: str | Path, data: str | Path, iteration: int, out: str | Path, eigenbasis: str | Path | None = None
+) -> None:
     """Writes the state of a run after some steps, trained again from the resume point before them.
 
     Arrays: `theta`, what the optimizer keeps (`momentum`, …) and `buffers`, float64. Attributes: what the continuation
@@ -93,8 +115,9 @@ def write_start(trajectory: str | Path, data: str | Path, iteration: int, out: s
         data: The data store.
         iteration: Number of steps.
         out: Directory of the start point; what was there is replaced.
+        eigenbasis: Directory or manifest of the eigenbasis by which the run steps, if it does.
     """
-    run, task = opened_run(trajectory, data, iteration, iteration)
+    run, task = opened_run(trajectory, data, iteration, iteration, eigenbasis)
     parameters = run.stage.manifest["parameters"]
     (state,) = task.states(iteration, iteration, run.stage.manifest["plan"], run.stage)
     stream = task.stream

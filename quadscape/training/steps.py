@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from quadscape.config.sections import Constant, Exponential, Model, Steps
+from quadscape.config.sections import Constant, Exponential, Model, Steps, Table
 from quadscape.config.sections import LearningRate as Schedule
 from quadscape.data.sets import DataSet
 from quadscape.data.sources import SPLITS
@@ -20,17 +20,21 @@ from quadscape.network.parameters import ParameterLayout
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def learning_rate(schedule: Schedule, iteration: int, iterations: int) -> float:
+def learning_rate(schedule: Schedule, iteration: int, iterations: int, table: np.ndarray | None = None) -> float:
     """Learning rate of one step.
 
     Args:
         schedule: The schedule.
         iteration: Number of steps taken before it.
         iterations: Number of steps of the run.
+        table: The rates of a schedule that is a table, shape (iterations,).
 
     Returns:
         η. During the warm-up the schedule's rate is multiplied by (iteration + 1) / warmup.
     """
+    if isinstance(schedule, Table):
+        assert table is not None, "the rates of a table are read first"
+        return float(table[iteration])
     rate = schedule.value
     if isinstance(schedule, Steps):
         rate *= schedule.factor ** sum(iteration >= milestone for milestone in schedule.milestones)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from quadscape.config.sections import Model, Run, Training
+from quadscape.config.sections import Model, Run, Table, Training
 from quadscape.config.values import finite, resolved
 from quadscape.data.info import data_info
 from quadscape.data.sources import SPLITS
@@ -25,7 +25,9 @@ from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.store import ArraySpec
 from quadscape.training.batches import Batches
 from quadscape.training.optimizers import clip, make_optimizer, state_names
+from quadscape.training.rate_tables import filled, rates_of
 from quadscape.training.start import StartPoint, stream_of
+from quadscape.training.step_rules import StepRule
 from quadscape.training.steps import DTYPES, State, Trainer, as_real, enter_buffers, flat_state, learning_rate
 from quadscape.training.trajectory import METRICS, STAGE
 
@@ -51,6 +53,7 @@ class TrainingTask:
         loss: `cross_entropy` or `squared_error`.
         data: The data store.
         start_point: The state that the run starts from; None: initial parameters.
+        step: What is done with the gradient before the optimizer steps; None: nothing.
         may_diverge: Whether a run that diverges is a result, with nothing stored from there on, or an error.
         stream: Where batches, noise and optimizer begin.
     """
@@ -67,15 +70,17 @@ class TrainingTask:
         data: str | Path,
         device: str = "auto",
         start_point: StartPoint | None = None,
+        step: StepRule | None = None,
         *,
         may_diverge: bool = False,
     ) -> None:
-        self.run, self.seed, self.model, self.loss, self.data = run, seed, model, loss, Path(data)
-        self.start_point, self.may_diverge = start_point, may_diverge
+        self.run, self.seed, self.model, self.loss, self.data = filled(run), seed, model, loss, Path(data)
+        self.start_point, self.step, self.may_diverge = start_point, step, may_diverge
         self.stream = stream_of(None if start_point is None else start_point.parameters, seed)
         self._requested = device
         self._trainer: Trainer | None = None
         self._step_seconds: float | None = None
+        self._rates: np.ndarray | None = None
         self._info = data_info(self.data)
         count = self._info.counts["train"]
         self._batch_size = run.batch_of(count)
@@ -107,6 +112,7 @@ class TrainingTask:
             "data": self._info.digest,
             "parameters": self._layout.size,
             **({} if self.start_point is None else {"start": dict(self.start_point.parameters)}),
+            **({} if self.step is None else {"step": dict(self.step.parameters)}),
         }
 
     def plan(self) -> dict[str, Any]:
@@ -262,6 +268,7 @@ class TrainingTask:
         activations = self._activations() * max(self._largest(plan), plan["evaluation_chunk"]) * item
         rows = min(plan["steps"], self.run.iterations + 1)
         memory = 2**29 + pixels * (2 + 2 * item) + 3 * activations + 8 * size * (3 * rows + 8)
+        memory += 0 if self.step is None else self.step.memory_bytes(size, plan["device"])
         kept = sum(self.run.is_saved(t) for t in range(self.run.iterations + 1))
         disk = 8 * size * (kept + (1 + len(state_names(self.run))) * (units + 1)) + 8 * self.run.iterations * (
             self._slots + 16
@@ -420,9 +427,19 @@ class TrainingTask:
 
     def _optimizer(self, state: State, steps: int) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
         """θ as a parameter that shares the state's memory, and the optimizer where it stands after some steps."""
+        if self.step is not None:
+            # Not in start(), which the plan calls with another number of threads: rounding depends on it.
+            self.step.prepare(self._layout.size, self._ready().device)
         theta = torch.nn.Parameter(state.theta)
         state.theta = theta.data
         return theta, make_optimizer(self.run, theta, state.moments, self.stream.steps + steps)
+
+    def _rate(self, iteration: int) -> float:
+        """Learning rate of a step."""
+        schedule = self.run.learning_rate
+        if self._rates is None and isinstance(schedule, Table):
+            self._rates = rates_of(schedule, self.run.iterations)
+        return learning_rate(schedule, iteration, self.run.iterations, self._rates)
 
     def _indices(self, iteration: int) -> np.ndarray:
         """Examples of a step's batch; none where it holds all, in their order."""
@@ -445,9 +462,11 @@ class TrainingTask:
         torch.manual_seed(derive_seed(_NOISE_STREAM, self.stream.seed, self.stream.position + iteration))
         loss, gradient = self._gradient(state, indices, plan)
         norms = trainer.layer_norms(gradient)
-        optimizer.param_groups[0]["lr"] = learning_rate(self.run.learning_rate, iteration, self.run.iterations)
+        optimizer.param_groups[0]["lr"] = self._rate(iteration)
         theta.grad = gradient
         clip(self.run, theta)
+        if self.step is not None:
+            theta.grad = self.step.direction(theta.grad)
         optimizer.step()
         return loss, norms
 
@@ -464,6 +483,8 @@ class TrainingTask:
             The state, which the next step changes.
         """
         self.start(plan)
+        if isinstance(self.run.learning_rate, Table):
+            self._rates = store.read("learning_rate")  # the file may be gone
         unit = min(first // plan["steps"], self.units(plan) - 1)
         begin = unit * plan["steps"]
         state = self._state(unit, store, recorded=True)
@@ -492,11 +513,13 @@ class TrainingTask:
             return
         row = int(bad[0]) if bad.size else steps
         if not self.may_diverge:
-            rate = learning_rate(self.run.learning_rate, max(0, first + row - 1), self.run.iterations)
+            rate = self._rate(max(0, first + row - 1))
             who = f"Training of run '{self.run.name}'" if isinstance(self.run, Run) else "Training"
+            remedy = "lower learning_rate.value, or lengthen learning_rate.warmup"
+            if isinstance(self.run.learning_rate, Table):
+                remedy = "lower the rates of learning_rate.path"
             raise StageError(
-                f"{who} diverged: the loss is not finite at iteration {first + row} (learning "
-                f"rate {rate:g}); lower learning_rate.value, or lengthen learning_rate.warmup."
+                f"{who} diverged: the loss is not finite at iteration {first + row} (learning rate {rate:g}); {remedy}."
             )
         for name, rows in values.items():
             rows[row:] = -1 if name == "batch" else np.nan

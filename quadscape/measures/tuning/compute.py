@@ -57,7 +57,7 @@ def measure(members: Sequence[MemberRun], head: Mapping[str, Any]) -> dict[str, 
             runs.append(
                 {
                     **member.member,
-                    "learning_rate": member.training.learning_rate.value,
+                    "learning_rate": member.learning_rate,
                     "diverged_at": member.diverged,
                     **{name: float(values[place]) for name, values in ends.items()},
                 }

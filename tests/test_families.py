@@ -1,0 +1,350 @@
+"""Families: grids of runs, values chosen from them, members that diverge, and many trainings in one job."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quadscape.data.sets import prepare
+from quadscape.errors import ConfigError, StageError
+from quadscape.measures.family import Family
+from quadscape.planning.experiment import Experiment
+from quadscape.planning.experiment_file import parse_experiment
+from quadscape.planning.families import chosen_run
+from quadscape.planning.problem import Problem
+from quadscape.planning.targets import Targets
+from quadscape.planning.together import PARTS, part_of, take_manifest
+from quadscape.stage.run import run_stage
+from quadscape.training.task import TrainingTask
+from quadscape.training.trajectory import Trajectory
+from tests.checkouts import Checkout
+from tests.experiments import TINY
+
+RATES = {
+    "name": "rates",
+    "vary": {"learning_rate.value": [0.05, 0.1, 0.2], "seed": [0, 1, 2, 3]},
+    "set": {"iterations": 30},
+}
+FINAL = {"name": "final", "vary": {"seed": [10, 11]}, "set": {"iterations": 30, "chosen": {"family": "rates"}}}
+
+
+def with_families(*families: Mapping[str, Any], **changes: Any) -> Experiment:
+    return parse_experiment({**TINY, "families": list(families), **changes})
+
+
+def varied(**axes: Any) -> dict[str, Any]:
+    return {**RATES, "vary": {**RATES["vary"], **axes}}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Grids
+
+
+def test_every_combination_is_a_run() -> None:
+    experiment = with_families(RATES)
+    (grid,) = experiment.grids
+    assert len(grid.members) == len({member.run for member in grid.members}) == 12
+    assert grid.axes == {"learning_rate.value": ("0.05", "0.1", "0.2"), "seed": ("0", "1", "2", "3")}
+    assert (grid.repeats, list(grid.cells)) == (("seed",), ["0.05", "0.1", "0.2"])
+    for member in grid.members:
+        run = experiment.run(member.run)
+        assert (run.learning_rate.value, run.seed) == (float(grid.cell(member)), int(member.labels["seed"]))
+        assert (run.iterations, run.batch_size, run.learning_rate.schedule) == (30, 32, "steps")
+    assert [run.name for run in experiment.listed_runs] == ["a"]
+    assert Family.of_document(json.loads(json.dumps(grid.document()))) == grid
+
+
+def test_a_name_is_what_determines_a_run() -> None:
+    before = {member.run for member in with_families(RATES).grids[0].members}
+    more = with_families(varied(**{"learning_rate.value": [0.05, 0.1, 0.2, 0.4]})).grids[0]
+    assert before < {member.run for member in more.members}
+    # An axis of one level changes nothing at all, whether it says a default or what the file says.
+    for axes in ({"momentum": [0.9]}, {"decay": {"usual": {"weight_decay": 1e-3}}}, {"batch_size": [32]}):
+        assert with_families(varied(**axes)).grids == with_families(RATES).grids
+    # Labels are no part of it, nor is the order of axes.
+    named = {
+        **RATES,
+        "vary": {"seed": [0, 1, 2, 3], "rate": {f"η={v}": {"learning_rate.value": v} for v in (0.05, 0.1, 0.2)}},
+    }
+    assert {member.run for member in with_families(named).grids[0].members} == before
+    changed = with_families({**RATES, "set": {"iterations": 31}}).grids[0]
+    assert before.isdisjoint(member.run for member in changed.members)
+
+
+def test_equal_runs_share_a_place() -> None:
+    other = {"name": "again", "vary": {"seed": [0, 7]}, "set": {"iterations": 30, "checkpoints": [30]}}
+    whole = {"name": "whole", "vary": {"seed": [0, 7]}}
+    experiment = with_families(RATES, other, whole)
+    rates, again, plain = experiment.grids
+    assert again.members[0].run in {member.run for member in rates.members}
+    assert again.members[1].run.startswith("again/")
+    assert plain.members[0].run == "a"  # the run that the file lists
+    assert experiment.run(again.members[0].run).checkpoints == (30,)
+    assert len(experiment.runs) == 1 + 12 + 1 + 1
+
+
+def test_what_is_measured_of_members() -> None:
+    experiment = with_families(RATES)
+    member = experiment.grids[0].members[0].run
+    assert experiment.is_measured("curves", "a")
+    assert not experiment.is_measured("curves", member)
+    measures = {**TINY["measures"], "curves": {"runs": ["rates"]}}
+    named = with_families(RATES, measures=measures)
+    assert named.is_measured("curves", member)
+    assert not named.is_measured("curves", "a")
+    targets = Targets(Problem.of(named))
+    assert len(targets.results("curves")) == 12
+    assert len(targets.results("tuning")) == 1
+    assert targets.settings()["rates"]["N"] == 359
+    assert targets.clipped() == []
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["momentum", "weight_decay", "seed", "learning_rate.value", "trajectory.stride"]),
+        st.lists(st.integers(1, 9), min_size=1, max_size=4, unique=True),
+        min_size=1,
+    )
+)
+@settings(max_examples=25, deadline=None)
+def test_a_grid_is_the_product_of_its_axes(axes: dict[str, list[int]]) -> None:
+    vary = {key: [v / 10 if key in {"momentum", "weight_decay"} else v for v in axes[key]] for key in axes}
+    vary = {key: [float(v) for v in vs] if key == "learning_rate.value" else vs for key, vs in vary.items()}
+    experiment = with_families({"name": "f", "vary": vary})
+    (grid,) = experiment.grids
+    assert len(grid.members) == np.prod([len(levels) for levels in axes.values()])
+    for member in grid.members:
+        run = experiment.run(member.run)
+        for axis, label in member.labels.items():
+            value: Any = run
+            for part in axis.split("."):
+                value = getattr(value, part)
+            assert value == json.loads(label)
+    assert sum(len(cell) for cell in grid.cells.values()) == len(grid.members)
+
+
+@pytest.mark.parametrize(
+    ("families", "sentence"),
+    [
+        ([varied(**{"learning_rate.valu": [1, 2]})], r"learning_rate\.valu is not a known key \(did you mean 'value'"),
+        ([varied(momentun=[0.1, 0.2])], r"momentun is not a known key \(did you mean 'momentum'\?\)"),
+        ([varied(decay={"high": {"weight_decay": -1}})], r"family 'rates'.*weight_decay is -1"),
+        ([{**RATES, "vary": {}}], r"families\[0\]\.vary is \{\}"),
+        ([varied(seed=[])], r"family 'rates': vary\.seed is empty"),
+        ([varied(seed=[1, 1])], r"vary\.seed has the level 1 twice"),
+        ([{**RATES, "name": "a"}], r"families has the name 'a', which is that of a run"),
+        ([{**RATES, "name": "a/b"}], r"families\[0\]\.name is \"a/b\"; valid are letters"),
+        ([{**RATES, "vari": {}}], r"families\[0\]\.vari is not a known key \(did you mean 'vary'\?\)"),
+        ([RATES, RATES], r"two families are called 'rates'"),
+        ([varied(again={"x": {"seed": 1}, "y": {"seed": 2}})], r"vary\.seed and vary\.again both give seed"),
+        ([{**RATES, "set": {"path": "x"}}], r"set gives path"),
+        ([{**RATES, "set": {"checkpoints": [33]}}], r"family 'rates', learning_rate\.value 0\.05, seed 0: checkpoint"),
+        ([{**FINAL, "name": "f"}], r"chosen names the family 'rates'; the families are f"),
+        ([RATES, {**FINAL, "vary": {"learning_rate.value": [0.1, 0.2]}}], r"'rates', which varies nothing that"),
+        ([RATES, {**FINAL, "set": {"chosen": {"family": "rates", "bye": 1}}}], r"chosen\.bye is not a known key"),
+        ([RATES, {**FINAL, "vary": {"learning_rate.value": {"x": {"nesterov": True}}}}, FINAL], r"two families"),
+        ([varied(optimizer=["adam", "adma"])], r"optimizer\.method is \"adma\"; valid are adam, adamw"),
+        ([varied(seed=list(range(2000)))], r"family 'rates' has 6000 members; valid are at most 4096"),
+    ],
+)
+def test_a_wrong_family_is_one_sentence(families: list[dict[str, Any]], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        with_families(*families)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_families_are_checked() -> None:
+    measures = {**TINY["measures"], "curves": {"runs": ["rate"]}}
+    with pytest.raises(ConfigError, match=r"measures\.curves\.runs names the run 'rate'; the runs are a"):
+        with_families(RATES, measures=measures)
+    measures = {**TINY["measures"], "tuning": {"runs": ["a"]}}
+    with pytest.raises(ConfigError, match=r"measures\.tuning\.runs names the family 'a'; the families are rates"):
+        with_families(RATES, measures=measures)
+    with pytest.raises(ConfigError, match=r"family 'f', batch_size 400: batch_size is 400, but there are only 359"):
+        Problem.of(with_families({"name": "f", "vary": {"batch_size": [32, 400]}}))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Values that are chosen
+
+
+def best_of(losses: Mapping[str, float], *families: Mapping[str, Any], index: int = -1) -> Any:
+    raw = {**TINY, "families": list(families)}
+    experiment = parse_experiment(raw)
+    return chosen_run(experiment, raw, experiment.grids[-1].members[index].run, losses)[0]
+
+
+def test_the_best_of_a_family_is_taken() -> None:
+    run = best_of({"0.05": 3.0, "0.1": 1.0, "0.2": np.inf}, RATES, FINAL)
+    assert (run.learning_rate.value, run.seed, run.iterations, run.momentum) == (0.1, 11, 30, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("losses", "sentence"),
+    [
+        ((1, 2, 3), r"The best learning_rate\.value of family 'rates' is 0\.05, the smallest of its.*add 0\.025 to it"),
+        ((3, 2, 1), r"is 0\.2, the largest of its grid \(0\.05, 0\.1, 0\.2\).*add 0\.4 to it"),
+        ((np.inf, np.inf, np.inf), r"All members of family 'rates' that are chosen from diverged"),
+    ],
+)
+def test_a_best_value_at_an_edge_is_an_error(losses: tuple[float, ...], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        best_of(dict(zip(("0.05", "0.1", "0.2"), losses, strict=True)), RATES, FINAL)
+
+
+def test_axes_that_both_have_are_matched_by_their_labels() -> None:
+    methods = {"sgd": {}, "adam": {"optimizer": "adam"}}
+    tune = {**RATES, "vary": {"method": methods, **RATES["vary"]}}
+    final = {**FINAL, "vary": {"method": methods, **FINAL["vary"]}}
+    losses = {f"{m} · {v}": 1.0 for m in methods for v in ("0.05", "0.1", "0.2")}
+    losses |= {"sgd · 0.1": 0.5, "adam · 0.1": 0.2, "adam · 0.2": 0.3}
+    for index, method in enumerate(("sgd", "sgd", "adam", "adam")):
+        run = best_of(losses, tune, final, index=index)
+        assert (run.optimizer.method, run.learning_rate.value) == (method, 0.1)
+    raw = {**TINY, "families": [tune, {**FINAL, "vary": {"method": {"lbfgs": {}, "sgd": {}}}}]}
+    with pytest.raises(ConfigError, match="family 'rates', whose method is never lbfgs; valid are sgd, adam"):
+        parse_experiment(raw)
+    # A whole method can be chosen, too; options of SGD are then not inherited.
+    run = best_of(losses, tune, FINAL)
+    assert (run.optimizer.method, run.learning_rate.value) == ("adam", 0.1)
+
+
+def test_a_listed_run_can_choose() -> None:
+    raw = {**TINY, "families": [RATES], "runs": [{"name": "a"}, {"name": "best", "chosen": {"family": "rates"}}]}
+    experiment = parse_experiment(raw)
+    run, levels = chosen_run(experiment, raw, "best", {"0.05": 2.0, "0.1": 1.0, "0.2": 3.0})
+    assert (run.name, run.learning_rate.value, run.iterations) == ("best", 0.1, 40)
+    assert {axis: level.label for axis, level in levels.items()} == {"learning_rate.value": "0.1"}
+    assert Targets(Problem.of(experiment)).tuning("best") == Targets(Problem.of(experiment)).results("tuning")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Divergence
+
+
+def diverging(steps: int) -> Any:
+    raw = {**TINY, "training": {"iterations": steps, "learning_rate": {"schedule": "constant", "value": 1e200}}}
+    raw["runs"] = [{"name": "a"}]
+    return parse_experiment(raw)
+
+
+def test_a_member_that_diverges_is_a_result(tmp_path: Path) -> None:
+    experiment = diverging(300)
+    prepare(experiment.data, 0, tmp_path / "data.zarr")
+    run = experiment.runs[0].model_copy(update={"batch_size": 32, "evaluate_every": 10})
+    arguments = (run, 0, experiment.model, experiment.loss, tmp_path / "data.zarr", "cpu")
+    with pytest.raises(StageError, match=r"Training of run 'a' diverged: the loss is not finite at iteration \d+"):
+        run_stage(TrainingTask(*arguments), tmp_path / "error", log=lambda _: None)
+    run_stage(TrainingTask(*arguments, may_diverge=True), tmp_path / "trajectory", log=lambda _: None)
+    found = Trajectory.open(tmp_path / "trajectory")
+    lost = found.diverged
+    assert lost is not None
+    curves = found.curves()
+    assert np.isfinite(curves.loss[:lost]).all()
+    for values in (curves.loss, curves.learning_rate, curves.gradient_norm):
+        assert np.isnan(values[lost:]).all()
+    assert np.isnan(curves.evaluation[lost:]).all()
+    assert (found.stage.read("batch")[lost:] == -1).all()
+    assert np.isnan(found.stage.read("resume/theta")[2:]).all()
+    assert found.stage.manifest["results"]["final"]["train"] == {"loss": None, "accuracy": None}
+    # A run that does not diverge says nothing of it, so that manifests are as they were.
+    tame = run.model_copy(update={"learning_rate": run.learning_rate.model_copy(update={"value": 0.1})})
+    for name, may in (("strict", False), ("lenient", True)):
+        task = TrainingTask(tame, 0, experiment.model, experiment.loss, tmp_path / "data.zarr", "cpu", may_diverge=may)
+        run_stage(task, tmp_path / name, log=lambda _: None)
+    assert (tmp_path / "strict/manifest.json").read_bytes() == (tmp_path / "lenient/manifest.json").read_bytes()
+    assert Trajectory.open(tmp_path / "lenient").diverged is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many to a job
+
+
+def test_which_members_share_a_job_does_not_depend_on_others() -> None:
+    few, many = (Targets(Problem.of(with_families(f))) for f in (RATES, varied(seed=list(range(40)))))
+    assert len(few.small_members) == 12
+    assert {run: many.small_members[run] for run in few.small_members} == few.small_members
+    members = [len(many.part_members("rates", part)) for part in range(PARTS)]
+    assert sum(members) == 120
+    assert min(members) >= 16
+    long = {**RATES, "set": {"iterations": 2_000_000}}
+    assert Targets(Problem.of(with_families(long))).small_members == {}
+
+
+def test_a_damaged_record_of_a_part_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "part.json").write_text('{"members": {"f/1": {"asked": "x", "manifest": "y"}}, "format": 1}')
+    assert not take_manifest(tmp_path / "part.json", "f/1", "x", tmp_path / "trajectory/manifest.json")
+
+
+@pytest.fixture(scope="module")
+def family_made(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout in which a family of 12 is trained and its table made."""
+    checkout = Checkout(tmp_path_factory.mktemp("family"))
+    checkout.configure(families=[RATES])
+    code, output = checkout.snakemake(table_of(RATES))
+    assert code == 0, output
+    return checkout
+
+
+def table_of(*families: Mapping[str, Any]) -> str:
+    return Targets(Problem.of(with_families(*families))).results("tuning")[-1]
+
+
+@pytest.mark.slow
+def test_a_family_grows_without_training_again(family_made: Checkout) -> None:
+    checkout = family_made
+    checkout.configure(families=[RATES])
+    assert checkout.plan(table_of(RATES)) == {}
+    more = varied(**{"learning_rate.value": [0.05, 0.1, 0.2, 0.4]})
+    checkout.configure(families=[more])
+    parts = {part_of(member.run) for member in with_families(more).grids[0].members[12:]}
+    expected = {"train_together": len(parts), "train_member": 4, "measure_tuning": 1}
+    plan = checkout.plan(table_of(more))
+    plan.pop("total", None)
+    assert plan == expected
+    output = checkout.listing
+    old = [member.run for member in with_families(RATES).grids[0].members]
+    assert not [run for run in old if f"run={run}" in output], output
+    # The same where Snakemake remembers nothing.
+    (checkout.path / ".snakemake").rename(checkout.path / "remembered")
+    again = checkout.plan(table_of(more))
+    again.pop("total", None)
+    shutil.rmtree(checkout.path / ".snakemake")
+    (checkout.path / "remembered").rename(checkout.path / ".snakemake")
+    assert again == expected
+    for axes in ({"momentum": [0.9]}, {"weight_decay": [0.001]}):
+        checkout.configure(families=[varied(**axes)])
+        assert checkout.plan(table_of(varied(**axes))) == {}
+    wide = {**RATES, "set": {"iterations": 30, "trajectory": {"stride": 1}}}
+    checkout.configure(families=[wide])
+    assert checkout.plan(table_of(wide))["train_member"] == 12
+
+
+@pytest.mark.slow
+def test_a_job_of_many_that_is_killed_goes_on(family_made: Checkout, tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "killed")
+    checkout.configure(families=[RATES])
+    for _ in range(3):
+        child = checkout.begin(*checkout.command(table_of(RATES)))
+        before = len(list(checkout.path.glob("results/tiny/runs/rates/*/trajectory/store.zarr")))
+        limit = time.time() + 60
+        while child.poll() is None and time.time() < limit:
+            if len(list(checkout.path.glob("results/tiny/runs/rates/*/trajectory/store.zarr"))) > before + 1:
+                break
+            time.sleep(0.05)
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+    code, output = checkout.snakemake(table_of(RATES))
+    assert code == 0, output
+    for manifest in sorted(family_made.path.glob("results/tiny/runs/rates/*/trajectory/manifest.json")):
+        other = checkout.path / manifest.relative_to(family_made.path)
+        assert other.read_bytes() == manifest.read_bytes()
