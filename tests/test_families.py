@@ -149,7 +149,10 @@ def test_a_grid_is_the_product_of_its_axes(axes: dict[str, list[int]]) -> None:
         ([{**RATES, "set": {"path": "x"}}], r"set gives path"),
         ([{**RATES, "set": {"checkpoints": [33]}}], r"family 'rates', learning_rate\.value 0\.05, seed 0: checkpoint"),
         ([{**FINAL, "name": "f"}], r"chosen names the family 'rates'; the families are f"),
-        ([RATES, {**FINAL, "vary": {"learning_rate.value": [0.1, 0.2]}}], r"'rates', which varies nothing that"),
+        (
+            [RATES, {**FINAL, "vary": {"learning_rate.value": [0.1, 0.2]}}],
+            r"'rates', which varies nothing else than",
+        ),
         ([RATES, {**FINAL, "set": {"chosen": {"family": "rates", "bye": 1}}}], r"chosen\.bye is not a known key"),
         ([RATES, {**FINAL, "vary": {"learning_rate.value": {"x": {"nesterov": True}}}}, FINAL], r"two families"),
         ([varied(optimizer=["adam", "adma"])], r"optimizer\.method is \"adma\"; valid are adam, adamw"),
@@ -244,7 +247,9 @@ def test_a_member_that_diverges_is_a_result(tmp_path: Path) -> None:
     arguments = (run, 0, experiment.model, experiment.loss, tmp_path / "data.zarr", "cpu")
     with pytest.raises(StageError, match=r"Training of run 'a' diverged: the loss is not finite at iteration \d+"):
         run_stage(TrainingTask(*arguments), tmp_path / "error", log=lambda _: None)
-    run_stage(TrainingTask(*arguments, may_diverge=True), tmp_path / "trajectory", log=lambda _: None)
+    task = TrainingTask(*arguments)
+    task.may_diverge = True
+    run_stage(task, tmp_path / "trajectory", log=lambda _: None)
     found = Trajectory.open(tmp_path / "trajectory")
     lost = found.diverged
     assert lost is not None
@@ -259,7 +264,8 @@ def test_a_member_that_diverges_is_a_result(tmp_path: Path) -> None:
     # A run that does not diverge says nothing of it, so that manifests are as they were.
     tame = run.model_copy(update={"learning_rate": run.learning_rate.model_copy(update={"value": 0.1})})
     for name, may in (("strict", False), ("lenient", True)):
-        task = TrainingTask(tame, 0, experiment.model, experiment.loss, tmp_path / "data.zarr", "cpu", may_diverge=may)
+        task = TrainingTask(tame, *arguments[1:])
+        task.may_diverge = may
         run_stage(task, tmp_path / name, log=lambda _: None)
     assert (tmp_path / "strict/manifest.json").read_bytes() == (tmp_path / "lenient/manifest.json").read_bytes()
     assert Trajectory.open(tmp_path / "lenient").diverged is None

@@ -1,19 +1,18 @@
 from quadscape.measures.declaration import iteration_of_key, subset_of_key
 from quadscape.planning.jobs import start_job
-from quadscape.training.extraction import extract_checkpoint
+from quadscape.training.extraction import OnSubset, extract_checkpoint
 
 experiment, log = start_job(snakemake)
-run = experiment.run(snakemake.wildcards.run)
+run, subset = experiment.run(snakemake.wildcards.run), subset_of_key(snakemake.wildcards.iteration)
+data = snakemake.input.data
 found = extract_checkpoint(
     experiment.model_of(run),
     experiment.loss,
     run,
     iteration_of_key(snakemake.wildcards.iteration),
     snakemake.input.source,
-    snakemake.input.data,
+    data if subset is None else OnSubset(subset, data, snakemake.input.trained_on[0]),
     snakemake.output[0],
     experiment.device,
-    subset=subset_of_key(snakemake.wildcards.iteration),
-    trained_on=next(iter(snakemake.input.trained_on), None),
 )
 log(found.sentence())

@@ -9,7 +9,6 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -161,10 +160,7 @@ def write_data(
     *,
     scale: int = 255,
     listing: str = "",
-    moments: tuple[list[float], list[float]] | None = None,
-    more: Sequence[tuple[ArraySpec, np.ndarray]] = (),
-    made_of: Mapping[str, Any] = MappingProxyType({}),
-) -> dict[str, int]:
+) -> None:
     """Writes a data store from arrays.
 
     Args:
@@ -176,57 +172,64 @@ def write_data(
         source: Where the images come from.
         scale: The pixel value of white.
         listing: Digest of what the source held.
-        moments: Mean and standard deviation of each channel of images/scale; None: those of the training split.
-        more: Further arrays.
-        made_of: Further attributes, which are no part of the content's digest.
+    """
+    mean, std = _moments(images[split == 0], scale)
+    attributes = {"scale": scale, "mean": mean, "std": std, "classes": list(classes), "source": source}
+    write_examples(path, data_arrays(images, labels, split), attributes, {"listing": listing})
+
+
+def data_arrays(images: np.ndarray, labels: np.ndarray, split: np.ndarray) -> list[tuple[ArraySpec, np.ndarray]]:
+    """The arrays of a data store, with their layout.
+
+    Args:
+        images: Pixels, uint8, shape (n, channels, height, width).
+        labels: Class indices, shape (n,).
+        split: 0 train, 1 validation, 2 test, shape (n,).
+
+    Returns:
+        Layout and values of each.
+    """
+    count, white = int(labels.size), "Pixels; white is the store's attribute scale."
+    rows = max(1, min(count, 2**24 // int(np.prod(images.shape[1:]))))
+    axes, chunks = ("example", "channel", "row", "column"), (rows, *images.shape[1:])
+    image_spec = ArraySpec(
+        "images", images.shape, "uint8", axes, chunks, compress=True, attributes={"description": white}
+    )
+    return [
+        (image_spec, images),
+        (example_spec("labels", count, "int64", "Class."), labels),
+        (example_spec("split", count, "uint8", "0 train, 1 validation, 2 test."), split),
+    ]
+
+
+def example_spec(name: str, count: int, dtype: str, description: str) -> ArraySpec:
+    """Layout of an array with one number for each example."""
+    return ArraySpec(name, (count,), dtype, ("example",), (count,), attributes={"description": description})
+
+
+def write_examples(
+    path: str | Path,
+    arrays: Sequence[tuple[ArraySpec, np.ndarray]],
+    attributes: Mapping[str, Any],
+    outside: Mapping[str, Any],
+) -> dict[str, int]:
+    """Writes a data store.
+
+    Args:
+        path: Directory of the store; what was there is replaced.
+        arrays: `images`, `labels`, `split` and further ones.
+        attributes: `scale`, `mean`, `std`, `classes` and `source`.
+        outside: Attributes that are no part of the content's digest: a renamed file makes the store anew, but must not
+            train a network again.
 
     Returns:
         Number of examples of each split.
     """
-    mean, std = _moments(images[split == 0], scale) if moments is None else moments
-    count = int(labels.size)
-    per_image = int(np.prod(images.shape[1:]))
-    rows = max(1, min(count, 2**24 // per_image))
-    arrays = [
-        (
-            ArraySpec(
-                "images",
-                images.shape,
-                "uint8",
-                ("example", "channel", "row", "column"),
-                (rows, *images.shape[1:]),
-                compress=True,
-                attributes={"description": "Pixels; white is the store's attribute scale."},
-            ),
-            images,
-        ),
-        (ArraySpec("labels", (count,), "int64", ("example",), (count,), attributes={"description": "Class."}), labels),
-        (
-            ArraySpec(
-                "split",
-                (count,),
-                "uint8",
-                ("example",),
-                (count,),
-                attributes={"description": "0 train, 1 validation, 2 test."},
-            ),
-            split,
-        ),
-        *more,
-    ]
-    attributes: dict[str, Any] = {
-        "scale": scale,
-        "mean": mean,
-        "std": std,
-        "classes": list(classes),
-        "source": source,
-        "shape": list(images.shape[1:]),
-        "counts": {name: int((split == i).sum()) for i, name in enumerate(SPLITS)},
-    }
-    content = digest({spec.name: np.asarray(values, dtype=spec.dtype) for spec, values in arrays}, attributes)
-    # Outside the content's digest: a renamed file makes the store anew, but must not train a network again.
-    write_store(path, arrays, {**attributes, "content": content, "listing": listing, **made_of})
-    return attributes["counts"]
+    values = {spec.name: np.asarray(found, dtype=spec.dtype) for spec, found in arrays}
+    counts = {name: int((values["split"] == i).sum()) for i, name in enumerate(SPLITS)}
+    whole = {**attributes, "shape": list(values["images"].shape[1:]), "counts": counts}
+    write_store(path, arrays, {**whole, "content": digest(values, whole), **outside})
+    return counts
 
 
 def _moments(images: np.ndarray, scale: int) -> tuple[list[float], list[float]]:

@@ -6,10 +6,10 @@ import numpy as np
 
 from quadscape.config.sections import Subset
 from quadscape.config.values import resolved
-from quadscape.data.sets import write_data
+from quadscape.data.sets import data_arrays, example_spec, write_examples
 from quadscape.data.sources import SPLITS
 from quadscape.errors import ConfigError
-from quadscape.store import ArraySpec, read_store
+from quadscape.store import read_store
 
 _CLASS_STREAM = 0x5C1A
 _HALF_STREAM = 0x5A1F
@@ -84,26 +84,10 @@ def write_subset(subset: Subset, data: str | Path, out: str | Path) -> dict[str,
     """
     arrays, attributes = read_store(data)
     chosen = choose_examples(subset, arrays["labels"], arrays["split"], tuple(attributes["classes"]))
-    spec = ArraySpec(
-        "origin",
-        (len(chosen),),
-        "int64",
-        ("example",),
-        (len(chosen),),
-        attributes={"description": "Number of the example in the store of all data."},
+    found = data_arrays(arrays["images"][chosen], arrays["labels"][chosen], arrays["split"][chosen])
+    found.append(
+        (example_spec("origin", len(chosen), "int64", "Number of the example in the store of all data."), chosen)
     )
-    return write_data(
-        out,
-        arrays["images"][chosen],
-        arrays["labels"][chosen],
-        arrays["split"][chosen],
-        attributes["classes"],
-        attributes["source"],
-        scale=attributes["scale"],
-        moments=(attributes["mean"], attributes["std"]),
-        more=[(spec, chosen)],
-        made_of={
-            "whole": attributes["content"],
-            "subset": {key: value for key, value in resolved(subset).items() if key != "name"},
-        },
-    )
+    same = {key: attributes[key] for key in ("scale", "mean", "std", "classes", "source")}
+    described = {key: value for key, value in resolved(subset).items() if key != "name"}
+    return write_examples(out, found, same, {"listing": "", "whole": attributes["content"], "subset": described})

@@ -25,6 +25,7 @@ from quadscape.config.sections import (
     Run,
     Start,
     Steps,
+    Subset,
     Training,
 )
 from quadscape.config.values import Section, listed
@@ -131,6 +132,7 @@ def _section_at(location: tuple[int | str, ...]) -> type[Section]:
         "training": Training,
         "runs": Run,
         "families": FamilySection,
+        "subsets": Subset,
         "curvature": Curvature,
         "figures": Figures,
     }

@@ -21,6 +21,7 @@ from quadscape.measures.declaration import (
     fingerprint_digits,
     subject_iterations,
     subject_key,
+    subset_of_key,
 )
 from quadscape.measures.earlier import earlier_tables, take_over
 from quadscape.planning.experiment import MOST_RUNS
@@ -295,8 +296,8 @@ class Targets:
         return self.places.data if subset is None else self.places.subset(subset)
 
     def trained_on(self, run: str, key: str) -> list[str]:
-        """The data that a run was trained on, where a checkpoint is analysed on others."""
-        return [] if self.data(run, key) == self.data(run) else [self.data(run)]
+        """The data that a run was trained on, where a checkpoint is analysed on a subset."""
+        return [] if subset_of_key(key) is None else [self.data(run)]
 
     def subset_pattern(self) -> str:
         """A regular expression for what may follow an iteration, `/on-<subset>`; empty where there are no subsets."""

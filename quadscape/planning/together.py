@@ -115,8 +115,8 @@ def train_member(experiment: Experiment, raw: Mapping[str, Any], run: str, job: 
         experiment.device,
         None if section.start is None else StartPoint.load(job.inputs["start"][0], section.start),
         step_of(section, rule, next(iter(job.inputs["eigenbasis"]), None), data),
-        may_diverge=experiment.is_member(run),
     )
+    task.may_diverge = experiment.is_member(run)
     run_stage(task, Path(job.manifest).parent, log=log)
 
 

@@ -7,6 +7,7 @@ are taken for, is found here on a few examples, before a Hessian is begun (`quad
 import json
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
@@ -56,18 +57,30 @@ def _check_same(trajectory: Trajectory, directory: str | Path, expected: Mapping
             )
 
 
+@dataclass(frozen=True)
+class OnSubset:
+    """A subset of the data on which a checkpoint is analysed, whatever it was trained on.
+
+    Attributes:
+        name: Its name.
+        data: Its data store.
+        trained_on: The data store of the training.
+    """
+
+    name: str
+    data: str | Path
+    trained_on: str | Path
+
+
 def extract_checkpoint(
     config: Model,
     loss_kind: str,
     run: Run,
     iteration: int,
     trajectory: str | Path | None,
-    data: str | Path,
+    data: str | Path | OnSubset,
     out: str | Path,
     device: str,
-    *,
-    subset: str | None = None,
-    trained_on: str | Path | None = None,
 ) -> SelfCheck:
     """Writes the checkpoint of one iteration, from a trajectory or from parameters trained elsewhere.
 
@@ -81,10 +94,8 @@ def extract_checkpoint(
         iteration: Number of steps.
         trajectory: Directory or manifest of the run's training stage; unused for parameters trained elsewhere, whose
             file the run's section names.
-        data: The data store.
+        data: The data store on which it was trained and is analysed, or a subset on which it is analysed.
         out: Directory of the checkpoint; what was there is replaced.
-        subset: Name of the subset of the data that the data store is; None: the data of the run.
-        trained_on: The data store that the run was trained on; None: the same.
         device: Where statistics of BatchNorm are computed over the training set: `cpu`, `cuda` or `auto`.
 
     Returns:
@@ -93,7 +104,8 @@ def extract_checkpoint(
     Raises:
         ModelError: θ is not finite, the loss is not a plain sum over examples, or its derivatives are not to be had.
     """
-    out = store_directory(out)
+    out, part = store_directory(out), data if isinstance(data, OnSubset) else None
+    data = data.data if isinstance(data, OnSubset) else data
     info = data_info(data)
     model = cast(build_model(config, info.shape, len(info.classes)), torch.float64)
     layout = ParameterLayout.of(model)
@@ -103,7 +115,7 @@ def extract_checkpoint(
         "loss": loss_kind,
         "data": info.digest,
     }
-    of_training = identity if trained_on is None else {**identity, "data": data_info(trained_on).digest}
+    of_training = identity if part is None else {**identity, "data": data_info(part.trained_on).digest}
     trained, rate = _load_parameters(model, run, iteration, trajectory, of_training)
     theta = current_vector(model).clone()
     bad = int((~torch.isfinite(theta)).sum())
@@ -124,7 +136,7 @@ def extract_checkpoint(
     attributes = {
         "run": run.name,
         "iteration": iteration,
-        **({} if subset is None else {"subset": subset}),
+        **({} if part is None else {"subset": part.name}),
         "model": identity["model"],
         "model_code": identity["model_code"],
         "shape": list(info.shape),

@@ -54,7 +54,8 @@ class TrainingTask:
         data: The data store.
         start_point: The state that the run starts from; None: initial parameters.
         step: What is done with the gradient before the optimizer steps; None: nothing.
-        may_diverge: Whether a run that diverges is a result, with nothing stored from there on, or an error.
+        may_diverge: Whether a run that diverges is a result, with nothing stored from there on, or an error, as it is
+            where nobody says otherwise.
         stream: Where batches, noise and optimizer begin.
     """
 
@@ -71,11 +72,9 @@ class TrainingTask:
         device: str = "auto",
         start_point: StartPoint | None = None,
         step: StepRule | None = None,
-        *,
-        may_diverge: bool = False,
     ) -> None:
         self.run, self.seed, self.model, self.loss, self.data = filled(run), seed, model, loss, Path(data)
-        self.start_point, self.step, self.may_diverge = start_point, step, may_diverge
+        self.start_point, self.step, self.may_diverge = start_point, step, False
         self.stream = stream_of(None if start_point is None else start_point.parameters, seed)
         self._requested = device
         self._trainer: Trainer | None = None
