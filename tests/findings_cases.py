@@ -334,7 +334,7 @@ def adam(agree: bool) -> Planted:
         "examples_to_target": 50 * sizes,
         "gradient_variance": 1.0 / sizes,
     }
-    head = {**TEXT, "axes": {"method": [], "batch": [], "rate": []}, "repeats": ["seed"], "cells": labels}
+    head = {**TEXT, "axes": {"method": [], "batch": [], "rate": []}, "rate_axes": ["rate"], "cells": labels}
     return {"descent_members": [plant("descent_members", columns, **head)]}
 
 

@@ -1,6 +1,7 @@
 """Variants of gradient descent: noise of steps, reach of a target, memory and time of a step; tuning on validation."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import family_cases as cases
@@ -163,3 +164,17 @@ def test_counted_memory_is_near_what_is_measured(method: str, model: dict, batch
 def test_memory_grows_with_the_batch_and_with_the_state() -> None:
     assert counted_bytes(1000, 8, 0, 10**6) == 16_000 + 8 * 10**6
     assert counted_bytes(1000, 4, 2, 10) == 32_000 + 4_000 + 8_000 + 8_000
+
+
+def test_an_axis_is_one_of_rates_only_where_nothing_else_changes() -> None:
+    made, members = cases.descending(rates=(0.01, 0.1), seeds=2)
+    assert family_head(made, members)["rate_axes"] == ["rate"]
+    # What no column of the tables tells: clipping.
+    clipped = [
+        replace(member, training=cases.training(rate=member.learning_rate, clip_norm=1.0))
+        if member.learning_rate == 0.1
+        else member
+        for member in members
+    ]
+    assert family_head(made, clipped)["rate_axes"] == []
+    assert family_head(made, [replace(m, beside=str(m.learning_rate)) for m in members])["rate_axes"] == []

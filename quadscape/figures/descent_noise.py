@@ -101,6 +101,11 @@ def _gap(axis: "Axes", members: "Table", cells: list[str]) -> None:
             place = axis.get_yaxis_transform()
             axis.plot([0.93], [row], "x", color=style.GREY, transform=place, clip_on=False)
             axis.text(0.955, row, f"{lost}", transform=place, va="center", fontsize=8.5, color=style.BLACK)
+    gaps = np.abs(np.concatenate(drawn))
+    gaps = gaps[np.isfinite(gaps)]
+    if len(gaps) and gaps.max() > 50 * np.median(gaps) > 0:
+        # One setting that fails must not press all others together.
+        axis.set_xscale("symlog", linthresh=2 * float(np.median(gaps)))
     _finish(axis, drawn, "validation − training loss at the end")
 
 
@@ -117,7 +122,7 @@ def _memory(axis: "Axes", cost: "Table", cells: list[str]) -> None:
 
 
 def _finish(axis: "Axes", drawn: list[np.ndarray], label: str) -> None:
-    if drawn and can_be_log(*drawn):
+    if axis.get_xscale() == "linear" and drawn and can_be_log(*drawn):
         axis.set_xscale("log")
     if not any(np.isfinite(values).any() for values in drawn):
         axis.plot([0], [np.nan])
@@ -141,10 +146,11 @@ Noise of gradients and steps, generalisation gap, and memory of the settings of 
 Left: variance of the norm of the batch gradient, and of the length of a step, over the last quarter of the run, about a
 straight line and over its squared mean; 1 means fluctuations as large as the norm itself. Lengths of steps are there
 where consecutive iterates were kept. Middle: validation minus training loss at the end; seeds that diverged are counted
-beside a cross. Small markers are single seeds, large ones their means. Right: the largest memory that a step takes
-without the data: counted from parameters, batch size, activations and the optimizer's vectors (bar), and measured
-(dot). Where dots lie right of bars, something beyond the formula is held. Settings are listed in the order of the
-experiment file; where there are more than 24, each variant at its best learning rate.
+beside a cross; where one setting is far off, the axis is logarithmic beyond the others. Small markers are single seeds,
+large ones their means. Right: the largest memory that a step takes without the data: counted from parameters, batch
+size, activations and the optimizer's vectors (bar), and measured (dot). Where dots lie right of bars, something beyond
+the formula is held. Settings are listed in the order of the experiment file; where there are more than 24, each variant
+at its best learning rate.
 """,
     tables=("descent_members", "descent_cost"),
     draw=draw,

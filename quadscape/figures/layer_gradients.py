@@ -40,9 +40,12 @@ def draw(tables: "Tables") -> "Figure":
     from matplotlib.figure import Figure
 
     pieces = zip(tables["layer_norms"], tables["layer_slopes"], strict=True)
-    families = [(norms, slopes) for norms, slopes in pieces if len(norms)][:_MOST]
+    families = [(norms, slopes) for norms, slopes in pieces if len(norms)]
     if not families:
         return style.message(TITLE, "No family of runs was trained.")
+    # What has too few layers for a slope says little, where others have enough.
+    deep = [(norms, slopes) for norms, slopes in families if np.isfinite(slopes["slope"]).any()]
+    families = (deep or families)[:_MOST]
     names, scores = [], dict[str, float]()
     for _, slopes in families:
         initial = slopes.where(slopes["window"] == "initial")
@@ -144,7 +147,8 @@ Left and middle: decimal logarithm of the norm at the first step and over the la
 single seeds, lines with markers their mean. A straight line means that every layer multiplies the gradient by the same
 factor. Right: the slope over the hidden layers of equal shape, first and last layer left out, by setting and part of
 the run, with the 95 % interval over seeds (none with one seed): left of zero gradients vanish towards the input, right
-of it they explode, and −1 is a factor ten a layer. A remedy works where its marks lie nearer zero. Runs that diverged,
+of it they explode, and −1 is a factor ten a layer. Families whose networks have too few such layers for a slope are
+not shown where others have enough. A remedy works where its marks lie nearer zero. Runs that diverged,
 and layers whose gradient is exactly zero, have no marks there. At most eight settings have colours, those of the
 steepest slopes at the first step.
 """,
