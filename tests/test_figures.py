@@ -36,7 +36,7 @@ def experiment(checkpoints: int, runs: int = 1, **options) -> dict[str, list[Tab
 
 
 def family_tables(size: int) -> list[dict[str, Table]]:
-    """Tables of families: with one, of one run each; with more than three, of two families with many settings."""
+    """Tables of families: with one, of one run each; with more than three, of several with many settings."""
     if size == 1:
         one = {"batches": ("B=50",), "seeds": 1}
         return [descent_tables(("sgd",), **one), layer_tables(("tanh",), (5,), 1), escape_tables(("full",), 1)]
@@ -45,7 +45,7 @@ def family_tables(size: int) -> list[dict[str, Table]]:
         return usual
     methods = ("sgd", "momentum", "rmsprop", "adam")
     many = descent_tables(methods, ("B=1", "B=50", "full"), (0.01, 0.1, 1.0), diverged=(4, 40, 41))
-    return [*usual, many, layer_tables(depths=(8, 14, 22))]
+    return [*usual, many, descent_tables(("adam",), seeds=2), layer_tables(depths=(8, 14, 22))]
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,7 @@ def even_columns(count: int, most: int) -> int:
     """Columns of a grid of `count` panels, at most `most`, that leave few places empty."""
     if count <= most:
         return max(1, count)
-    return min(range(most, max(2, most - 2), -1), key=lambda columns: (-count % columns, -columns))
+    return min(range(most, max(min(2, most - 1), most - 2), -1), key=lambda columns: (-count % columns, -columns))
 
 
 def message(title: str, text: str) -> "Figure":
