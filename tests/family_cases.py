@@ -215,5 +215,5 @@ def trained(folder: Path, data: Path, model: Any, sections: Sequence[Mapping[str
 
 def family_job(made: Family, data: Path, manifests: Sequence[Path], **options: Any) -> Job:
     """The job of a measure of a trained family."""
-    inputs = {"data": [data], "trajectory": list(manifests)}
+    inputs = {"data": [data] * len(manifests), "trajectory": list(manifests)}
     return Job(made.name, (), options, inputs, family=made, device="cpu", log=lambda _: None)

@@ -295,6 +295,63 @@ def localised(agree: bool) -> Planted:
     return {"localisation": [plant("localisation", columns, **head)]}
 
 
+TEXT = {"run": "r", "data": "text", "P": 2000, "N": 1000}
+
+
+def adam(agree: bool) -> Planted:
+    """SGD and Adam at five rates, with batches of 50 and of all 1,000 examples; Adam gains most at full batch."""
+    rates, seeds, rows = (0.01, 0.03, 0.1, 0.3, 1.0), range(3), []
+    ends = {("sgd", 50): 0.12, ("adam", 50): 0.1, ("sgd", 1000): 0.2, ("adam", 1000): 0.1}
+    if not agree:
+        ends = {("sgd", 50): 0.3, ("adam", 50): 0.1, ("sgd", 1000): 0.1, ("adam", 1000): 0.1}
+    for (method, size), end in ends.items():
+        for rate in rates:
+            for seed in seeds:
+                loss = end * (1 + np.log10(rate / 0.1) ** 2) * (1 + 0.01 * seed) * (1.001 if method == "sgd" else 1)
+                rows.append((method, size, rate, seed, loss * (1 + 0.002 * (seed - 1) * (method == "sgd"))))
+    methods, sizes, of_rates, of_seeds, losses = (np.array(part) for part in zip(*rows, strict=True))
+    cells = np.array([f"{m} · {b} · {r:g}" for m, b, r, _, _ in rows])
+    labels = {
+        c: {"method": m, "batch": str(b), "rate": f"{r:g}"} for c, (m, b, r, _, _) in zip(cells, rows, strict=True)
+    }
+    count = len(rows)
+    columns = {
+        "run": np.arange(count),
+        "cell": cells,
+        "seed": of_seeds,
+        "method": methods,
+        "momentum": np.where(methods == "sgd", 0.0, np.nan),
+        "batch_size": sizes,
+        "learning_rate": of_rates,
+        "weight_decay": np.zeros(count),
+        "iterations": np.full(count, 100),
+        "examples": np.full(count, 1000),
+        "parameters": np.full(count, 2000),
+        "diverged_at": np.full(count, -1),
+        "training_loss": losses,
+        "validation_loss": losses + 0.1,
+        "gap": np.full(count, 0.1),
+        "examples_to_target": 50 * sizes,
+        "gradient_variance": 1.0 / sizes,
+    }
+    head = {**TEXT, "axes": {"method": [], "batch": [], "rate": []}, "rate_axes": ["rate"], "cells": labels}
+    return {"descent_members": [plant("descent_members", columns, **head)]}
+
+
+def deep(agree: bool) -> Planted:
+    """Slopes of networks of 22 layers at the first step; a straight line explains much, or little."""
+    columns = {
+        "cell": ["tanh", "relu"],
+        "window": ["initial", "initial"],
+        "layers": [20, 20],
+        "members": [5, 5],
+        "without": [0, 0],
+    }
+    for name, value, half in (("slope", -0.1, 0.01), ("linearity", 0.97 if agree else 0.5, 0.02)):
+        columns |= {name: [value] * 2, f"{name}_low": [value - half] * 2, f"{name}_high": [value + half] * 2}
+    return {"layer_slopes": [plant("layer_slopes", columns, **USUAL, normalization="none")]}
+
+
 PLANTED: dict[str, Callable[[bool], Planted]] = {
     "original-localised": localised,
     "original-loss-path": loss_path,
@@ -334,5 +391,8 @@ PLANTED: dict[str, Callable[[bool], Planted]] = {
     "noise-power-law": lambda ok: {"gradients": [gradients(USUAL, exponent=1.5 if ok else 0.3)]},
     "few-examples-rule": lambda ok: {"gradients": [gradients(USUAL, participation=0.02 if ok else 0.3)]},
     "noise-scale-grows": noise_scale,
+    "adam-gain-full-batch": adam,
+    "adam-gain-grows": adam,
+    "gradient-norm-depth": deep,
 }
 """By published result: tables under which it agrees (True), and tables under which it disagrees (False)."""

@@ -17,7 +17,7 @@ from tests.experiments import SMALL
 
 STAGES = ["training", "hessian_shard", "hessian", "gauss_newton", "eigenbasis"]
 # Of a Gauss–Newton matrix, which is not asked for.
-STAGES += [f"measure_{name}" for name in MEASURES if name != "parts"]
+STAGES += [f"measure_{name}" for name, measure in MEASURES.items() if name != "parts" and measure.of != "family"]
 
 
 def by_stage(estimates: Estimates) -> dict[str, Need]:

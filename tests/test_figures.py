@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from family_cases import descent_tables, escape_tables, layer_tables
 from figure_cases import checkpoint_tables, pair_tables, run_tables
 from matplotlib.figure import Figure
 
@@ -30,7 +31,21 @@ def experiment(checkpoints: int, runs: int = 1, **options) -> dict[str, list[Tab
         [run_tables(f"r{i}", 300, (150,)) for i in range(runs)]
         + [checkpoint_tables(SIZE, "r0", 100 * i, i / 12, directions=12, **options) for i in range(checkpoints)]
         + [pair_tables(SIZE, "r0", a, b, 0.1, **options) for a, b in pairs]
+        + family_tables(checkpoints)
     )
+
+
+def family_tables(size: int) -> list[dict[str, Table]]:
+    """Tables of families: with one, of one run each; with more than three, of several with many settings."""
+    if size == 1:
+        one = {"batches": ("B=50",), "seeds": 1}
+        return [descent_tables(("sgd",), **one), layer_tables(("tanh",), (5,), 1), escape_tables(("full",), 1)]
+    usual = [descent_tables(diverged=(4,)), layer_tables(diverged=(2,)), escape_tables()]
+    if size <= 3:
+        return usual
+    methods = ("sgd", "momentum", "rmsprop", "adam")
+    many = descent_tables(methods, ("B=1", "B=50", "full"), (0.01, 0.1, 1.0), diverged=(4, 40, 41))
+    return [*usual, many, descent_tables(("adam",), seeds=2), layer_tables(depths=(8, 14, 22))]
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +159,14 @@ def test_twelve_checkpoints(name: str, usual, tmp_path) -> None:
     spec = FIGURES[name]
     tables = {table: list(itertools.islice(itertools.cycle(usual[table]), 12)) for table in spec.tables}
     save(spec.draw(tables), tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize("name", ["descent", "descent_noise", "tuning", "layer_gradients"])
+def test_families_of_which_every_member_diverged(name: str, tmp_path) -> None:
+    lost = [descent_tables(("sgd",), ("B=50",), seeds=2, diverged=(0, 1)), layer_tables(("tanh",), (8,), 1, (0,))]
+    tables = gathered(lost)
+    spec = FIGURES[name]
+    save(spec.draw({table: tables[table] for table in spec.tables}), tmp_path / "figure.png")
 
 
 def test_reading_about_figures_loads_neither_matplotlib_nor_torch() -> None:

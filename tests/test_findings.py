@@ -11,6 +11,7 @@ import docutils.nodes
 import jinja2
 import numpy as np
 import pytest
+from family_cases import descent_tables, escape_tables, layer_tables
 from figure_cases import checkpoint_tables, pair_tables, run_tables
 from findings_cases import (
     FULL,
@@ -73,6 +74,7 @@ def measured(size: int, checkpoints: int = 3) -> dict[str, list[Table]]:
     pieces = [run_tables("r0", 300, (150,))]
     pieces += [checkpoint_tables(size, "r0", 100 * i, i / 12, directions=min(size, 12)) for i in range(checkpoints)]
     pieces += [pair_tables(size, "r0", 100 * a, 100 * b, 0.1) for a, b in itertools.combinations(range(checkpoints), 2)]
+    pieces += [descent_tables(seeds=1), layer_tables(("tanh",), (8,)), escape_tables(seeds=6)]
     for name, table in (item for piece in pieces for item in piece.items()):
         found.setdefault(name, []).append(table)
     return found
@@ -117,7 +119,7 @@ def test_rows_without_a_measure_say_what_would_do() -> None:
 
 def test_rows_are_complete() -> None:
     rows = known_rows()
-    assert len(rows) == 69
+    assert len(rows) == 70
     for row in rows.values():
         for text in (row.claim, row.source, row.section, row.setting, row.quantity, row.would_do):
             assert text

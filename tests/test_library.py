@@ -274,7 +274,9 @@ def test_what_measures_and_figures_refuse(basis: library.DenseEigenbasis, monkey
         library.measure("overlap", basis)
     with pytest.raises(ConfigError, match="reads the table 'line_search' of the measure 'line_search'"):
         library.draw("line_searches", library.measure("spectrum", basis))
-    with pytest.raises(ConfigError, match="no figure 'spectra'; the figures are learning_curves, spectrum"):
+    with pytest.raises(
+        ConfigError, match="no figure 'spectra'; the figures are learning_curves, layer_gradients, spectrum"
+    ):
         library.draw("spectra")
     with pytest.raises(ModelError, match=r"θ has shape \(2,\); it must have one number for each parameter, \(43,\)"):
         library.hessian(loss, np.zeros(2))

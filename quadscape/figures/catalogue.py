@@ -2,14 +2,19 @@
 
 from quadscape.figures import (
     curvature_parts,
+    descent,
+    descent_noise,
     eigenvector_localisation,
     eigenvector_overlap,
+    escape,
     gradient_cosine,
+    layer_gradients,
     learning_curves,
     line_searches,
     quadratic_radius,
     spectral_density,
     spectrum,
+    tuning,
 )
 from quadscape.figures.specification import FigureSpec
 
@@ -17,6 +22,7 @@ FIGURES: dict[str, FigureSpec] = {
     module.SPEC.name: module.SPEC
     for module in (
         learning_curves,
+        layer_gradients,
         spectrum,
         curvature_parts,
         spectral_density,
@@ -25,6 +31,10 @@ FIGURES: dict[str, FigureSpec] = {
         quadratic_radius,
         gradient_cosine,
         eigenvector_overlap,
+        tuning,
+        descent,
+        descent_noise,
+        escape,
     )
 }
 """Every figure by its name."""

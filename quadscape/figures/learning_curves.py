@@ -63,7 +63,7 @@ def draw(tables: "Tables") -> "Figure":
         for axis in (above, below):
             if any(np.isfinite(line.get_ydata()).any() and np.nanmax(line.get_ydata()) > 0 for line in axis.lines[:2]):
                 axis.set_yscale("log")
-        _plain_log(above)
+        style.plain_log(above)
         above.set_title(f"run {curves.attributes['run']}")
     _share_limits(axes[0])
     _share_limits(axes[2])
@@ -97,17 +97,6 @@ def _locator(intervals: int) -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(intervals, integer=True)
-
-
-def _plain_log(axis: Any) -> None:
-    """Within two decades, plain numbers at 1, 2 and 5 are easier to read than powers."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    low, high = axis.get_ylim()
-    if axis.get_yscale() == "log" and high / low < 300:
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _share_limits(axes: np.ndarray, upper: float | None = None) -> None:

@@ -167,7 +167,7 @@ def even_columns(count: int, most: int) -> int:
     """Columns of a grid of `count` panels, at most `most`, that leave few places empty."""
     if count <= most:
         return max(1, count)
-    return min(range(most, max(2, most - 2), -1), key=lambda columns: (-count % columns, -columns))
+    return min(range(most, max(min(2, most - 1), most - 2), -1), key=lambda columns: (-count % columns, -columns))
 
 
 def message(title: str, text: str) -> "Figure":
@@ -222,6 +222,26 @@ def power(value: float, digits: int = 2) -> str:
 def plain(value: float) -> str:
     """A number for a tick, as short as it goes, with a true minus."""
     return f"{0.0 if abs(value) < 1e-300 else value:.4g}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
+
+
+def plain_log(axis: "Axes", *, horizontal: bool = False) -> None:
+    """Within two decades, plain numbers at 1, 2 and 5 on a logarithmic axis are easier to read than powers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    scale, (low, high) = (axis.get_xscale(), axis.get_xlim()) if horizontal else (axis.get_yscale(), axis.get_ylim())
+    if scale == "log" and high / low < 300:
+        ticks = axis.xaxis if horizontal else axis.yaxis
+        ticks.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ticks.set_major_formatter(lambda value, _: f"{value:g}")
+        ticks.set_minor_formatter(NullFormatter())
+
+
+def few_ticks(axis: "Axes", most: int = 5) -> None:
+    """At most so many intervals between the ticks of a linear horizontal axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    if axis.get_xscale() == "linear":
+        axis.xaxis.set_major_locator(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
 
 
 def checkpoint_title(table: "Table") -> str:

@@ -16,7 +16,11 @@ PART = 2 / 3
 BLOCKS = 10
 """Fewest blocks of a mean over time."""
 
-_T975 = {9: 2.262, 10: 2.228, 12: 2.179, 15: 2.131, 20: 2.086, 30: 2.042, 60: 2.000, 10**9: 1.960}
+_T975 = {
+    **{1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262},
+    **{10: 2.228, 12: 2.179, 15: 2.131, 20: 2.086, 30: 2.042, 60: 2.000, 10**9: 1.960},
+}
+"""Quantiles of Student's t by degrees of freedom; between two, the one of fewer holds."""
 
 
 def finite(values: np.ndarray) -> np.ndarray:
@@ -153,9 +157,33 @@ def time_mean(values: np.ndarray, unit: str = "1") -> Estimate:
         return Estimate.alone(mean, f"{blocks} blocks of two correlation times: {BLOCKS} are needed", unit)
     size = len(series) // blocks
     means = series[: blocks * size].reshape(blocks, size).mean(axis=1)
-    quantile = next(t for freedom, t in reversed(_T975.items()) if freedom <= blocks - 1)
-    half = quantile * float(means.std(ddof=1)) / math.sqrt(blocks)
+    half = _student_quantile(blocks - 1) * float(means.std(ddof=1)) / math.sqrt(blocks)
     return Estimate(mean, mean - half, mean + half, f"95 %, Student's t, over {blocks} blocks of time", unit)
+
+
+def paired_mean(values: np.ndarray, over: str, unit: str = "1") -> Estimate:
+    """Mean of independent differences, with Student's interval.
+
+    Args:
+        values: One difference of each pair.
+        over: What the pairs are drawn from, for example "seeds".
+        unit: Unit.
+
+    Returns:
+        The mean; without an interval below two pairs, and NaN where a difference is not finite.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not len(values) or not np.isfinite(values).all():
+        return Estimate.alone(math.nan, "no pairs" if not len(values) else "a run diverged", unit)
+    mean, count = float(values.mean()), len(values)
+    if count < 2:
+        return Estimate.alone(mean, f"one of {over}, no interval", unit)
+    half = _student_quantile(count - 1) * float(values.std(ddof=1)) / math.sqrt(count)
+    return Estimate(mean, mean - half, mean + half, f"95 %, Student's t, paired over {count} {over}", unit)
+
+
+def _student_quantile(freedom: int) -> float:
+    return next(t for least, t in reversed(_T975.items()) if least <= freedom)
 
 
 def _correlation_time(centred: np.ndarray) -> float:

@@ -7,19 +7,37 @@ from types import MappingProxyType
 from quadscape.findings import (
     curves,
     density,
+    descent,
+    escape,
     final_test,
     gradients,
+    layers,
     line_search,
     localisation,
     overlap,
     parts,
     spectrum,
+    tuning,
 )
 from quadscape.findings.known import known_rows
 from quadscape.findings.reading import Tables
 from quadscape.findings.statement import NOT_TESTABLE, Statement, untestable
 
-_MODULES = (curves, final_test, spectrum, parts, density, localisation, overlap, line_search, gradients)
+_MODULES = (
+    curves,
+    final_test,
+    spectrum,
+    parts,
+    density,
+    localisation,
+    overlap,
+    line_search,
+    gradients,
+    layers,
+    tuning,
+    descent,
+    escape,
+)
 
 MEASURES: Mapping[str, Callable[[Tables], list[Statement]]] = MappingProxyType(
     {module.MEASURE: module.statements for module in _MODULES}

@@ -1,4 +1,4 @@
-"""Columns that tables of directions and of bands of directions share."""
+"""Columns that tables of directions, of bands of directions, and of members of a family share."""
 
 from quadscape.tables import Column
 
@@ -34,3 +34,24 @@ BAND_SIZE = (
     Column("count", "1", "Eigenvectors in the band.", "int"),
     Column("eigenvalue", "loss / parameter²", "Median eigenvalue of the band."),
 )
+
+MEMBER = (
+    Column("run", "1", "Place of the member in the family, from 0.", "int"),
+    Column("cell", "1", "Labels of the member on all axes that do more than change the seed.", "str"),
+    Column("seed", "1", "Seed of initial parameters and batch order.", "int"),
+)
+"""One member of a family."""
+
+SETTINGS = (
+    Column("method", "1", "`sgd`, `rmsprop`, `adam` or `adamw`.", "str"),
+    Column("momentum", "1", "Momentum μ of SGD; NaN for other methods."),
+    Column("batch_size", "1", "Examples of one step, B.", "int"),
+    Column("learning_rate", "1", "Learning rate η after the warm-up."),
+    Column("weight_decay", "1", "Weight decay δ."),
+    Column("iterations", "1", "Planned number of steps.", "int"),
+    Column("examples", "1", "Number of training examples, N.", "int"),
+    Column("parameters", "1", "Number of parameters, P.", "int"),
+)
+"""What of a run's training its results are compared by."""
+
+DIVERGED = Column("diverged_at", "1", "Iteration at which the loss was first not finite; −1 if it never was.", "int")

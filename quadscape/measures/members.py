@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quadscape.digests import json_digest
 from quadscape.measures.family import Family
 from quadscape.tables import Column
 
@@ -14,27 +15,6 @@ if TYPE_CHECKING:
     from quadscape.config.sections import Training
     from quadscape.measures.job import Job
     from quadscape.training.trajectory import Curves
-
-MEMBER = (
-    Column("run", "1", "Place of the member in the family, from 0.", "int"),
-    Column("cell", "1", "Labels of the member on all axes that do more than change the seed.", "str"),
-    Column("seed", "1", "Seed of initial parameters and batch order.", "int"),
-)
-"""One member of a family."""
-
-SETTINGS = (
-    Column("method", "1", "`sgd`, `rmsprop`, `adam` or `adamw`.", "str"),
-    Column("momentum", "1", "Momentum μ of SGD; NaN for other methods."),
-    Column("batch_size", "1", "Examples of one step, B.", "int"),
-    Column("learning_rate", "1", "Learning rate η after the warm-up."),
-    Column("weight_decay", "1", "Weight decay δ."),
-    Column("iterations", "1", "Planned number of steps.", "int"),
-    Column("examples", "1", "Number of training examples, N.", "int"),
-    Column("parameters", "1", "Number of parameters, P.", "int"),
-)
-"""What of a run's training its results are compared by."""
-
-DIVERGED = Column("diverged_at", "1", "Iteration at which the loss was first not finite; −1 if it never was.", "int")
 
 
 @dataclass(frozen=True)
@@ -49,6 +29,7 @@ class MemberRun:
         course: Losses, norms and evaluations; NaN from where it diverged.
         parameters: P.
         diverged: Iteration at which its loss was first not finite, −1 if it never was.
+        beside: Digest of what determines the run besides training section and seed: network, loss, data, start.
     """
 
     place: int
@@ -58,6 +39,7 @@ class MemberRun:
     course: "Curves"
     parameters: int
     diverged: int = -1
+    beside: str = ""
 
     @property
     def examples(self) -> int:
@@ -73,6 +55,13 @@ class MemberRun:
     def learning_rate(self) -> float:
         """η at the start, after the warm-up; NaN where it comes from a table."""
         return float(getattr(self.training.learning_rate, "value", np.nan))
+
+    @property
+    def but_rate(self) -> str:
+        """Digest of all that determines the run but its seed and the height of its learning rate."""
+        section = json.loads(self.training.model_dump_json(exclude={"seed"}))
+        section["learning_rate"].pop("value", None)
+        return json_digest([section, self.beside])
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -124,7 +113,7 @@ def read_members(job: "Job") -> list[MemberRun]:
     found = []
     for place, member in enumerate(job.family.members):
         trajectory = job.trajectory(place)
-        given, results = trajectory.stage.manifest["parameters"], trajectory.stage.manifest["results"]
+        given = trajectory.stage.manifest["parameters"]
         found.append(
             MemberRun(
                 place,
@@ -133,7 +122,8 @@ def read_members(job: "Job") -> list[MemberRun]:
                 trajectory.training,
                 trajectory.curves(),
                 int(given["parameters"]),
-                int(results.get("diverged", -1)),
+                -1 if trajectory.diverged is None else trajectory.diverged,
+                json_digest({name: value for name, value in given.items() if name not in {"training", "seed"}}),
             )
         )
     return found
@@ -173,15 +163,30 @@ def family_head(family: Family, members: Sequence[MemberRun]) -> dict[str, Any]:
         members: Its members.
 
     Returns:
-        run, the family's name; axes and repeats; cells, the labels of every cell by axis; P and N where all share them.
+        run, the family's name; axes and repeats; cells, the labels of every cell by axis; rate_axes, the axes along
+        which runs differ in the height of the learning rate alone; P and N where all share them.
     """
     axes = {axis: list(labels) for axis, labels in family.axes.items() if axis not in family.repeats}
     cells = {cell: {axis: of[0].labels[axis] for axis in axes} for cell, of in family.cells.items()}
     head: dict[str, Any] = {"run": family.name, "axes": axes, "repeats": list(family.repeats), "cells": cells}
+    head["rate_axes"] = _rate_axes(family, members, list(axes))
     for name, values in {"P": {m.parameters for m in members}, "N": {m.examples for m in members}}.items():
         if len(values) == 1:
             head[name] = values.pop()
     return head
+
+
+def _rate_axes(family: Family, members: Sequence[MemberRun], axes: Sequence[str]) -> list[str]:
+    found = []
+    for axis in axes:
+        groups: dict[tuple[str, ...], list[MemberRun]] = {}
+        for run in members:
+            labels = family.members[run.place].labels
+            groups.setdefault(tuple(labels[name] for name in axes if name != axis), []).append(run)
+        alike = all(len({run.but_rate for run in group}) == 1 for group in groups.values())
+        if alike and any(len({run.learning_rate for run in group}) > 1 for group in groups.values()):
+            found.append(axis)
+    return found
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> dict[str, np.ndarray]:

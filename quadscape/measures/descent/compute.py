@@ -37,7 +37,12 @@ def compute(job: Job) -> dict[str, Table]:
     for cell, own in by_cell(members).items():
         given = job.trajectory(own[0].place).stage.manifest["parameters"]
         cost = step_cost(
-            own[0].training, given["model"], given["loss"], job.path("data"), job.device, job.options.repetitions
+            own[0].training,
+            given["model"],
+            given["loss"],
+            job.path("data", own[0].place),
+            job.device,
+            job.options.repetitions,
         )
         job.log(f"{cell}: {cost['seconds_per_step']:.2g} s for a step, {cost['measured_bytes'] / 1e6:.3g} MB")
         rows.append({"cell": cell, **own[0].settings, **cost})

@@ -1,7 +1,7 @@
 """Variants of gradient descent compared, as declared."""
 
+from quadscape.measures.columns import DIVERGED, MEMBER, SETTINGS
 from quadscape.measures.declaration import Cost, Measure, Option, Options, Sizes
-from quadscape.measures.members import DIVERGED, MEMBER, SETTINGS
 from quadscape.tables import Column, TableSchema
 
 COURSE = TableSchema(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,7 +40,7 @@ def compute(job: Job) -> dict[str, Table]:
     every = read_members(job)
     for member in every:
         trajectory = job.trajectory(member.place)
-        network = _planted(trajectory.stage.manifest["parameters"]["model"], job)
+        network = _planted(trajectory.stage.manifest["parameters"]["model"], job.path("data", member.place))
         if network is None:
             job.log(f"{member.cell}, seed {member.seed}: the network declares no wells")
             continue
@@ -49,11 +50,11 @@ def compute(job: Job) -> dict[str, Table]:
     return measure(members, planted, ends, family_head(job.family, every))
 
 
-def _planted(model: Any, job: Job) -> Planted | None:
+def _planted(model: Any, data: str | Path) -> Planted | None:
     from quadscape.data.info import data_info
     from quadscape.network.models import build_model
 
-    info = data_info(job.path("data"))
+    info = data_info(data)
     network: Any = build_model(model_section(model), info.shape, len(info.classes))
     return network if hasattr(network, "wells") else None
 

@@ -1,7 +1,7 @@
 """Escape from the basins of a planted loss, as declared."""
 
+from quadscape.measures.columns import DIVERGED, MEMBER, SETTINGS
 from quadscape.measures.declaration import Cost, Measure, Options, Sizes
-from quadscape.measures.members import DIVERGED, MEMBER, SETTINGS
 from quadscape.tables import Column, TableSchema
 
 ESCAPE = TableSchema(

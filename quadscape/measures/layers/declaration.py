@@ -1,7 +1,7 @@
 """Gradients by layer and depth, as declared."""
 
+from quadscape.measures.columns import MEMBER
 from quadscape.measures.declaration import Cost, Measure, Options, Sizes
-from quadscape.measures.members import MEMBER
 from quadscape.tables import Column, TableSchema
 
 _WINDOW = Column(

@@ -1,7 +1,7 @@
 """Tuning on validation data, as declared."""
 
+from quadscape.measures.columns import DIVERGED, MEMBER, SETTINGS
 from quadscape.measures.declaration import Cost, Measure, Options, Sizes
-from quadscape.measures.members import DIVERGED, MEMBER, SETTINGS
 from quadscape.tables import Column, TableSchema
 
 _INTERVAL = "95 %, Student's t, over seeds; NaN with one seed or where a member diverged"
