@@ -233,7 +233,7 @@ class _Expansion:
             "training": training,
             "seed": experiment.run_seed(run),
             "model": resolved(experiment.model_of(run)),
-            "loss": experiment.loss,
+            "loss": experiment.loss_of(run),
         }
         if run.examples is not None:
             # An unknown name is refused later, with all that is wrong with names.

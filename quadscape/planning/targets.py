@@ -271,7 +271,7 @@ class Targets:
                 "classes": len(data.classes),
                 "N": self._problem.training_images(run),
                 "P": self._problem.networks[run.name].parameters,
-                "loss": experiment.loss,
+                "loss": experiment.loss_of(run),
             }
             if (normalization := getattr(experiment.model_of(run), "normalization", None)) is not None:
                 known["normalization"] = normalization
@@ -330,7 +330,7 @@ class Targets:
             "seed": experiment.run_seed(section),
             "model": resolved(experiment.model_of(section)),
             "model_code": self._problem.networks[run].code,
-            "loss": experiment.loss,
+            "loss": experiment.loss_of(section),
         }
 
     def training_inputs(self, run: str) -> dict[str, list[str]]:
