@@ -217,6 +217,8 @@ def test_axes_that_both_have_are_matched_by_their_labels() -> None:
     raw = {**TINY, "families": [tune, {**FINAL, "vary": {"method": {"lbfgs": {}, "sgd": {}}}}]}
     with pytest.raises(ConfigError, match="family 'rates', whose method is never lbfgs; valid are sgd, adam"):
         parse_experiment(raw)
+    run = best_of(losses, tune, {**FINAL, "vary": {"method": {"sgd": {}}, "seed": [10, 11]}})
+    assert (run.optimizer.method, run.learning_rate.value) == ("sgd", 0.1)
     # A whole method can be chosen, too; options of SGD are then not inherited.
     run = best_of(losses, tune, FINAL)
     assert (run.optimizer.method, run.learning_rate.value) == ("adam", 0.1)
