@@ -61,7 +61,13 @@ if workflow.is_main_process:
         print(sentence, file=sys.stderr)
     forced = report_differences(experiment, places, problem, kept)
     force_outputs(
-        workflow, [*forced, *targets.grown_parts(), *targets.parts_of(forced)]
+        workflow,
+        [
+            *forced,
+            *targets.grown_parts(),
+            *targets.parts_of(forced),
+            *targets.outgrown(),
+        ],
     )
 
 

@@ -124,7 +124,7 @@ rule extract_checkpoint:
             experiment.model_of(experiment.run(wildcards.run))
         ),
         model_code=lambda wildcards: problem.networks[wildcards.run].code,
-        loss=experiment.loss,
+        loss=lambda wildcards: experiment.loss_of(experiment.run(wildcards.run)),
         training=lambda wildcards: resolved(experiment.run(wildcards.run).training()),
         code=CHECKPOINT_VERSION,
     script:

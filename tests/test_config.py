@@ -413,9 +413,17 @@ def test_gallery_and_tiny_declare_the_same_and_the_study_has_five_seeds() -> Non
     for experiment in (gallery, tiny):
         of_runs = [name for name, measure in MEASURES.items() if measure.of != "family"]
         assert all(experiment.is_measured(name, experiment.runs[0].name) for name in of_runs)
-    assert [run.name for run in gallery.runs] == [run.name for run in tiny.runs]
-    assert [len(run.checkpoints) for run in gallery.runs] == [len(run.checkpoints) for run in tiny.runs]
+    assert [run.name for run in gallery.listed_runs] == [run.name for run in tiny.listed_runs]
+    checkpoints = [[len(run.checkpoints) for run in experiment.listed_runs] for experiment in (gallery, tiny)]
+    assert checkpoints[0] == checkpoints[1]
     assert tiny.model.factory == gallery.model.factory
-    assert Problem.of(tiny).parameters <= 600
-    seeds = [study.run_seed(run) for run in study.runs if run.learning_rate == study.runs[0].learning_rate]
+    sizes = Problem.of(tiny).networks
+    assert all(sizes[run.name].parameters <= 600 for run in tiny.listed_runs)
+    assert [family.name for family in gallery.families] == [family.name for family in tiny.families]
+    for name, measure in MEASURES.items():
+        if measure.of == "family":
+            measured = [[grid.name for grid in e.grids if e.is_measured(name, grid.name)] for e in (gallery, tiny)]
+            assert measured[0] == measured[1] != []
+    assert [list(family.vary) for family in gallery.families] == [list(family.vary) for family in tiny.families]
+    seeds = [study.run_seed(run) for run in study.listed_runs if run.learning_rate == study.runs[0].learning_rate]
     assert len(set(seeds)) == len(seeds) >= 5

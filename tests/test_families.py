@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from quadscape.data.sets import prepare
 from quadscape.errors import ConfigError, StageError
 from quadscape.measures.family import Family
+from quadscape.planning.estimate import estimate_experiment
 from quadscape.planning.experiment import Experiment
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.families import chosen_run
@@ -216,6 +217,8 @@ def test_axes_that_both_have_are_matched_by_their_labels() -> None:
     raw = {**TINY, "families": [tune, {**FINAL, "vary": {"method": {"lbfgs": {}, "sgd": {}}}}]}
     with pytest.raises(ConfigError, match="family 'rates', whose method is never lbfgs; valid are sgd, adam"):
         parse_experiment(raw)
+    run = best_of(losses, tune, {**FINAL, "vary": {"method": {"sgd": {}}, "seed": [10, 11]}})
+    assert (run.optimizer.method, run.learning_rate.value) == ("sgd", 0.1)
     # A whole method can be chosen, too; options of SGD are then not inherited.
     run = best_of(losses, tune, FINAL)
     assert (run.optimizer.method, run.learning_rate.value) == ("adam", 0.1)
@@ -284,6 +287,22 @@ def test_which_members_share_a_job_does_not_depend_on_others() -> None:
     assert min(members) >= 16
     long = {**RATES, "set": {"iterations": 2_000_000}}
     assert Targets(Problem.of(with_families(long))).small_members == {}
+
+
+def test_estimates_of_families() -> None:
+    def needs(*families: Mapping[str, Any]) -> dict[str, Any]:
+        found = estimate_experiment(Problem.of(with_families(*families)), ["cuda"])[0].needs
+        return {need.stage: need for need in found}
+
+    few, many = needs(RATES), needs(varied(seed=list(range(16))))
+    assert (few["training"].jobs, few["train_together"].jobs, many["train_together"].jobs) == (1, 2, 2)
+    assert many["train_together"].disk_bytes == pytest.approx(4 * few["train_together"].disk_bytes)
+    assert few["train_together"].seconds < many["train_together"].seconds < 4 * few["train_together"].seconds
+    assert few["measure_tuning"].jobs == 1
+    # Members of one family may have networks of several sizes.
+    widths = {"name": "w", "vary": {"model.hidden": [[2], [3], [4]]}}
+    found = estimate_experiment(Problem.of(with_families(widths)), ["cuda"])[0].needs
+    assert sum(need.jobs for need in found if need.stage in {"training", "train_together"}) >= 2
 
 
 def test_a_damaged_record_of_a_part_is_no_record(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ run, subset = experiment.run(snakemake.wildcards.run), subset_of_key(snakemake.w
 data = snakemake.input.data
 found = extract_checkpoint(
     experiment.model_of(run),
-    experiment.loss,
+    experiment.loss_of(run),
     run,
     iteration_of_key(snakemake.wildcards.iteration),
     snakemake.input.source,

@@ -83,6 +83,7 @@ class Subset(Section):
         return count if self.half is None else (count + self.half) // 2
 
 
+Loss = Literal["cross_entropy", "squared_error"]
 Activation = Literal["gelu", "relu", "tanh", "sigmoid"]
 
 
@@ -589,6 +590,8 @@ class Run(Training):
     path where there are several checkpoints. Such a run is not trained."""
     model: Model | None = None
     """The network of this run; none: the experiment's."""
+    loss: Loss | None = None
+    """The loss of this run; none: the experiment's."""
     start: Start | None = None
     """From where it goes on; none: it starts by itself, from initial parameters."""
     examples: Name | None = None

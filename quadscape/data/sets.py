@@ -226,7 +226,7 @@ def write_examples(
         Number of examples of each split.
     """
     values = {spec.name: np.asarray(found, dtype=spec.dtype) for spec, found in arrays}
-    counts = {name: int((values["split"] == i).sum()) for i, name in enumerate(SPLITS)}
+    counts: dict[str, int] = {name: int((values["split"] == i).sum()) for i, name in enumerate(SPLITS)}
     whole = {**attributes, "shape": list(values["images"].shape[1:]), "counts": counts}
     write_store(path, arrays, {**whole, "content": digest(values, whole), **outside})
     return counts

@@ -223,7 +223,7 @@ class _Comparison:
         return {
             "model": resolved(self.experiment.model_of(run)),
             "model_code": self.problem.networks[run.name].code,
-            "loss": self.experiment.loss,
+            "loss": self.experiment.loss_of(run),
         }
 
     def _start(self, run: Run) -> dict[str, Any] | None:

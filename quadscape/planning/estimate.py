@@ -410,7 +410,7 @@ class _Estimator:
         """What the jobs of one measure take, by its law and the rates of this device."""
         jobs = len(self.targets.results(name))
         # All runs share network and data, so any of them says what one job takes.
-        run = self.experiment.runs[0].name
+        run = self.targets.subjects(name)[0][0]
         cost, options = self.targets.cost(name, run), self.targets.options(name, run)
         dtype = getattr(torch, options.get("dtype", self.experiment.curvature.dtype))
         rate = self.rates.float64 if dtype == torch.float64 else self.rates.float32
@@ -423,14 +423,32 @@ class _Estimator:
             seconds += cost.products / self.count * self.product(dtype)
         return Need(f"measure_{name}", jobs, 1e6 * memory_mb(cost.memory_bytes / 1e6, 1), 1e5, seconds)
 
+    def trainings(self) -> list[Need]:
+        """Runs that are trained each in a job of its own."""
+        runs = [run for run in self.experiment.runs if run.path is None and run.name not in self.targets.small_members]
+        return [replace(self.training(same[0]), jobs=len(same)) for same in _alike(runs)]
+
+    def trainings_together(self) -> list[Need]:
+        """Members of families that are trained many to a job."""
+        runs = [run for run in self.experiment.runs if run.name in self.targets.small_members]
+        if not runs:
+            return []
+        needs = [(self.training(same[0]), len(same)) for same in _alike(runs)]
+        jobs = len({self.targets.part(run.name) for run in runs})
+        seconds, disk = (sum(getattr(n, key) * count for n, count in needs) for key in ("seconds", "disk_bytes"))
+        # Only the first of a job waits for the process to start.
+        seconds -= _START * (len(runs) - jobs)
+        memory = max(need.memory_bytes for need, _ in needs)
+        return [Need("train_together", jobs, memory, disk / jobs, seconds / jobs)]
+
     def all(self) -> tuple[Need, ...]:
         runs = self.experiment.runs
-        needs = [self.training(run) for run in runs if run.path is None]
+        needs = [*self.trainings(), *self.trainings_together()]
         starts = {(run.start.run, run.start.iteration) for run in runs if run.start is not None}
         for run in runs:
             if count := sum(name == run.name for name, _ in starts):
                 needs.append(replace(self.extract_start(run), jobs=count))
-        checkpoints = sum(len(run.checkpoints) for run in runs)
+        checkpoints = sum(len(run.checkpoints) + sum(map(len, run.curvature_on.values())) for run in runs)
         if checkpoints:
             each = [self.shards(), self.hessian(), self.eigenbasis()]
             if self.experiment.curvature.gauss_newton:
@@ -439,6 +457,15 @@ class _Estimator:
                 Need(n.stage, n.jobs * checkpoints, n.memory_bytes, n.disk_bytes, n.seconds + _START) for n in each
             ]
         return (*needs, *(self.measure(name) for name in MEASURES if self.targets.results(name)))
+
+
+def _alike(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that take the same, in groups: listed ones one by one, members of families by all but their seeds."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        kind = run.model_dump_json(exclude={"name", "seed"}) if "/" in run.name else run.name
+        groups.setdefault(kind, []).append(run)
+    return list(groups.values())
 
 
 def _no_fill(_: torch.Tensor) -> None:
@@ -470,7 +497,7 @@ def _by_network(problem: Problem) -> list[Problem]:
     return [
         replace(
             problem,
-            experiment=experiment.model_copy(update={"runs": runs, "model": model}),
+            experiment=experiment.with_runs(runs, model),
             networks={run.name: problem.networks[run.name] for run in runs},
         )
         for model, runs in experiment.networks()

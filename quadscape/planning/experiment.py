@@ -6,6 +6,7 @@ before any job starts, `config.yaml` states the same defaults, and docs/configur
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -23,6 +24,7 @@ from quadscape.config.sections import (
     Constant,
     Curvature,
     Data,
+    Loss,
     Model,
     Projected,
     RandomSubspace,
@@ -150,7 +152,7 @@ class Experiment(Section):
     """The data set."""
     model: Model = ResNet9()
     """The network."""
-    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    loss: Loss = "cross_entropy"
     """Loss of one example: cross-entropy, or ½|f(x) − onehot(y)|²."""
     training: Training = Training()
     """Training parameters that all runs share."""
@@ -403,12 +405,32 @@ class Experiment(Section):
         """The network of a run: its own, or the experiment's."""
         return self.model if run.model is None else run.model
 
+    def loss_of(self, run: Run) -> Loss:
+        """The loss of a run: its own, or the experiment's."""
+        return self.loss if run.loss is None else run.loss
+
     def networks(self) -> list[tuple[Model, tuple[Run, ...]]]:
-        """Every network once, with the runs that share it, in the order of the runs."""
+        """Every network and loss once, with the runs that share them, in the order of the runs."""
         groups: dict[str, list[Run]] = {}
         for run in self.runs:
-            groups.setdefault(self.model_of(run).model_dump_json(), []).append(run)
+            groups.setdefault(f"{self.loss_of(run)} {self.model_of(run).model_dump_json()}", []).append(run)
         return [(self.model_of(runs[0]), tuple(runs)) for runs in groups.values()]
+
+    def with_runs(self, runs: tuple[Run, ...], model: Model) -> "Experiment":
+        """A part of the experiment: some runs, and what of the families is left of them.
+
+        Args:
+            runs: The runs.
+            model: The network of all of them, which share their loss, too.
+
+        Returns:
+            The part, which is not checked again.
+        """
+        names = {run.name for run in runs}
+        grids = [replace(grid, members=tuple(one for one in grid.members if one.run in names)) for grid in self.grids]
+        part = self.model_copy(update={"runs": runs, "model": model, "loss": self.loss_of(runs[0])})
+        part._grids = tuple(grid for grid in grids if grid.members)
+        return part
 
     def run_seed(self, run: Run) -> int:
         """Seed of a run: its own, or the experiment's."""

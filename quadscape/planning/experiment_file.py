@@ -74,6 +74,20 @@ def _renamed(raw: Mapping[str, Any]) -> dict[str, Any]:
     return raw
 
 
+def _switches(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The key `on` of a measure as it is written: YAML 1.1 reads it as true."""
+    measures = raw.get("measures")
+    if not isinstance(measures, Mapping):
+        return dict(raw)
+    sections = {
+        name: {"on" if key is True else key: value for key, value in section.items()}
+        if isinstance(section, Mapping)
+        else section
+        for name, section in measures.items()
+    }
+    return {**raw, "measures": sections}
+
+
 def earlier_names(raw: Mapping[str, Any]) -> list[str]:
     """Sentences on keys that are read under another name than the one given.
 
@@ -254,6 +268,7 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     Raises:
         ConfigError: A key is unknown or a value impossible; the message is one sentence.
     """
+    raw = _switches(raw)
     _check_plain(raw, "")
     text = json.dumps(_inherit(_renamed(raw)), allow_nan=True)
     try:

@@ -201,8 +201,10 @@ class _Expansion:
         varied = {axis: levels for axis, levels in axes.items() if len(levels) > 1}
         members = []
         for levels in product(*axes.values()):
-            labels = {axis: level.label for axis, level in zip(axes, levels, strict=True) if axis in varied}
-            members.append(Member(self._member(family, levels, labels), labels))
+            # Those of axes of one level say among which cells something is chosen.
+            labels = {axis: level.label for axis, level in zip(axes, levels, strict=True)}
+            shown = {axis: label for axis, label in labels.items() if axis in varied}
+            members.append(Member(self._member(family, levels, labels), shown))
         return Family(
             family.name,
             {axis: tuple(level.label for level in levels) for axis, levels in varied.items()},
@@ -217,10 +219,13 @@ class _Expansion:
         run = filled(run, f"{where}: learning_rate")
         digits = self._digits(run, family.name, labels)
         name = self._owners.setdefault(digits, f"{family.name}/{digits[:8]}")
-        before = self._runs.get(name)
-        checkpoints = run.checkpoints if before is None else (*before.checkpoints, *run.checkpoints)
+        before = self._runs.get(name, run)
         # A run that stands for several has the checkpoints of all of them.
-        self._runs[name] = run.model_copy(update={"name": name, "checkpoints": tuple(sorted(set(checkpoints)))})
+        both = {
+            "checkpoints": tuple(sorted({*before.checkpoints, *run.checkpoints})),
+            "curvature_on": {**before.curvature_on, **run.curvature_on},
+        }
+        self._runs[name] = run.model_copy(update={"name": name, **both})
         if run.chosen is not None and name not in self._choices:
             self._choices[name] = self._choice(run, parts, labels, where)
         return name
@@ -233,7 +238,7 @@ class _Expansion:
             "training": training,
             "seed": experiment.run_seed(run),
             "model": resolved(experiment.model_of(run)),
-            "loss": experiment.loss,
+            "loss": experiment.loss_of(run),
         }
         if run.examples is not None:
             # An unknown name is refused later, with all that is wrong with names.
@@ -245,7 +250,8 @@ class _Expansion:
             determined["start"] = resolved(run.start)
         if run.chosen is not None and family is not None:
             # What will be chosen is not known yet; the labels say among which cells.
-            shared = {axis: label for axis, label in labels.items() if axis in self._axes.get(run.chosen.family, {})}
+            axes = self._axes.get(run.chosen.family, {})
+            shared = {axis: label for axis, label in labels.items() if len(axes.get(axis, ())) > 1}
             determined["chosen"] = resolved(run.chosen) | {"labels": shared}
         return json_digest(determined)
 

@@ -128,7 +128,7 @@ class Problem:
         _check_sources(experiment)
         networks: dict[str, Network] = {}
         for model, runs in experiment.networks():
-            found = look_at_network(model, experiment.loss, data, kept, MOST_PARAMETERS)
+            found = look_at_network(model, experiment.loss_of(runs[0]), data, kept, MOST_PARAMETERS)
             networks |= {run.name: found for run in runs}
         whole = cls(experiment, data, networks, problem)
         parameters = {name: network.parameters for name, network in networks.items()}

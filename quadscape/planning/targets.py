@@ -124,12 +124,19 @@ class Targets:
         """
         return [
             self.result(measure, run, key)
-            for run, key in self._subjects(measure)
+            for run, key in self.subjects(measure)
             if (runs is None or run in runs) and self._is_wanted(measure, run, key)
         ]
 
-    def _subjects(self, measure: str) -> list[tuple[str, str]]:
-        """Run, or family, and key of every subject of which a measure is on."""
+    def subjects(self, measure: str) -> list[tuple[str, str]]:
+        """Every subject of which a measure is on.
+
+        Args:
+            measure: Name of the measure.
+
+        Returns:
+            Run, or family, and key of each.
+        """
         of_families = MEASURES[measure].of == "family"
         return [
             (one.name, key)
@@ -161,7 +168,7 @@ class Targets:
         """Sentences on results that are not made, since they need what was purged."""
         found = []
         for measure in MEASURES:
-            subjects = self._subjects(measure)
+            subjects = self.subjects(measure)
             places = [f"{run}/{key}" for run, key in subjects if not self._is_wanted(measure, run, key)]
             if places:
                 found.append(
@@ -187,7 +194,7 @@ class Targets:
         """
         found = {}
         for name in dict.fromkeys(OWNERS[table].name for table in FIGURES[figure].tables):
-            having = {run for run, key in self._subjects(name) if self._is_wanted(name, run, key)}
+            having = {run for run, key in self.subjects(name) if self._is_wanted(name, run, key)}
             found[name] = self.results(name, [run for run in self._shown if run in having][:MOST_RUNS])
         return found
 
@@ -204,7 +211,7 @@ class Targets:
         """
         taken, refused = 0, dict[str, list[str]]()
         for name, measure in MEASURES.items():
-            for run, key in self._subjects(name):
+            for run, key in self.subjects(name):
                 earlier = earlier_tables(self.places.root, measure, run, key)
                 manifest = self.result(name, run, key)
                 if not earlier or Path(manifest).exists():
@@ -264,7 +271,7 @@ class Targets:
                 "classes": len(data.classes),
                 "N": self._problem.training_images(run),
                 "P": self._problem.networks[run.name].parameters,
-                "loss": experiment.loss,
+                "loss": experiment.loss_of(run),
             }
             if (normalization := getattr(experiment.model_of(run), "normalization", None)) is not None:
                 known["normalization"] = normalization
@@ -279,7 +286,7 @@ class Targets:
             first, *others = [found[member.run] for member in grid.members]
             found[grid.name] = {k: v for k, v in first.items() if all(k in one and one[k] == v for one in others)}
         shown = {run.name for run in experiment.listed_runs} | {grid.name for grid in experiment.grids}
-        measured = {run for name in MEASURES for run, _ in self._subjects(name)}
+        measured = {run for name in MEASURES for run, _ in self.subjects(name)}
         return {name: known for name, known in found.items() if name in shown | measured}
 
     def data(self, run: str, key: str = "") -> str:
@@ -323,7 +330,7 @@ class Targets:
             "seed": experiment.run_seed(section),
             "model": resolved(experiment.model_of(section)),
             "model_code": self._problem.networks[run].code,
-            "loss": experiment.loss,
+            "loss": experiment.loss_of(section),
         }
 
     def training_inputs(self, run: str) -> dict[str, list[str]]:
@@ -376,7 +383,7 @@ class Targets:
         """Results of families that had other members, or were called otherwise, when they were measured."""
         found = []
         for name, measure in MEASURES.items():
-            for family, key in self._subjects(name) if measure.of == "family" else ():
+            for family, key in self.subjects(name) if measure.of == "family" else ():
                 manifest, grid = self.result(name, family, key), self.experiment.grid(family)
                 stored = stored_document(manifest)
                 if (
@@ -427,7 +434,7 @@ class Targets:
         found = []
         for name, measure in MEASURES.items():
             given = self.experiment.measures.given(name)
-            for run in dict(self._subjects(name)):
+            for run in dict(self.subjects(name)):
                 options = self.options(name, run)
                 found += [
                     f"measures.{name}.{option.name} is {options[option.name]} instead of its default {option.default}, "

@@ -110,7 +110,7 @@ def train_member(experiment: Experiment, raw: Mapping[str, Any], run: str, job: 
         section,
         experiment.run_seed(section),
         experiment.model_of(section),
-        experiment.loss,
+        experiment.loss_of(section),
         data,
         experiment.device,
         None if section.start is None else StartPoint.load(job.inputs["start"][0], section.start),

@@ -104,9 +104,8 @@ def extract_checkpoint(
     Raises:
         ModelError: θ is not finite, the loss is not a plain sum over examples, or its derivatives are not to be had.
     """
-    out, part = store_directory(out), data if isinstance(data, OnSubset) else None
-    data = data.data if isinstance(data, OnSubset) else data
-    info = data_info(data)
+    out, part = store_directory(out), data if isinstance(data, OnSubset) else OnSubset("", data, data)
+    info = data_info(part.data)
     model = cast(build_model(config, info.shape, len(info.classes)), torch.float64)
     layout = ParameterLayout.of(model)
     identity = {
@@ -115,15 +114,14 @@ def extract_checkpoint(
         "loss": loss_kind,
         "data": info.digest,
     }
-    of_training = identity if part is None else {**identity, "data": data_info(part.trained_on).digest}
+    of_training = identity | {"data": data_info(part.trained_on).digest}
     trained, rate = _load_parameters(model, run, iteration, trajectory, of_training)
     theta = current_vector(model).clone()
-    bad = int((~torch.isfinite(theta)).sum())
-    if bad:
+    if bad := int((~torch.isfinite(theta)).sum()):
         raise ModelError(
             f"{bad} of the {len(theta)} parameters of run '{run.name}' at iteration {iteration} are not finite."
         )
-    images, labels = _freeze_and_check(model, device, data, len(info.classes))
+    images, labels = _freeze_and_check(model, device, part.data, len(info.classes))
     objective = Objective(model, layout, images, labels, loss_kind, len(images))
     network = _network(config, info.shape, len(info.classes), loss_kind)
     found = _recorded(out, network)
@@ -136,7 +134,7 @@ def extract_checkpoint(
     attributes = {
         "run": run.name,
         "iteration": iteration,
-        **({} if part is None else {"subset": part.name}),
+        **({"subset": part.name} if part.name else {}),
         "model": identity["model"],
         "model_code": identity["model_code"],
         "shape": list(info.shape),
