@@ -42,7 +42,7 @@ def draw(tables: "Tables") -> "Figure":
     pieces = zip(tables["layer_norms"], tables["layer_slopes"], strict=True)
     families = [(norms, slopes) for norms, slopes in pieces if len(norms)]
     if not families:
-        return style.message(TITLE, "No family of runs was trained.")
+        return style.message(TITLE, "No family of runs has layers with weights.")
     # What has too few layers for a slope says little, where others have enough.
     deep = [(norms, slopes) for norms, slopes in families if np.isfinite(slopes["slope"]).any()]
     families = (deep or families)[:_MOST]

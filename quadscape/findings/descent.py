@@ -233,9 +233,7 @@ def _generalisation(name: str, other: str, differences: np.ndarray, at: Mapping[
     half = (mean.high - mean.low) / 2
     words = f"{name} ends {_above(mean.value)} the validation loss of {other}"
     if mean.low <= 0 <= mean.high:
-        words = (
-            f"The validation losses of {name} and {other} cannot be told apart: a difference of {number(half)} could be"
-        )
+        words = f"The validation losses of {name} and {other} cannot be told apart: one of {number(half)} may be there"
     return described(words, mean, **at)
 
 

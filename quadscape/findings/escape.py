@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from quadscape.findings import reading
-from quadscape.findings.numbers import percent
+from quadscape.findings.numbers import number, percent
 from quadscape.findings.reading import RunTables, Tables
 from quadscape.findings.statement import Estimate, Statement, described
 from quadscape.tables import Table
@@ -62,9 +62,10 @@ def _batches(run: RunTables, table: Table) -> list[Statement]:
     )
     low = p - q - math.hypot(p - p_low, q_high - q)
     high = p - q + math.hypot(p_high - p, q - q_low)
+    word = "larger" if p >= q else "smaller"
     text = (
-        f"With batches of {sizes[0]:,} {percent(abs(p - q))} {'more' if p >= q else 'fewer'} of the starts end in the "
+        f"The share of starts that end in the best basin is {number(abs(p - q))} {word} with batches of {sizes[0]:,} "
     )
-    text += f"best basin than with {sizes[-1]:,}"
+    text += f"than with {sizes[-1]:,}"
     estimate = Estimate(p - q, low, high, "95 %, Newcombe, over starts as if unpaired")
     return [described(text, estimate, measure=MEASURE, run=run.run)]
