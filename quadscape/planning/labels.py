@@ -38,9 +38,11 @@ def entries_of(measure: Measure) -> list[str]:
         measure: The measure.
 
     Returns:
-        Entries for `quadscape.provenance.definitions.closure`. A job comes in as an argument, so it is named here.
+        Entries for `quadscape.provenance.definitions.closure`. A job, and its family, come in as arguments, so they are
+        named here.
     """
     found = [f"{measure.module}:compute", "quadscape.measures.job:Job"]
+    found += ["quadscape.measures.family:Family"] * (measure.of == "family")
     return [*found, f"{measure.module}:Work.*"] if measure.items else found
 
 
