@@ -155,7 +155,7 @@ wildcard_constraints:
     run=alternatives(run.name for run in experiment.runs),
     family=alternatives(grid.name for grid in experiment.grids),
     # A checkpoint, or one that is analysed on a subset of the data.
-    iteration=r"\d+" + targets.subset_pattern(),
+    iteration=targets.iteration_pattern(),
     subset=alternatives(subset.name for subset in experiment.subsets),
     part=r"\d+",
     first=r"\d+",

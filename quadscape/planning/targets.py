@@ -306,10 +306,10 @@ class Targets:
         """The data that a run was trained on, where a checkpoint is analysed on a subset."""
         return [] if subset_of_key(key) is None else [self.data(run)]
 
-    def subset_pattern(self) -> str:
-        """A regular expression for what may follow an iteration, `/on-<subset>`; empty where there are no subsets."""
+    def iteration_pattern(self) -> str:
+        """A regular expression for a checkpoint: its iteration, and `/on-<subset>` where there are subsets."""
         names = "|".join(re.escape(subset.name) for subset in self.experiment.subsets)
-        return f"(?:/on-(?:{names}))?" if names else ""
+        return rf"\d+(?:/on-(?:{names}))?" if names else r"\d+"
 
     def on_subsets(self) -> list[str]:
         """Eigenbases that are asked for on subsets of the data."""
