@@ -9,7 +9,10 @@ from quadscape.measures import MEASURES
 from quadscape.measures.declaration import CHAPTERS
 
 _OTHERS = "Figures and findings"
-_STAGES = {"prepare_data": 1, "train": 1, "extract_start": 1, "extract_checkpoint": 2}
+_STAGES = dict.fromkeys(
+    ("prepare_data", "select_subset", "train", "train_together", "train_member", "extract_start"), 1
+)
+_STAGES["extract_checkpoint"] = 2
 _TAKEN = re.compile(r" took .*?([\d.]+) CPU-s and at most ")
 
 
