@@ -154,6 +154,7 @@ def runtime(job):
 wildcard_constraints:
     run=alternatives(run.name for run in experiment.runs),
     family=alternatives(grid.name for grid in experiment.grids),
+    pair=alternatives(pair.name for pair in experiment.groups("run_pair")),
     # A checkpoint, or one that is analysed on a subset of the data.
     iteration=targets.iteration_pattern(),
     subset=alternatives(subset.name for subset in experiment.subsets),

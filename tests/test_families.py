@@ -6,7 +6,9 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,14 @@ from hypothesis import strategies as st
 
 from quadscape.data.sets import prepare
 from quadscape.errors import ConfigError, StageError
+from quadscape.measures import MEASURES
 from quadscape.measures.family import Family
 from quadscape.planning.estimate import estimate_experiment
 from quadscape.planning.experiment import Experiment
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.families import chosen_run
 from quadscape.planning.problem import Problem
-from quadscape.planning.targets import Targets
+from quadscape.planning.targets import MeasureRule, Targets
 from quadscape.planning.together import PARTS, part_of, take_manifest
 from quadscape.stage.run import run_stage
 from quadscape.training.task import TrainingTask
@@ -272,6 +275,46 @@ def test_a_member_that_diverges_is_a_result(tmp_path: Path) -> None:
         run_stage(task, tmp_path / name, log=lambda _: None)
     assert (tmp_path / "strict/manifest.json").read_bytes() == (tmp_path / "lenient/manifest.json").read_bytes()
     assert Trajectory.open(tmp_path / "lenient").diverged is None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pairs
+
+
+class Wildcards(SimpleNamespace):
+    """Snakemake's."""
+
+    def __getitem__(self, name: str) -> str:
+        return getattr(self, name)
+
+
+def test_pairs_are_families_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = parse_experiment({**TINY, "runs": [{"name": "a"}, {"name": "b"}], "pairs": [["b", "a"]]})
+    (grid,) = pair.groups("run_pair")
+    assert (grid.name, [member.run for member in grid.members]) == ("pairs/b/a", ["b", "a"])
+    targets = Targets(Problem.of(pair))
+    # No measure is of pairs yet: one that is of families stands in for it.
+    monkeypatch.setitem(MEASURES, "tuning", replace(MEASURES["tuning"], of="run_pair"))
+    assert targets.subjects("tuning") == [("pairs/b/a", "pair")]
+    rule = MeasureRule(MEASURES["tuning"], targets)
+    assert rule.output == "results/tiny/tables/tuning/{pair}/pair/manifest-{digits}.json"
+    wildcards = Wildcards(pair="pairs/b/a")
+    assert rule.options(wildcards)["family"] == grid.document()
+    assert rule.inputs(wildcards) == {
+        "trajectory": [f"results/tiny/runs/{run}/trajectory/manifest.json" for run in "ba"]
+    }
+    (result,) = targets.results("tuning")
+    assert result.startswith("results/tiny/tables/tuning/pairs/b/a/pair/manifest-")
+
+
+def test_pairs_are_checked() -> None:
+    for pairs, sentence in (
+        ([["a", "c"]], r"pairs\[0\] names the run 'c'; the runs are a"),
+        ([["a", "a"]], r"pairs\[0\] names the run 'a' twice; valid are two runs"),
+        ([["a"]], r"pairs\[0\]"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            parse_experiment({**TINY, "pairs": pairs})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

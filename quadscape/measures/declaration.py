@@ -7,12 +7,13 @@ its page in the documentation.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from quadscape.digests import json_digest
 from quadscape.tables import TableSchema
 
-Subject = Literal["run", "checkpoint", "checkpoint_pair", "family"]
+Subject = Literal["run", "checkpoint", "checkpoint_pair", "family", "run_pair"]
 Options = Mapping[str, Any]
 STAGES = ("data", "trajectory", "checkpoint", "hessian", "gauss_newton", "eigenbasis")
 """What a measure can read, besides tables of other measures."""
@@ -165,6 +166,9 @@ class Measure:
 
 WHOLE_RUN = "run"
 WHOLE_FAMILY = "family"
+WHOLE_PAIR = "pair"
+GROUPS: Mapping[Subject, str] = MappingProxyType({"family": WHOLE_FAMILY, "run_pair": WHOLE_PAIR})
+"""Subjects that are several runs, which a job gets as a family, and the folder of their results."""
 
 
 _ON = "/on-"
@@ -192,7 +196,7 @@ def subject_key(iterations: Sequence[Any]) -> str:
 
 def subject_iterations(key: str) -> list[str]:
     """The iterations of a subject from its folder."""
-    if key in {WHOLE_RUN, WHOLE_FAMILY}:
+    if key in {WHOLE_RUN, *GROUPS.values()}:
         return []
     return [key] if _ON in key else key.split("-")
 

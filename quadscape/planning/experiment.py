@@ -37,8 +37,8 @@ from quadscape.config.sections import (
 from quadscape.config.values import FloatType, Index, Name, NotEmpty, Real, Section, listed
 from quadscape.errors import ConfigError
 from quadscape.measures import MEASURES
-from quadscape.measures.declaration import Measure, Option, subset_of_key
-from quadscape.measures.family import Family
+from quadscape.measures.declaration import GROUPS, Measure, Option, Subject, subset_of_key
+from quadscape.measures.family import Family, Member
 
 
 def _option_type(option: Option) -> Any:
@@ -166,6 +166,8 @@ class Experiment(Section):
     """Parts or orders of the data, for runs that are trained on them and curvature that is computed on them."""
     families: tuple[FamilySection, ...] = ()
     """Grids of training runs."""
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Pairs of runs, for measures that compare two; each two names of runs."""
     curvature: Curvature = Curvature()
     """Hessian and eigenbasis."""
     measures: AllMeasures = AllMeasures()
@@ -232,10 +234,16 @@ class Experiment(Section):
         for where, chosen, valid in self._chosen_runs(names, families):
             for name in chosen:
                 if name not in valid:
-                    kind = "family" if valid is families else "run"
+                    kind, kinds = ("family", "families") if set(valid) <= set(families) else ("run", "runs")
                     known = [one for one in valid if one not in self._only_members]
-                    listing = f"the {'families' if valid is families else 'runs'} are {listed(known)}"
-                    raise ValueError(f"{where} names the {kind} '{name}'; {listing}")
+                    raise ValueError(f"{where} names the {kind} '{name}'; the {kinds} are {listed(known)}")
+        for index, pair in enumerate(self.pairs):
+            for name in pair:
+                if name not in names:
+                    known = [run.name for run in self.listed_runs]
+                    raise ValueError(f"pairs[{index}] names the run '{name}'; the runs are {listed(known)}")
+            if pair[0] == pair[1]:
+                raise ValueError(f"pairs[{index}] names the run '{pair[0]}' twice; valid are two runs")
         for run in self.runs:
             if run.start is not None:
                 self._check_start(run, run.start)
@@ -346,7 +354,8 @@ class Experiment(Section):
     ) -> Iterator[tuple[str, tuple[str, ...], Sequence[str]]]:
         yield "figures.runs", self.figures.runs or (), names
         for name, measure in MEASURES.items():
-            valid = families if measure.of == "family" else [*names, *families]
+            of_groups = [grid.name for grid in self.groups(measure.of)]
+            valid = of_groups if measure.of in GROUPS else [*names, *families]
             yield f"measures.{name}.runs", self.measures.section(name).runs or (), valid
 
     def is_measured(self, measure: str, run: str) -> bool:
@@ -362,9 +371,20 @@ class Experiment(Section):
         """Whether a run belongs to a family."""
         return any(run in runs for runs in self._members.values())
 
+    def groups(self, of: Subject) -> tuple[Family, ...]:
+        """What measures of several runs are of: families, or pairs, `pairs/<first>/<second>`, as families of two."""
+        if of == "family":
+            return self.grids
+        pairs = self.pairs if of == "run_pair" else ()
+        return tuple(
+            Family(f"pairs/{first}/{second}", {"run": pair}, (), tuple(Member(run, {"run": run}) for run in pair))
+            for pair in pairs
+            for first, second in [pair]
+        )
+
     def grid(self, name: str) -> Family | None:
-        """The family of that name; None where there is none."""
-        return next((grid for grid in self.grids if grid.name == name), None)
+        """The family, or pair, of that name; None where there is none."""
+        return next((grid for grid in (*self.grids, *self.groups("run_pair")) if grid.name == name), None)
 
     @property
     def listed_runs(self) -> tuple[Run, ...]:

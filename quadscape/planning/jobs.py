@@ -86,7 +86,7 @@ def run_measure_job(snakemake: Any, log: Log) -> None:
         log: From `open_log`.
     """
     from quadscape.measures import MEASURES
-    from quadscape.measures.declaration import iteration_of_key
+    from quadscape.measures.declaration import GROUPS, iteration_of_key
     from quadscape.measures.family import Family
     from quadscape.measures.job import Job
     from quadscape.measures.run import run_measure
@@ -96,7 +96,7 @@ def run_measure_job(snakemake: Any, log: Log) -> None:
     given = input_paths(snakemake)
     inputs = {name: given[name] for name in measure.reads}
     options = dict(parameters.options)
-    family = Family.of_document(options.pop("family")) if measure.of == "family" else None
+    family = Family.of_document(options.pop("family")) if measure.of in GROUPS else None
     job = Job(
         names.run if family is None else family.name,
         [iteration_of_key(names[name]) for name in measure.wildcards],

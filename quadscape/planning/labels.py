@@ -22,7 +22,7 @@ from pathlib import Path
 
 from quadscape.figures.catalogue import FIGURES
 from quadscape.measures.catalogue import MEASURES
-from quadscape.measures.declaration import Measure
+from quadscape.measures.declaration import GROUPS, Measure
 from quadscape.provenance.codehash import report_problems
 from quadscape.provenance.definitions import Closure, cached_closures
 
@@ -42,7 +42,7 @@ def entries_of(measure: Measure) -> list[str]:
         named here.
     """
     found = [f"{measure.module}:compute", "quadscape.measures.job:Job"]
-    found += ["quadscape.measures.family:Family"] * (measure.of == "family")
+    found += ["quadscape.measures.family:Family"] * (measure.of in GROUPS)
     return [*found, f"{measure.module}:Work.*"] if measure.items else found
 
 

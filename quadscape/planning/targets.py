@@ -11,6 +11,7 @@ from quadscape.config.values import resolved
 from quadscape.figures import FIGURES
 from quadscape.measures import MEASURES, OWNERS
 from quadscape.measures.declaration import (
+    GROUPS,
     WHOLE_FAMILY,
     WHOLE_RUN,
     Cost,
@@ -98,8 +99,8 @@ class Targets:
         Returns:
             `run`, `family`, iterations, or pairs of iterations as `<first>-<second>`, whether or not it is measured.
         """
-        if measure.of == "family":
-            return [WHOLE_FAMILY]
+        if measure.of in GROUPS:
+            return [GROUPS[measure.of]]
         section = self.experiment.run(run)
         if measure.of == "run":
             return [WHOLE_RUN] if section.path is None else []
@@ -137,10 +138,10 @@ class Targets:
         Returns:
             Run, or family, and key of each.
         """
-        of_families = MEASURES[measure].of == "family"
+        of = MEASURES[measure].of
         return [
             (one.name, key)
-            for one in (self.experiment.grids if of_families else self.experiment.runs)
+            for one in (self.experiment.groups(of) if of in GROUPS else self.experiment.runs)
             if self.experiment.is_measured(measure, one.name)
             for key in self.keys(MEASURES[measure], one.name)
         ]
@@ -181,7 +182,8 @@ class Targets:
     def _shown(self) -> list[str]:
         """Runs that figures show; of families all."""
         given = self.experiment.figures.runs or [run.name for run in self.experiment.listed_runs]
-        return [*given, *(grid.name for grid in self.experiment.grids)]
+        groups = [grid.name for of in GROUPS for grid in self.experiment.groups(of)]
+        return [*given, *groups]
 
     def figure_inputs(self, figure: str) -> dict[str, list[str]]:
         """What a figure reads.
@@ -383,7 +385,7 @@ class Targets:
         """Results of families that had other members, or were called otherwise, when they were measured."""
         found = []
         for name, measure in MEASURES.items():
-            for family, key in self.subjects(name) if measure.of == "family" else ():
+            for family, key in self.subjects(name) if measure.of in GROUPS else ():
                 manifest, grid = self.result(name, family, key), self.experiment.grid(family)
                 stored = stored_document(manifest)
                 if (
@@ -465,7 +467,7 @@ class MeasureRule:
         """
         self._declared = measure
         key = self._key({name: f"{{{name}}}" for name in measure.wildcards})
-        whole = "{family}" if measure.of == "family" else "{run}"
+        whole = f"{{{self._wildcard}}}"
         self.name, self.measure = f"measure_{measure.name}", measure.name
         self.label = measure_label(measure.name)
         self.output = targets.places.result(measure.name, whole, key, "{digits}")
@@ -473,12 +475,17 @@ class MeasureRule:
         self._targets = targets
 
     def _key(self, wildcards: Any) -> str:
-        if self._declared.of == "family":
-            return WHOLE_FAMILY
+        if self._declared.of in GROUPS:
+            return GROUPS[self._declared.of]
         return subject_key([wildcards[name] for name in self._declared.wildcards])
 
+    @property
+    def _wildcard(self) -> str:
+        """What Snakemake calls the run, family or pair."""
+        return {"family": "family", "run_pair": "pair"}.get(self._declared.of, "run")
+
     def _subject(self, wildcards: Any) -> str:
-        return wildcards.family if self._declared.of == "family" else wildcards.run
+        return str(wildcards[self._wildcard])
 
     def inputs(self, wildcards: Any) -> dict[str, list[str]]:
         """Everything that the measure reads, by name; of a pair the first, then the second."""

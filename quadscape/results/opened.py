@@ -11,7 +11,7 @@ from quadscape.curvature.stored_basis import Eigenbasis
 from quadscape.data.sources import Split
 from quadscape.errors import ConfigError, StoreError
 from quadscape.measures import MEASURES
-from quadscape.measures.declaration import subject_iterations
+from quadscape.measures.declaration import GROUPS, subject_iterations
 from quadscape.measures.result import read_result, table_path
 from quadscape.network.checkpoint import Checkpoint
 from quadscape.network.objective import CheckpointObjectives, Objective
@@ -102,8 +102,7 @@ class Results:
         if measure not in MEASURES:
             raise ConfigError(f"There is no measure '{measure}'; the measures are {listed(list(MEASURES))}.")
         found: dict[str, list[Table]] = {name: [] for name in MEASURES[measure].schemas}
-        of_families = MEASURES[measure].of == "family"
-        there = self._families(measure) if of_families else self.runs
+        there = self._groups(measure) if MEASURES[measure].of in GROUPS else self.runs
         if run is not None and run not in there:
             self._known(run)
         for one in there if run is None else [run]:
@@ -116,8 +115,12 @@ class Results:
                         found[name].append(read_table(table_path(manifests[-1], name), schema))
         return found
 
-    def _families(self, measure: str) -> list[str]:
-        return sorted(path.name for path in (self.root / "tables" / measure).glob("*") if path.is_dir())
+    def _groups(self, measure: str) -> list[str]:
+        """Families, or pairs, of which a measure has results."""
+        tables, whole = self.root / "tables" / measure, GROUPS[MEASURES[measure].of]
+        return sorted(
+            path.parent.relative_to(tables).as_posix() for path in tables.glob(f"**/{whole}") if path.is_dir()
+        )
 
     def _known(self, run: str) -> str:
         if run not in self.runs:

@@ -16,7 +16,14 @@ import zarr
 from quadscape.curvature.shards import checkpoint_of, is_shard, shard_directory, shard_name
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
-from quadscape.measures.declaration import Measure, checkpoint_key, fingerprint_digits, subject_iterations, subject_key
+from quadscape.measures.declaration import (
+    GROUPS,
+    Measure,
+    checkpoint_key,
+    fingerprint_digits,
+    subject_iterations,
+    subject_key,
+)
 from quadscape.measures.result import Provenance, input_digest, manifest_name, read_result, table_path
 from quadscape.results.places import Located, locate, locate_tables
 from quadscape.stage.files import PURGED, fingerprint_of, remedy
@@ -209,7 +216,7 @@ def _verify_result(manifest: Path) -> None:
     assert measure is not None
     try:
         origin = Provenance(measure, found["label"], found["options"], found["inputs"]).origin
-        options = {key: value for key, value in found["options"].items() if key != "family" or measure.of != "family"}
+        options = {key: value for key, value in found["options"].items() if key != "family" or measure.of not in GROUPS}
         name = manifest_name(fingerprint_digits(options, found["label"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{manifest} is damaged ({error}); remove that file and run the workflow again.") from error
@@ -248,7 +255,7 @@ def _check_subject(path: Path, head: Mapping[str, Any], located: Located) -> Non
 def _check_sources(manifest: Path, measure: Measure, found: Mapping[str, Any], located: Located) -> None:
     """Compares digests of what was read with what lies there now, as far as it does."""
     inputs: Mapping[str, list[str]] = found["inputs"]
-    members = found["options"].get("family", {}).get("members", []) if measure.of == "family" else []
+    members = found["options"].get("family", {}).get("members", []) if measure.of in GROUPS else []
     runs = [member["run"] for member in members] or [located.run]
     checkpoints = [located.folder / "checkpoints" / key for key in subject_iterations(located.key)]
     for name in measure.stages:
