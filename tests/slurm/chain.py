@@ -33,7 +33,7 @@ EXPERIMENT: dict[str, Any] = {
         0.3,
         {"factory": "cnn", "channels": [4, 8]},
         [256],
-        iterations=6144,
+        iterations=5120,
         batch_size=32,
         learning_rate=steps(0.05, 3000),
         trajectory={"stride": 64, "dense": 2},
