@@ -485,7 +485,7 @@ class MeasureRule:
         return {"family": "family", "run_pair": "pair"}.get(self._declared.of, "run")
 
     def _subject(self, wildcards: Any) -> str:
-        return str(wildcards[self._wildcard])
+        return str(getattr(wildcards, self._wildcard))
 
     def inputs(self, wildcards: Any) -> dict[str, list[str]]:
         """Everything that the measure reads, by name; of a pair the first, then the second."""
