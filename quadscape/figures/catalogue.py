@@ -8,6 +8,7 @@ from quadscape.figures import (
     eigenvector_overlap,
     escape,
     gradient_cosine,
+    interpolation,
     layer_gradients,
     learning_curves,
     line_searches,
@@ -35,6 +36,7 @@ FIGURES: dict[str, FigureSpec] = {
         descent,
         descent_noise,
         escape,
+        interpolation,
     )
 }
 """Every figure by its name."""

@@ -11,6 +11,7 @@ from quadscape.findings import (
     escape,
     final_test,
     gradients,
+    interpolation,
     layers,
     line_search,
     localisation,
@@ -37,6 +38,7 @@ _MODULES = (
     tuning,
     descent,
     escape,
+    interpolation,
 )
 
 MEASURES: Mapping[str, Callable[[Tables], list[Statement]]] = MappingProxyType(

@@ -7,6 +7,7 @@ from quadscape.measures.descent.declaration import MEASURE as DESCENT
 from quadscape.measures.escape.declaration import MEASURE as ESCAPE
 from quadscape.measures.final_test.declaration import MEASURE as FINAL_TEST
 from quadscape.measures.gradients.declaration import MEASURE as GRADIENTS
+from quadscape.measures.interpolation.declaration import MEASURE as INTERPOLATION
 from quadscape.measures.layers.declaration import MEASURE as LAYERS
 from quadscape.measures.line_search.declaration import MEASURE as LINE_SEARCH
 from quadscape.measures.localisation.declaration import MEASURE as LOCALISATION
@@ -30,6 +31,7 @@ _ALL = (
     TUNING,
     DESCENT,
     ESCAPE,
+    INTERPOLATION,
 )
 
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
