@@ -371,6 +371,14 @@ def line(agree: bool) -> Planted:
     return {"interpolation_summary": [plant("interpolation_summary", columns, **head)]}
 
 
+def path(agree: bool) -> Planted:
+    """Components of a random walk, or of a path along a line."""
+    walk = np.array([0.608, 0.152])
+    share = walk if agree else np.array([0.98, 0.01])
+    columns = {"component": [1, 2], "share": share, "walk": walk, "walk_low": 0.97 * walk, "walk_high": 1.03 * walk}
+    return {"path_components": [plant("path_components", columns, **USUAL, data="imagenet", iterates=500)]}
+
+
 PLANTED: dict[str, Callable[[bool], Planted]] = {
     "original-localised": localised,
     "original-loss-path": loss_path,
@@ -414,5 +422,6 @@ PLANTED: dict[str, Callable[[bool], Planted]] = {
     "adam-gain-grows": adam,
     "gradient-norm-depth": deep,
     "interpolation-monotone": line,
+    "trajectory-pca-random-walk": path,
 }
 """By published result: tables under which it agrees (True), and tables under which it disagrees (False)."""

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 from family_cases import training
+from measure_cases import chosen
 
 from quadscape.config.sections import Data, Run
 from quadscape.data.sets import prepare
 from quadscape.measures.interpolation import compute as interpolation
 from quadscape.measures.job import Job
 from quadscape.measures.members import model_section
+from quadscape.measures.path import compute as path
 from quadscape.measures.run_losses import Evaluation
 from quadscape.stage.run import run_stage
 from quadscape.tables import Table
@@ -32,6 +34,22 @@ def line_tables(run: str, bump: float = 0.0, points: int = 41) -> dict[str, Tabl
         return {s: Evaluation(v, float(np.exp(-v)), v + 3) for s, v in (("train", loss), ("validation", held))}
 
     return interpolation.measure(evaluate, np.zeros(3), np.ones(3), COUNTS, points, HEAD | {"run": run})
+
+
+def path_tables(run: str, count: int = 120, size: int = 40, noise: float = 0.02, **options: Any) -> dict[str, Table]:
+    """A path that descends along two directions and walks at random in all, on a bowl."""
+    generator = np.random.default_rng(len(run))
+    t = np.linspace(0, 1, count)
+    iterates = noise * np.cumsum(generator.standard_normal((count, size)), axis=0) / np.sqrt(size)
+    iterates[:, 0] += 2 * np.exp(-6 * t)
+    iterates[:, 1 % size] += 0.8 * np.sin(4 * t)
+    scale = 1.0 / np.arange(1, size + 1)
+
+    def loss(theta: np.ndarray) -> float:
+        return float(0.05 + np.log1p(scale @ theta**2))
+
+    options = {"walks": 8, "resolution": 9} | options
+    return path.measure(10 * np.arange(count), iterates, loss, chosen("path", **options), HEAD | {"run": run})
 
 
 def run_job(folder: Path, model: Mapping[str, Any], options: Mapping[str, Any], loss: str, **section: Any) -> Job:

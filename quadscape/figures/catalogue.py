@@ -15,6 +15,7 @@ from quadscape.figures import (
     quadratic_radius,
     spectral_density,
     spectrum,
+    trajectory_plane,
     tuning,
 )
 from quadscape.figures.specification import FigureSpec
@@ -37,6 +38,7 @@ FIGURES: dict[str, FigureSpec] = {
         descent_noise,
         escape,
         interpolation,
+        trajectory_plane,
     )
 }
 """Every figure by its name."""

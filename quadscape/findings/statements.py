@@ -17,6 +17,7 @@ from quadscape.findings import (
     localisation,
     overlap,
     parts,
+    path,
     spectrum,
     tuning,
 )
@@ -39,6 +40,7 @@ _MODULES = (
     descent,
     escape,
     interpolation,
+    path,
 )
 
 MEASURES: Mapping[str, Callable[[Tables], list[Statement]]] = MappingProxyType(

@@ -13,6 +13,7 @@ from quadscape.measures.line_search.declaration import MEASURE as LINE_SEARCH
 from quadscape.measures.localisation.declaration import MEASURE as LOCALISATION
 from quadscape.measures.overlap.declaration import MEASURE as OVERLAP
 from quadscape.measures.parts.declaration import MEASURE as PARTS
+from quadscape.measures.path.declaration import MEASURE as PATH
 from quadscape.measures.spectrum.declaration import MEASURE as SPECTRUM
 from quadscape.measures.tuning.declaration import MEASURE as TUNING
 from quadscape.tables import TableSchema
@@ -32,6 +33,7 @@ _ALL = (
     DESCENT,
     ESCAPE,
     INTERPOLATION,
+    PATH,
 )
 
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
