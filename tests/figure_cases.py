@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from measure_cases import GivenGradients, PlainBasis, chosen, random_orthogonal
 from scipy.sparse.linalg import aslinearoperator
+from view_cases import line_tables, path_tables
 
 from quadscape.measures.curves import compute as curves
 from quadscape.measures.density import compute as density
@@ -154,4 +155,5 @@ def run_tables(run: str, steps: int, drops: tuple[int, ...]) -> dict[str, Table]
     norms = np.abs(generator.standard_normal((steps, 2))) + 0.1
     counts = {"train": 1257, "validation": 270, "test": 270}
     tables = curves.measure(loss, rate, norms, ["conv1", "linear"], evaluation, counts, {"run": run})
-    return tables | {"final_test": final_test.measure(evaluation, counts["test"], run)}
+    tables |= {"final_test": final_test.measure(evaluation, counts["test"], run)}
+    return tables | line_tables(run, bump=0.5 * (run != "r0")) | path_tables(run)

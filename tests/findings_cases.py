@@ -352,6 +352,33 @@ def deep(agree: bool) -> Planted:
     return {"layer_slopes": [plant("layer_slopes", columns, **USUAL, normalization="none")]}
 
 
+def line(agree: bool) -> Planted:
+    """A training loss that falls from 2.3 to 0.3, or rises on the way by a tenth of that."""
+    bump = 0.0 if agree else 0.2
+    columns = {
+        "split": ["train"],
+        "monotone": [agree],
+        "bump": [bump],
+        "foot": [np.nan if agree else 0.2],
+        "top": [np.nan if agree else 0.4],
+        "barrier": [bump],
+        "barrier_at": [np.nan if agree else 0.4],
+        "start": [2.3],
+        "end": [0.3],
+        "floor": [1e-12],
+    }
+    head = USUAL | {"method": "sgd", "batch_norm": False, "initial": True, "loss": "cross_entropy"}
+    return {"interpolation_summary": [plant("interpolation_summary", columns, **head)]}
+
+
+def path(agree: bool) -> Planted:
+    """Components of a random walk, or of a path along a line."""
+    walk = np.array([0.608, 0.152])
+    share = walk if agree else np.array([0.98, 0.01])
+    columns = {"component": [1, 2], "share": share, "walk": walk, "walk_low": 0.97 * walk, "walk_high": 1.03 * walk}
+    return {"path_components": [plant("path_components", columns, **USUAL, data="imagenet", iterates=500)]}
+
+
 PLANTED: dict[str, Callable[[bool], Planted]] = {
     "original-localised": localised,
     "original-loss-path": loss_path,
@@ -394,5 +421,7 @@ PLANTED: dict[str, Callable[[bool], Planted]] = {
     "adam-gain-full-batch": adam,
     "adam-gain-grows": adam,
     "gradient-norm-depth": deep,
+    "interpolation-monotone": line,
+    "trajectory-pca-random-walk": path,
 }
 """By published result: tables under which it agrees (True), and tables under which it disagrees (False)."""

@@ -8,12 +8,14 @@ from quadscape.figures import (
     eigenvector_overlap,
     escape,
     gradient_cosine,
+    interpolation,
     layer_gradients,
     learning_curves,
     line_searches,
     quadratic_radius,
     spectral_density,
     spectrum,
+    trajectory_plane,
     tuning,
 )
 from quadscape.figures.specification import FigureSpec
@@ -35,6 +37,8 @@ FIGURES: dict[str, FigureSpec] = {
         descent,
         descent_noise,
         escape,
+        interpolation,
+        trajectory_plane,
     )
 }
 """Every figure by its name."""

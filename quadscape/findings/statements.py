@@ -11,11 +11,13 @@ from quadscape.findings import (
     escape,
     final_test,
     gradients,
+    interpolation,
     layers,
     line_search,
     localisation,
     overlap,
     parts,
+    path,
     spectrum,
     tuning,
 )
@@ -37,6 +39,8 @@ _MODULES = (
     tuning,
     descent,
     escape,
+    interpolation,
+    path,
 )
 
 MEASURES: Mapping[str, Callable[[Tables], list[Statement]]] = MappingProxyType(

@@ -7,11 +7,13 @@ from quadscape.measures.descent.declaration import MEASURE as DESCENT
 from quadscape.measures.escape.declaration import MEASURE as ESCAPE
 from quadscape.measures.final_test.declaration import MEASURE as FINAL_TEST
 from quadscape.measures.gradients.declaration import MEASURE as GRADIENTS
+from quadscape.measures.interpolation.declaration import MEASURE as INTERPOLATION
 from quadscape.measures.layers.declaration import MEASURE as LAYERS
 from quadscape.measures.line_search.declaration import MEASURE as LINE_SEARCH
 from quadscape.measures.localisation.declaration import MEASURE as LOCALISATION
 from quadscape.measures.overlap.declaration import MEASURE as OVERLAP
 from quadscape.measures.parts.declaration import MEASURE as PARTS
+from quadscape.measures.path.declaration import MEASURE as PATH
 from quadscape.measures.spectrum.declaration import MEASURE as SPECTRUM
 from quadscape.measures.tuning.declaration import MEASURE as TUNING
 from quadscape.tables import TableSchema
@@ -30,6 +32,8 @@ _ALL = (
     TUNING,
     DESCENT,
     ESCAPE,
+    INTERPOLATION,
+    PATH,
 )
 
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}

@@ -40,11 +40,13 @@ def test_everything_goes_through_slurm(beside: Beside) -> None:
         measure_overlap=1,
         measure_curves=1,
         measure_final_test=1,
-        draw_figure=7,
+        measure_interpolation=1,
+        measure_path=1,
+        draw_figure=9,
         write_findings=1,
     )
     assert {job["JobState"] for job in whole.rest} == {"COMPLETED"}
-    assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 8
+    assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 10
     code, said = whole.checkout.snakemake("-n", profile="slurm")
     assert code == 0, said
     assert "Nothing to be done" in said
@@ -63,6 +65,8 @@ def test_hessian_and_eigenbasis_of_a_checkpoint_are_one_job_with_a_gpu(beside: B
             "measure_gradients": 2,
             "measure_density": 2,
             "measure_overlap": 1,
+            "measure_interpolation": 1,
+            "measure_path": 1,
         }
     )
     assert all((job["Partition"] == "gpu") == (job in with_gpu) for job in jobs)

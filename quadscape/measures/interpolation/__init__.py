@@ -1,0 +1,1 @@
+"""The loss along the straight line from the start of a run to its end."""

@@ -1,0 +1,65 @@
+"""Made-up lines and walks for the measures of chapter 9, and runs that are trained."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from family_cases import training
+from measure_cases import chosen
+
+from quadscape.config.sections import Data, Run
+from quadscape.data.sets import prepare
+from quadscape.measures.interpolation import compute as interpolation
+from quadscape.measures.job import Job
+from quadscape.measures.members import model_section
+from quadscape.measures.path import compute as path
+from quadscape.measures.run_losses import Evaluation
+from quadscape.stage.run import run_stage
+from quadscape.tables import Table
+from quadscape.training.task import TrainingTask
+
+COUNTS = {"train": 1257, "validation": 270}
+HEAD = {"run": "a", "P": 2000, "N": 1257, "method": "sgd", "batch_norm": False, "initial": True}
+HEAD["loss"] = "cross_entropy"
+
+
+def line_tables(run: str, bump: float = 0.0, points: int = 41) -> dict[str, Table]:
+    """A line that falls from 2.3 to 0.02, with a bump at α = ½ if asked for, and a validation loss that turns up."""
+
+    def evaluate(theta: np.ndarray) -> dict[str, Evaluation]:
+        a = float(theta[0])
+        loss = 2.3 - 2.28 / (1 + np.exp(-14 * (a - 0.45))) + bump * np.exp(-(((a - 0.5) / 0.06) ** 2))
+        held = loss + 0.3 * max(0.0, a - 0.5) ** 2 * 4
+        return {s: Evaluation(v, float(np.exp(-v)), v + 3) for s, v in (("train", loss), ("validation", held))}
+
+    return interpolation.measure(evaluate, np.zeros(3), np.ones(3), COUNTS, points, HEAD | {"run": run})
+
+
+def path_tables(run: str, count: int = 120, size: int = 40, noise: float = 0.02, **options: Any) -> dict[str, Table]:
+    """A path that descends along two directions and walks at random in all, on a bowl."""
+    generator = np.random.default_rng(len(run))
+    t = np.linspace(0, 1, count)
+    iterates = noise * np.cumsum(generator.standard_normal((count, size)), axis=0) / np.sqrt(size)
+    iterates[:, 0] += 2 * np.exp(-6 * t)
+    iterates[:, 1 % size] += 0.8 * np.sin(4 * t)
+    scale = 1.0 / np.arange(1, size + 1)
+
+    def loss(theta: np.ndarray) -> float:
+        return float(0.05 + np.log1p(scale @ theta**2))
+
+    options = {"walks": 8, "resolution": 9} | options
+    return path.measure(10 * np.arange(count), iterates, loss, chosen("path", **options), HEAD | {"run": run})
+
+
+def run_job(folder: Path, model: Mapping[str, Any], options: Mapping[str, Any], loss: str, **section: Any) -> Job:
+    """A job of a measure of a run, which is trained on a fifth of the digits."""
+    data = folder / "data.zarr"
+    if not data.exists():
+        prepare(Data(source="digits", held_out=0.8), 0, data)
+    run = Run(name="r", **training(**section).model_dump(exclude_unset=True))
+    task = TrainingTask(run, 0, model_section(model), loss, data, "cpu")
+    task.may_diverge = True
+    run_stage(task, folder / "run", log=lambda _: None)
+    inputs = {"data": [data], "trajectory": [folder / "run" / "manifest.json"]}
+    return Job("r", (), {"dtype": "float64", **options}, inputs, device="cpu", log=lambda _: None)
