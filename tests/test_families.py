@@ -293,7 +293,7 @@ def test_pairs_are_families_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
     (grid,) = pair.groups("run_pair")
     assert (grid.name, [member.run for member in grid.members]) == ("pairs/b/a", ["b", "a"])
     targets = Targets(Problem.of(pair))
-    # No measure is of pairs yet: one that is of families stands in for it.
+    # One that is of families, made one of pairs.
     monkeypatch.setitem(MEASURES, "tuning", replace(MEASURES["tuning"], of="run_pair"))
     assert targets.subjects("tuning") == [("pairs/b/a", "pair")]
     rule = MeasureRule(MEASURES["tuning"], targets)

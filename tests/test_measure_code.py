@@ -23,7 +23,7 @@ from tracing import executed
 from quadscape.config.sections import Data
 from quadscape.data.sets import prepare
 from quadscape.measures import MEASURES
-from quadscape.measures.declaration import effective_options
+from quadscape.measures.declaration import GROUPS, effective_options
 from quadscape.measures.earlier import earlier_tables
 from quadscape.measures.job import Job
 from quadscape.network.checkpoint import Checkpoint
@@ -37,7 +37,7 @@ from quadscape.tables import Table, read_table
 
 DATA = Path(__file__).resolve().with_name("data")
 REFERENCES = DATA / "measures"
-KEYS = {"run": "run", "checkpoint": "40", "checkpoint_pair": "0-40", "family": "family"}
+KEYS = {"run": "run", "checkpoint": "40", "checkpoint_pair": "0-40", "family": "family", "run_pair": "pair"}
 RUN = "a"
 ROUNDED = 5
 METHODS = ("sgd", "adam")
@@ -63,7 +63,7 @@ class Reference:
     def prepared(self, name: str) -> Callable[[], dict[str, Table]]:
         """What a job calls once all is set up."""
         measure = MEASURES[name]
-        job = self.family_job(name) if measure.of == "family" else self.job(name)
+        job = self.family_job(name) if measure.of in GROUPS else self.job(name)
         module = import_module(measure.module)
         apply_numerics(1)
         return lambda: module.compute(job)
@@ -89,6 +89,8 @@ class Reference:
                 for member in made.members
             ]
             trained(folder, folder / "data.zarr", WELLS if planted else DEEP, sections, LOSSES[planted])
+        if MEASURES[name].of == "run_pair":
+            made = replace(made, members=made.members[:2])
         manifests = [folder / f"r{place}/manifest.json" for place in range(len(made.members))]
         options = effective_options(MEASURES[name], {"dtype": "float64"}, 1)
         return family_job(made, folder / "data.zarr", manifests, **options)

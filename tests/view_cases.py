@@ -1,6 +1,7 @@
 """Made-up lines and walks for the measures of chapter 9, and runs that are trained."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from measure_cases import chosen
 
 from quadscape.config.sections import Data, Run
 from quadscape.data.sets import prepare
+from quadscape.measures import MEASURES
 from quadscape.measures.interpolation import compute as interpolation
 from quadscape.measures.job import Job
 from quadscape.measures.members import model_section
@@ -34,6 +36,19 @@ def line_tables(run: str, bump: float = 0.0, points: int = 41) -> dict[str, Tabl
         return {s: Evaluation(v, float(np.exp(-v)), v + 3) for s, v in (("train", loss), ("validation", held))}
 
     return interpolation.measure(evaluate, np.zeros(3), np.ones(3), COUNTS, points, HEAD | {"run": run})
+
+
+def connection_tables(first: str, second: str) -> dict[str, Table]:
+    """A line between two ends with a barrier of 0.6."""
+
+    def evaluate(theta: np.ndarray) -> dict[str, Evaluation]:
+        loss = 0.05 + 0.6 * float(np.sin(np.pi * theta[0])) ** 2
+        return {s: Evaluation(v, float(np.exp(-v)), v + 3) for s, v in (("train", loss), ("validation", loss + 0.1))}
+
+    head = HEAD | {"run": f"pairs/{first}/{second}", "runs": [first, second]}
+    found = interpolation.measure(evaluate, np.zeros(3), np.ones(3), COUNTS, 41, head)
+    schemas = MEASURES["connection"].schemas
+    return {name: replace(found[name.replace("connection", "interpolation")], schema=schemas[name]) for name in schemas}
 
 
 def path_tables(run: str, count: int = 120, size: int = 40, noise: float = 0.02, **options: Any) -> dict[str, Table]:

@@ -1,6 +1,7 @@
 """All figures, by name and in the order of the report."""
 
 from quadscape.figures import (
+    connection,
     curvature_parts,
     descent,
     descent_noise,
@@ -39,6 +40,7 @@ FIGURES: dict[str, FigureSpec] = {
         escape,
         interpolation,
         trajectory_plane,
+        connection,
     )
 }
 """Every figure by its name."""

@@ -8,6 +8,8 @@ from quadscape.figures import style
 from quadscape.figures.specification import FigureSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -29,20 +31,32 @@ def draw(tables: "Tables") -> "Figure":
     Returns:
         The figure.
     """
-    runs = [
-        (line, summary)
-        for line, summary in zip(tables["interpolation"], tables["interpolation_summary"], strict=True)
-        if len(line)
-    ][:MOST]
+    runs = list(zip(tables["interpolation"], tables["interpolation_summary"], strict=True))
+    return lines(runs, TITLE, "No run came to an end.", "α  (0: start of the run, 1: its end)")
+
+
+def lines(runs: "Sequence[tuple[Table, Table]]", title: str, nothing: str, along: str) -> "Figure":
+    """Draws one panel per line.
+
+    Args:
+        runs: Points and summary of each line.
+        title: Title of the figure.
+        nothing: What to say where there is no line.
+        along: Label of the horizontal axis.
+
+    Returns:
+        The figure.
+    """
+    runs = [(line, summary) for line, summary in runs if len(line)][:MOST]
     if not runs:
-        return style.message(TITLE, "No run came to an end.")
+        return style.message(title, nothing)
     figure, axes = style.panels(len(runs), width=3.4, heights=(3.0,), most=4)
     for (line, summary), axis in zip(runs, axes[0], strict=True):
         _panel(axis, line, summary)
     style.outer_labels(
         axes[0],
         style.even_columns(len(runs), 4),
-        "α  (0: start of the run, 1: its end)",
+        along,
         "loss per example (nats)" if _nats(runs) else "loss per example",
     )
     keys = [
@@ -53,7 +67,7 @@ def draw(tables: "Tables") -> "Figure":
     if any(not summary["monotone"].all() for _, summary in runs):
         keys.append(style.line_key("largest rise, from foot to top", color=style.BLACK, marker="_", markersize=8))
     style.legend(figure, keys)
-    figure.suptitle(TITLE)
+    figure.suptitle(title)
     return figure
 
 
@@ -85,10 +99,11 @@ def _panel(axis: "Axes", line: "Table", summary: "Table") -> None:
         axis.set_yscale("log")
         style.plain_log(axis)
     axis.set_xlim(-0.02, 1.02)
-    axis.set_title(f"run {line.attributes['run']}\n" + "\n".join(notes), fontsize=9)
+    names = line.attributes.get("runs", [f"run {line.attributes['run']}"])
+    axis.set_title(" to ".join(names) + "\n" + "\n".join(notes), fontsize=9)
 
 
-def _nats(runs: "list[tuple[Table, Table]]") -> bool:
+def _nats(runs: "Sequence[tuple[Table, Table]]") -> bool:
     return all(line.attributes.get("loss", "cross_entropy") == "cross_entropy" for line, _ in runs)
 
 

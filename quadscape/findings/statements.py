@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from quadscape.findings import (
+    connection,
     curves,
     density,
     descent,
@@ -41,6 +42,7 @@ _MODULES = (
     escape,
     interpolation,
     path,
+    connection,
 )
 
 MEASURES: Mapping[str, Callable[[Tables], list[Statement]]] = MappingProxyType(

@@ -1,5 +1,6 @@
 """All measures; a new one is registered here. Importing this loads neither torch nor pydantic."""
 
+from quadscape.measures.connection.declaration import MEASURE as CONNECTION
 from quadscape.measures.curves.declaration import MEASURE as CURVES
 from quadscape.measures.declaration import Measure
 from quadscape.measures.density.declaration import MEASURE as DENSITY
@@ -34,6 +35,7 @@ _ALL = (
     ESCAPE,
     INTERPOLATION,
     PATH,
+    CONNECTION,
 )
 
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}

@@ -33,7 +33,7 @@ def compute(job: Job) -> dict[str, Table]:
     head = run_head(job, trajectory, losses.counts["train"], losses.batch_norm)
     if trajectory.diverged is not None:
         job.log(f"run '{job.run}' diverged at iteration {trajectory.diverged}: it has no end to go to")
-        return _tables([], [], head)
+        return empty(head)
     ends = trajectory.theta(0), trajectory.theta(trajectory.training.iterations)
     return measure(losses.at, *ends, losses.counts, job.options.points, head, job.epsilon, job.log)
 
@@ -88,6 +88,18 @@ def measure(
         else:
             log(f"the {split} loss is not finite everywhere on the line from start to end")
     return _tables(rows, summaries, {**attributes, "distance": float(np.linalg.norm(last - first))})
+
+
+def empty(head: Mapping[str, Any]) -> dict[str, Table]:
+    """The tables where there is no line.
+
+    Args:
+        head: Their attributes.
+
+    Returns:
+        Tables without rows.
+    """
+    return _tables([], [], head)
 
 
 def _tables(rows: list, summaries: list, head: Mapping[str, Any]) -> dict[str, Table]:

@@ -1,0 +1,48 @@
+"""The loss along the straight line between the ends of two runs."""
+
+from typing import TYPE_CHECKING
+
+from quadscape.figures import style
+from quadscape.figures.interpolation import lines
+from quadscape.figures.specification import FigureSpec
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from quadscape.figures.specification import Tables
+
+TITLE = "Between the ends of two runs"
+
+
+@style.styled
+def draw(tables: "Tables") -> "Figure":
+    """Draws one panel per pair of runs: training and validation loss along the line.
+
+    Args:
+        tables: `connection` and `connection_summary`, one of each per pair.
+
+    Returns:
+        The figure.
+    """
+    pairs = list(zip(tables["connection"], tables["connection_summary"], strict=True))
+    return lines(pairs, TITLE, "No two runs are a pair.", "α  (0: end of the first run, 1: of the second)")
+
+
+SPEC = FigureSpec(
+    name="connection",
+    title=TITLE,
+    category="9. Views",
+    labels={"measure": "loss on a straight line", "shown": "between two ends"},
+    caption="""\
+Training loss (blue) and validation loss (orange) on the straight line from the last parameters of one run to those of
+another, one panel per pair; without weight decay.
+
+Dotted curves are the straight lines between the end losses, which bend where the axis is logarithmic. What rises above
+its own is a barrier; two ends without one are linearly connected. The black bracket is the largest rise on the line.
+Runs from different initial parameters are usually separated by a barrier that a permutation of hidden units may remove,
+which is not tried here: a barrier alone does not say that two networks differ as functions. Between points of the grid,
+which is refined at the bracket, nothing is known.
+""",
+    tables=("connection", "connection_summary"),
+    draw=draw,
+)

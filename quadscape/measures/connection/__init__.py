@@ -1,0 +1,1 @@
+"""The loss along the straight line between the ends of two runs."""
