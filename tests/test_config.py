@@ -424,6 +424,7 @@ def test_gallery_and_tiny_declare_the_same_and_the_study_has_five_seeds() -> Non
         if measure.of == "family":
             measured = [[grid.name for grid in e.grids if e.is_measured(name, grid.name)] for e in (gallery, tiny)]
             assert measured[0] == measured[1] != []
+    assert gallery.pairs == tiny.pairs != ()
     assert [list(family.vary) for family in gallery.families] == [list(family.vary) for family in tiny.families]
     seeds = [study.run_seed(run) for run in study.listed_runs if run.learning_rate == study.runs[0].learning_rate]
     assert len(set(seeds)) == len(seeds) >= 5
