@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from quadscape.results.places import Places
 from quadscape.results.sizes import Kept
 from quadscape.stage.purging import purge_stage
 from results import small_experiment
-from tests.checkouts import Checkout
+from tests.checkouts import Checkout, unpack
 from tests.experiments import SMALL, TINY
 
 [RUN], TRAINING = SMALL["runs"], SMALL["training"]
@@ -197,8 +196,7 @@ def test_the_split_is_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_results_of_old_code_are_those_of_their_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack(ARCHIVE, tmp_path)
     monkeypatch.chdir(tmp_path)
     experiment = load_experiment(f"{name}.yaml")
     assert differences(experiment) == {}

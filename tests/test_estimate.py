@@ -7,6 +7,7 @@ import yaml
 
 from quadscape.cli import main
 from quadscape.measures import MEASURES
+from quadscape.measures.declaration import GROUPS
 from quadscape.planning.estimate import Estimates, Need, estimate_experiment, format_estimates, measure_rates
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.problem import Problem
@@ -17,7 +18,7 @@ from tests.experiments import SMALL
 
 STAGES = ["training", "hessian_shard", "hessian", "gauss_newton", "eigenbasis"]
 # Of a Gauss–Newton matrix, which is not asked for.
-STAGES += [f"measure_{name}" for name, measure in MEASURES.items() if name != "parts" and measure.of != "family"]
+STAGES += [f"measure_{name}" for name, measure in MEASURES.items() if name != "parts" and measure.of not in GROUPS]
 
 
 def by_stage(estimates: Estimates) -> dict[str, Need]:

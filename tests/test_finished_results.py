@@ -7,7 +7,6 @@ in place of the picture, since nothing reads them, and pictures are large.
 """
 
 import shutil
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from quadscape.results.verify import verify_results
 from quadscape.stage.finished import load_purged
 from quadscape.store import read_store
 from quadscape.tables import read_table
-from tests.checkouts import Checkout
+from tests.checkouts import Checkout, unpack
 
 ARCHIVE = Path(__file__).with_name("data") / "results-21e0d71.tar.gz"
 # What is never to be computed again: data, training, checkpoints and curvature.
@@ -42,8 +41,7 @@ class Upgraded(Checkout):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        with tarfile.open(ARCHIVE) as archive:
-            archive.extractall(path, filter="data")
+        unpack(ARCHIVE, path)
         self._first: dict[str, tuple[Counter[str], str]] = {}
 
     def use(self, experiment: str) -> Path:

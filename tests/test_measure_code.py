@@ -5,7 +5,6 @@ lie in tests/data/measures, written by `python tests/test_measure_code.py`.
 """
 
 import os
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -34,6 +33,7 @@ from quadscape.planning.problem import Problem
 from quadscape.planning.targets import Targets
 from quadscape.store import read_store
 from quadscape.tables import Table, read_table
+from tests.checkouts import unpack
 
 DATA = Path(__file__).resolve().with_name("data")
 REFERENCES = DATA / "measures"
@@ -57,8 +57,7 @@ class Reference:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with tarfile.open(DATA / "measures-21e0d71.tar.xz") as archive:
-            archive.extractall(path, filter="data")
+        unpack(DATA / "measures-21e0d71.tar.xz", path)
 
     def prepared(self, name: str) -> Callable[[], dict[str, Table]]:
         """What a job calls once all is set up."""

@@ -51,6 +51,8 @@ def test_everything_is_made_and_then_nothing(checkout: Checkout) -> None:
             "quadratic_radius",
             "gradient_cosine",
             "eigenvector_overlap",
+            "interpolation",
+            "trajectory_plane",
         )
     }
     assert (results / "findings.rst").read_text().startswith("What was found")
@@ -325,8 +327,8 @@ def test_mistakes_stop_the_workflow_before_any_job(tmp_path: Path, changes: dict
 
 
 def test_later_attempts_ask_for_more() -> None:
-    families = [{"name": "f", "vary": {"seed": [0, 1]}}]
-    problem = Problem.of(parse_experiment({**TINY, "families": families}))
+    families, runs = [{"name": "f", "vary": {"seed": [0, 1]}}], [*TINY["runs"], {"name": "b", "seed": 2}]
+    problem = Problem.of(parse_experiment({**TINY, "families": families, "runs": runs, "pairs": [["a", "b"]]}))
     run = problem.experiment.runs[0]
     jobs = re.findall(r'(?:memory|memory_mb)\("(\w+)"', "".join(p.read_text() for p in (ROOT / "rules").glob("*.smk")))
     assert len(set(jobs)) >= 8
@@ -344,7 +346,7 @@ def test_later_attempts_ask_for_more() -> None:
                 == len(re.findall(r"mem_mb=memory\(", text))
                 == text.count("runtime=")
             )
-    wildcards = SimpleNamespace(run="a", family="f", iteration="40", first="0", second="40")
+    wildcards = SimpleNamespace(run="a", family="f", pair="pairs/a/b", iteration="40", first="0", second="40")
     for rule in measure_rules(Targets(problem)):
         memory = [rule.memory(wildcards, attempt) for attempt in (1, 2, 3)]
         minutes = [rule.runtime(wildcards, attempt) for attempt in (1, 2, 3)]

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from quadscape.figures import style
-from quadscape.figures.interpolation import lines
 from quadscape.figures.specification import FigureSpec
+from quadscape.figures.straight_lines import lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

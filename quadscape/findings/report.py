@@ -186,7 +186,7 @@ def format_findings(statements: Iterable[Statement], width: int = 100) -> str:
         Text: sections, one statement a paragraph; of the not testable only why; what is not measured yet is counted.
     """
     ordered = in_order(list(statements))
-    lines = [summary(ordered), ""]
+    lines = [*textwrap.wrap(summary(ordered), max(width, 30)), ""]
     for section, name in CHAPTERS.items():
         own = [statement for statement in ordered if statement.section == section]
         if not own:
