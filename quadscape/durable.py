@@ -1,7 +1,9 @@
 """Waiting until what was written would survive a crash of the machine."""
 
+import contextlib
 import errno
 import os
+import uuid
 from pathlib import Path
 
 from quadscape.errors import StageError
@@ -56,3 +58,21 @@ def write_whole(descriptor: int, text: bytes) -> None:
     """Writes all of a text, also where the system takes it in parts."""
     while text:
         text = text[os.write(descriptor, text) :]
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file in place of what was there: whoever reads sees all of it or all of that, crash or not.
+
+    Args:
+        path: The file.
+        text: Its content.
+    """
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        sync(draft)
+        draft.replace(path)
+        sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)

@@ -118,12 +118,6 @@ def alternatives(names):
     return "|".join(re.escape(name) for name in names) or "(?!)"
 
 
-def step_basis(wildcards):
-    """The eigenbasis by which a run steps that has such a step."""
-    basis = experiment.run(wildcards.run).basis()
-    return [] if basis is None else [places.eigenbasis(*basis)]
-
-
 def dense_checkpoint(wildcards):
     """The checkpoint of which a dense matrix is computed; refused before any job where that cannot be."""
     try:

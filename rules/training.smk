@@ -84,7 +84,9 @@ rule extract_start:
     input:
         data=data_of,
         trajectory=places.trajectory("{run}"),
-        eigenbasis=step_basis,
+        eigenbasis=lambda wildcards: targets.training_inputs(wildcards.run)[
+            "eigenbasis"
+        ],
     output:
         places.start("{run}", "{iteration}"),
     log:

@@ -140,7 +140,7 @@ def test_a_kill_while_writing_leaves_what_was_there(tmp_path: Path, monkeypatch:
     def killed(_: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("quadscape.training.rate_tables.sync", killed)
+    monkeypatch.setattr("quadscape.durable.sync", killed)
     with pytest.raises(KeyboardInterrupt):
         write_rates(path, [0.2])
     np.testing.assert_array_equal(read_rates(path), [0.1])

@@ -68,6 +68,10 @@ class Subset(Section):
             raise ValueError("at least one of classes, per_class, half and shuffled is needed")
         return self
 
+    def described(self) -> dict[str, Any]:
+        """What it is, whatever it is called, as JSON values."""
+        return {key: value for key, value in resolved(self).items() if key != "name"}
+
     def at_most(self, count: int, classes: int) -> int:
         """Number of training examples, of which classes may have fewer.
 

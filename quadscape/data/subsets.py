@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from quadscape.config.sections import Subset
-from quadscape.config.values import resolved
 from quadscape.data.sets import data_arrays, example_spec, write_examples
 from quadscape.data.sources import SPLITS
 from quadscape.errors import ConfigError
@@ -89,5 +88,5 @@ def write_subset(subset: Subset, data: str | Path, out: str | Path) -> dict[str,
         (example_spec("origin", len(chosen), "int64", "Number of the example in the store of all data."), chosen)
     )
     same = {key: attributes[key] for key in ("scale", "mean", "std", "classes", "source")}
-    described = {key: value for key, value in resolved(subset).items() if key != "name"}
-    return write_examples(out, found, same, {"listing": "", "whole": attributes["content"], "subset": described})
+    outside = {"listing": "", "whole": attributes["content"], "subset": subset.described()}
+    return write_examples(out, found, same, outside)

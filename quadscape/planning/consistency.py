@@ -212,7 +212,7 @@ class _Comparison:
         path = self.places.subset(subset.name)
         stored = stored_attributes(path)
         if stored is not None:
-            now = _known({"whole": self.content}) | {"subset": _described(subset)}
+            now = _known({"whole": self.content}) | {"subset": subset.described()}
             yield from _compared(path, stored, now)
             self.contents[subset.name] = stored.get("content")
 
@@ -312,11 +312,6 @@ class _Comparison:
         if manifest is not None:
             then = {"version": manifest["version"], **manifest["parameters"]}
             yield from _compared(path, then, {"version": STAGE_VERSIONS[version], **now})
-
-
-def _described(subset: Subset) -> dict[str, Any]:
-    """What a subset is, whatever it is called."""
-    return {key: value for key, value in resolved(subset).items() if key != "name"}
 
 
 def _without_repetition(changes: tuple[str, ...]) -> tuple[str, ...]:

@@ -497,7 +497,7 @@ def check_problem(experiment: Experiment, parameters: Mapping[str, int], images:
                 "model.normalization is batch, whose statistics are those of a whole batch; valid are a number of "
                 f"examples from 1 to {training_images}, or another normalization."
             )
-        _check_step_size(f"{_key_of(experiment, run)}step", run, parameters[run.name])
+        _check_step_size(experiment, run, parameters[run.name])
         if run.path is None and run.batch_of(training_images) > training_images:
             raise ConfigError(
                 f"{_key_of(experiment, run)}batch_size is {run.batch_size}, but there are only {training_images} "
@@ -505,13 +505,13 @@ def check_problem(experiment: Experiment, parameters: Mapping[str, int], images:
             )
 
 
-def _check_step_size(key: str, run: Run, size: int) -> None:
+def _check_step_size(experiment: Experiment, run: Run, size: int) -> None:
     """Checks that a step asks for no more vectors than there are parameters."""
     named = {"last": run.step.last} if isinstance(run.step, Projected) else {}
     named = {"dimension": run.step.dimension} if isinstance(run.step, RandomSubspace) else named
     for name, value in named.items():
         if value > size:
             raise ConfigError(
-                f"{key}.{name} is {value}, but the network of run '{run.name}' has only {size} parameters; valid are "
-                f"1 to {size}."
+                f"{_key_of(experiment, run)}step.{name} is {value}, but the network of run '{run.name}' has only "
+                f"{size} parameters; valid are 1 to {size}."
             )

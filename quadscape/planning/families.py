@@ -242,8 +242,8 @@ class _Expansion:
         }
         if run.examples is not None:
             # An unknown name is refused later, with all that is wrong with names.
-            known = [resolved(subset) for subset in experiment.subsets if subset.name == run.examples]
-            determined["examples"] = [{key: one[key] for key in one if key != "name"} for one in known]
+            named = [subset.described() for subset in experiment.subsets if subset.name == run.examples]
+            determined["examples"] = named
         if run.step is not None:
             determined["step"] = resolved(run.step)
         if run.start is not None:

@@ -7,19 +7,41 @@ puts it back. Where anything differs, or the part knows nothing of it, the membe
 """
 
 import json
-import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from quadscape.digests import json_digest
-from quadscape.durable import sync
+from quadscape.durable import replace_text
 from quadscape.errors import QuadscapeError
 from quadscape.measures.result import input_digest
 from quadscape.planning.experiment import Experiment
 from quadscape.planning.tuned import run_to_train
 from quadscape.stage.events import Log
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one training reads and writes.
+
+    Attributes:
+        parameters: Of its rule.
+        inputs: Manifests and root metadata, by name.
+        manifest: Its manifest.
+    """
+
+    parameters: Mapping[str, Any]
+    inputs: Mapping[str, Sequence[str]]
+    manifest: str
+
+    @property
+    def asked(self) -> str:
+        """Digest of everything that it follows from."""
+        read = {name: [input_digest(path) for path in paths] for name, paths in self.inputs.items()}
+        return json_digest([dict(self.parameters), read])
+
 
 PARTS = 2
 """Parts of a family, by the digits of its members, so that which members share a job is always the same."""
@@ -29,19 +51,6 @@ _FORMAT = 1
 def part_of(run: str) -> int:
     """The part of its family to which a member belongs, from 0."""
     return int(run.rpartition("/")[2], 16) % PARTS
-
-
-def asked_digest(parameters: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> str:
-    """Digest of everything that a training follows from.
-
-    Args:
-        parameters: Of its rule.
-        inputs: Manifests and root metadata that it reads, by name.
-
-    Returns:
-        The digest.
-    """
-    return json_digest([dict(parameters), {name: [input_digest(path) for path in inputs[name]] for name in inputs}])
 
 
 def _record(part: str | Path) -> dict[str, Any]:
@@ -67,7 +76,7 @@ def take_manifest(part: str | Path, run: str, asked: str, manifest: str | Path) 
     Args:
         part: What its part keeps.
         run: Name of the member.
-        asked: From `asked_digest`.
+        asked: From `Training.asked`.
         manifest: Where its manifest belongs.
 
     Returns:
@@ -76,19 +85,11 @@ def take_manifest(part: str | Path, run: str, asked: str, manifest: str | Path) 
     found, manifest = _record(part).get(run), Path(manifest)
     if found is None or found["asked"] != asked or not (manifest.parent / "store.zarr/zarr.json").is_file():
         return False
-    _write(manifest, found["manifest"])
+    replace_text(manifest, found["manifest"])
     return True
 
 
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    draft.write_text(text, encoding="utf-8")
-    sync(draft)
-    Path(draft).replace(path)
-    sync(path.parent)
-
-
-def train_member(experiment: Experiment, raw: Mapping[str, Any], run: str, job: "Training", log: Log) -> None:
+def train_member(experiment: Experiment, raw: Mapping[str, Any], run: str, job: Training, log: Log) -> None:
     """Trains one run, or goes on with it.
 
     Args:
@@ -120,24 +121,6 @@ def train_member(experiment: Experiment, raw: Mapping[str, Any], run: str, job: 
     run_stage(task, Path(job.manifest).parent, log=log)
 
 
-class Training:
-    """What one training reads and writes.
-
-    Attributes:
-        parameters: Of its rule.
-        inputs: Manifests and root metadata, by name.
-        manifest: Its manifest.
-    """
-
-    def __init__(self, parameters: Mapping[str, Any], inputs: Mapping[str, Sequence[str]], manifest: str) -> None:
-        self.parameters, self.inputs, self.manifest = parameters, inputs, manifest
-
-    @property
-    def asked(self) -> str:
-        """Digest of everything that it follows from."""
-        return asked_digest(self.parameters, self.inputs)
-
-
 def _say(log: Log, who: str, message: str) -> None:
     log(f"{who}: {message}")
 
@@ -165,4 +148,6 @@ def train_together(
         text = Path(training.manifest).read_text(encoding="utf-8")
         members[run] = {"asked": training.asked, "manifest": text}
     document = {"format": _FORMAT, "members": members}
-    _write(Path(out), json.dumps({**document, "checksum": json_digest(document)}, indent=1, sort_keys=True) + "\n")
+    replace_text(
+        Path(out), json.dumps({**document, "checksum": json_digest(document)}, indent=1, sort_keys=True) + "\n"
+    )

@@ -3,11 +3,9 @@
 Neither torch nor Zarr is loaded, since the workflow's head reads such files at every start.
 """
 
-import contextlib
 import hashlib
 import math
 import re
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from quadscape.config.sections import Table, Training
-from quadscape.durable import sync
+from quadscape.durable import replace_text
 from quadscape.errors import ConfigError
 from quadscape.paths import user_path
 
@@ -116,15 +114,7 @@ def write_rates(path: str | Path, rates: Sequence[float] | np.ndarray) -> str:
         raise ConfigError(f"No learning rates can be written to '{path}': {what}; valid are finite numbers, 0 or more.")
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        draft.write_text("\n".join([HEADER, *(_text(rate) for rate in rounded(values)), ""]), encoding="utf-8")
-        sync(draft)
-        draft.replace(target)
-        sync(target.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+    replace_text(target, "\n".join([HEADER, *(_text(rate) for rate in rounded(values)), ""]))
     return rates_digest(values)
 
 
