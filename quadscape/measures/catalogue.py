@@ -15,6 +15,7 @@ from quadscape.measures.localisation.declaration import MEASURE as LOCALISATION
 from quadscape.measures.overlap.declaration import MEASURE as OVERLAP
 from quadscape.measures.parts.declaration import MEASURE as PARTS
 from quadscape.measures.path.declaration import MEASURE as PATH
+from quadscape.measures.ruggedness.declaration import MEASURE as RUGGEDNESS
 from quadscape.measures.spectrum.declaration import MEASURE as SPECTRUM
 from quadscape.measures.tuning.declaration import MEASURE as TUNING
 from quadscape.tables import TableSchema
@@ -29,6 +30,7 @@ _ALL = (
     GRADIENTS,
     LOCALISATION,
     OVERLAP,
+    RUGGEDNESS,
     LAYERS,
     TUNING,
     DESCENT,

@@ -1,0 +1,1 @@
+"""How rugged is the loss around one checkpoint, in numbers."""
