@@ -16,6 +16,7 @@ from scipy.stats import binom
 
 from quadscape.measures.intervals import student
 from quadscape.measures.job import Job
+from quadscape.measures.members import columns_of
 from quadscape.measures.ruggedness.declaration import GROWTH, KINDS, LINES, RAMP, RUGGEDNESS, SCORES
 from quadscape.measures.ruggedness.probes import NOISE_HEAD, OF_BATCH, Probes
 from quadscape.measures.ruggedness.spectral import Value, exact_scores
@@ -174,39 +175,32 @@ def tabulate(
 
 
 def _score_table(found: Mapping[str, Value], head: Mapping[str, Any]) -> Table:
-    values = [found[name] for name in SCORES]
-    return Table(
-        RUGGEDNESS,
+    rows = [
         {
-            "group": [score.group for score in SCORES.values()],
-            "score": list(SCORES),
-            "unit": [score.unit for score in SCORES.values()],
-            "value": [value.value for value in values],
-            "value_low": [value.low for value in values],
-            "value_high": [value.high for value in values],
-            "over": [value.over for value in values],
-            "repeats": [value.repeats for value in values],
-            "ranked": [value.ranked and math.isfinite(value.value) for value in values],
-        },
-        head,
-    )
+            "group": score.group,
+            "score": name,
+            "unit": score.unit,
+            "value": found[name].value,
+            "value_low": found[name].low,
+            "value_high": found[name].high,
+            "over": found[name].over,
+            "repeats": found[name].repeats,
+            "ranked": found[name].ranked and math.isfinite(found[name].value),
+        }
+        for name, score in SCORES.items()
+    ]
+    return Table(RUGGEDNESS, columns_of(rows, RUGGEDNESS.all_columns()), head)
 
 
 def _growth_table(constant: np.ndarray, ramp: np.ndarray, head: Mapping[str, Any]) -> Table:
-    rows = np.concatenate([constant, ramp])
-    rows = np.column_stack([rows, np.r_[np.zeros(len(constant)), np.ones(len(ramp))]])
-    rows = rows[np.isfinite(rows[:, 0]) & ~np.isnan(rows[:, 1])]
-    middle = constant[len(constant) // 2, 0]  # 2/λ̃₁
-    return Table(
-        GROWTH,
-        {
-            "test": np.where(rows[:, 2] > 0, "ramp", "constant").tolist(),
-            "rate": rows[:, 0],
-            "scaled": rows[:, 0] / middle,
-            "growth": rows[:, 1],
-        },
-        head,
-    )
+    middle = float(constant[len(constant) // 2, 0])  # 2/λ̃₁
+    rows = [
+        {"test": test, "rate": rate, "scaled": rate / middle, "growth": growth}
+        for test, tried in (("constant", constant), ("ramp", ramp))
+        for rate, growth in tried.tolist()
+        if math.isfinite(rate) and not math.isnan(growth)
+    ]
+    return Table(GROWTH, columns_of(rows, GROWTH.all_columns()), head)
 
 
 def _mean_scores(rises: np.ndarray) -> dict[str, Value]:

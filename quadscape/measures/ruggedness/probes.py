@@ -19,7 +19,7 @@ from quadscape.network.filters import Filters
 if TYPE_CHECKING:
     from quadscape.network.objective import Objective
 
-_LINE, _RISE, _BATCH, _FLOOR = range(4)  # seeds of what is random
+_LINE, _RISE, _WORST, _BATCH, _FLOOR = range(5)  # seeds of what is random
 NOISE_HEAD = 4
 """Numbers in front of those of the batches: |g|², |g̃|², gᵀHg and g̃ᵀ(H + δ)g̃."""
 OF_BATCH = 4
@@ -173,13 +173,12 @@ class Probes:
         return np.array(found)
 
     def _worst_rises(self, which: int) -> np.ndarray:
-        """The largest rise found in the ball, from the gradient on and from q₁ on."""
+        """The largest rise found in the ball, from the gradient on and from a random direction on."""
         # With d = S u the largest gᵀSu on |u| ≤ ρ is at ρ Sg/|Sg|; going there repeatedly never lowers a convex loss.
+        # In u neither start depends on how a network of ReLUs is scaled, as q₁ would.
         scale, radius, found = self._scales[KINDS[which]], self._options.radius, []
-        first = scale * self._gradient
-        along = scale * self._leading
-        starts = (first, along if first @ along >= 0 else -along)
-        for start in starts:
+        random = np.where(scale > 0, self._normal(_WORST, which), 0.0)
+        for start in (scale * self._gradient, random):
             best, slope = -math.inf, start
             for step in range(ASCENTS):
                 length = float(np.linalg.norm(slope))
