@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from measure_cases import GivenGradients, PlainBasis, chosen, random_orthogonal
 from scipy.sparse.linalg import aslinearoperator
-from view_cases import connection_tables, line_tables, path_tables
+from view_cases import connection_tables, line_tables, path_tables, rugged_tables
 
 from quadscape.measures.curves import compute as curves
 from quadscape.measures.density import compute as density
@@ -111,7 +111,7 @@ def checkpoint_tables(
     tables |= part_tables(eigenvalues, vectors, zero, head)
     hessian = aslinearoperator((vectors * eigenvalues) @ vectors.T)
     tables["density"] = density.measure(hessian, chosen("density", vectors=4, steps=20), head)
-    return tables
+    return tables | rugged_tables(head)
 
 
 def part_tables(eigenvalues: np.ndarray, vectors: np.ndarray, zero: float, head: dict) -> dict[str, Table]:

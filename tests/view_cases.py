@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from family_cases import training
 from measure_cases import chosen
+from problems import SMALL, dense_hessian, problem
 
 from quadscape.config.sections import Data, Run
 from quadscape.data.sets import prepare
@@ -16,6 +18,8 @@ from quadscape.measures.interpolation import compute as interpolation
 from quadscape.measures.job import Job
 from quadscape.measures.members import model_section
 from quadscape.measures.path import compute as path
+from quadscape.measures.ruggedness import compute as ruggedness
+from quadscape.measures.ruggedness.spectral import exact_scores
 from quadscape.measures.run_losses import Evaluation
 from quadscape.stage.run import run_stage
 from quadscape.tables import Table
@@ -78,3 +82,17 @@ def run_job(folder: Path, model: Mapping[str, Any], options: Mapping[str, Any], 
     run_stage(task, folder / "run", log=lambda _: None)
     inputs = {"data": [data], "trajectory": [folder / "run" / "manifest.json"]}
     return Job("r", (), {"dtype": "float64", **options}, inputs, device="cpu", log=lambda _: None)
+
+
+@cache
+def _rugged() -> dict[str, Table]:
+    objective, theta = problem(*SMALL["mlp"], count=40, chunk=64)
+    values, vectors = np.linalg.eigh(dense_hessian(objective, theta).numpy())
+    options = chosen("ruggedness", directions=3, points=11, batch_size=8)
+    spectrum, head = exact_scores(values[::-1]), HEAD | {"iteration": 0, "weight_decay": 1e-3}
+    return ruggedness.measure(objective, theta.numpy(), spectrum, vectors[:, -1], options, head)
+
+
+def rugged_tables(head: Mapping[str, Any]) -> dict[str, Table]:
+    """Scores of one small network, said to be of another checkpoint."""
+    return {name: Table(t.schema, t.columns, t.attributes | head) for name, t in _rugged().items()}

@@ -19,6 +19,7 @@ from quadscape.findings import (
     overlap,
     parts,
     path,
+    ruggedness,
     spectrum,
     tuning,
 )
@@ -35,6 +36,7 @@ _MODULES = (
     localisation,
     overlap,
     line_search,
+    ruggedness,
     gradients,
     layers,
     tuning,

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FLAT = 0.1
 """Rise of the loss up to which a line counts as flat."""
 
+_FAR = 10.0
+
 _LINES, _PAIRS, _BATCHES = "lines, Student's t", "pairs of displacements, Student's t", "batches, Student's t"
 _NOTHING = Value(math.nan, math.nan, math.nan, "", 0, ranked=False)
 
@@ -152,7 +154,8 @@ def tabulate(
     found |= _worst_scores(of("worst")[:, :2])
     found |= line_scores(t, rises, floor)
     found |= noise_scores(noise, probes.batches, probes.batch_size, count)
-    found |= rate_scores(constant, ramp, spectrum["largest"].value + float(attributes["weight_decay"]))
+    curvature = spectrum["largest"].value + float(attributes["weight_decay"])
+    found |= rate_scores(constant, ramp, curvature)
     head = {
         **attributes,
         **{name: getattr(options, name) for name in ("directions", "points", "reach", "radius", "noise")},
@@ -170,7 +173,7 @@ def tabulate(
             },
             head,
         ),
-        "ruggedness_growth": _growth_table(constant, ramp, head),
+        "ruggedness_growth": _growth_table(constant, ramp, curvature, head),
     }
 
 
@@ -192,10 +195,9 @@ def _score_table(found: Mapping[str, Value], head: Mapping[str, Any]) -> Table:
     return Table(RUGGEDNESS, columns_of(rows, RUGGEDNESS.all_columns()), head)
 
 
-def _growth_table(constant: np.ndarray, ramp: np.ndarray, head: Mapping[str, Any]) -> Table:
-    middle = float(constant[len(constant) // 2, 0])  # 2/λ̃₁
+def _growth_table(constant: np.ndarray, ramp: np.ndarray, curvature: float, head: Mapping[str, Any]) -> Table:
     rows = [
-        {"test": test, "rate": rate, "scaled": rate / middle, "growth": growth}
+        {"test": test, "rate": rate, "scaled": rate * curvature / 2, "growth": growth}
         for test, tried in (("constant", constant), ("ramp", ramp))
         for rate, growth in tried.tolist()
         if math.isfinite(rate) and not math.isnan(growth)
@@ -396,7 +398,7 @@ def rate_scores(constant: np.ndarray, ramp: np.ndarray, curvature: float) -> dic
 
 
 def crossing(tried: np.ndarray, *, first: bool = False) -> tuple[float, float, float]:
-    """The rate at which growth passes 1, interpolated in logarithms.
+    """The rate at which growth passes 1, interpolated linearly, as |1 − ηλ̃| is beyond 1/λ̃.
 
     Args:
         tried: Rates, ascending, and growth, NaN where there is none, shape (n, 2).
@@ -416,7 +418,6 @@ def crossing(tried: np.ndarray, *, first: bool = False) -> tuple[float, float, f
     if place == 0:
         return math.nan, 0.0, float(rates[0])
     low, high = float(rates[place - 1]), float(rates[place])
-    # ln 0 and ln ∞ tell nothing of where between the two it is.
-    before, after = max(float(growth[place - 1]), 0.1), min(float(growth[place]), 10.0)
-    share = math.log(before) / (math.log(before) - math.log(after))
-    return low * (high / low) ** share, low, high
+    # Far beyond the limit growth is no longer that of the displacement.
+    before, after = float(growth[place - 1]), min(float(growth[place]), _FAR)
+    return low + (high - low) * (1 - before) / (after - before), low, high

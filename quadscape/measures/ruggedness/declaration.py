@@ -9,10 +9,13 @@ from quadscape.tables import Column, TableSchema
 ASCENTS = 6
 """Steps of each search for the worst rise in a ball."""
 
-RATES = 13
-"""Learning rates of the range test, from a quarter to four times 2/λ̃₁."""
+RATES = 9
+"""Learning rates of the range test."""
 
-STEPS = 5
+RANGE = 0.3, 4.8
+"""Their ends, in units of 2/λ̃₁. None is 1/λ̃₁, where nothing but rounding is left of a displacement."""
+
+STEPS = 4
 """Steps of gradient descent at each of them."""
 
 RAMP = 24

@@ -13,7 +13,7 @@ import numpy as np
 
 from quadscape.measures.interfaces import as_array
 from quadscape.measures.line_search.analysis import rounding_floor, scan
-from quadscape.measures.ruggedness.declaration import ASCENTS, BATCHES, KINDS, RAMP, RATES, STEPS
+from quadscape.measures.ruggedness.declaration import ASCENTS, BATCHES, KINDS, RAMP, RANGE, RATES, STEPS
 from quadscape.network.filters import Filters
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Probes:
     @property
     def rates(self) -> np.ndarray:
         """Learning rates of the range test; without upward curvature there are none to try, and all are NaN."""
-        return self._unit_rate * np.geomspace(0.25, 4.0, RATES)
+        return self._unit_rate * np.geomspace(*RANGE, RATES)
 
     @property
     def _unit_rate(self) -> float:
