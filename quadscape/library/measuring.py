@@ -13,6 +13,7 @@ from quadscape.errors import ConfigError
 from quadscape.figures import FIGURES
 from quadscape.library.curvature import DenseEigenbasis
 from quadscape.library.loss import NetworkObjective, dtype_name, steady
+from quadscape.library.scores import scores
 from quadscape.measures import MEASURES, OWNERS
 from quadscape.measures.declaration import Measure, effective_options
 from quadscape.measures.density import compute as density
@@ -21,8 +22,6 @@ from quadscape.measures.interfaces import checkpoint_head
 from quadscape.measures.line_search import compute as line_search
 from quadscape.measures.localisation import compute as localisation
 from quadscape.measures.overlap import compute as overlap
-from quadscape.measures.ruggedness import compute as ruggedness
-from quadscape.measures.ruggedness.spectral import exact_scores
 from quadscape.measures.spectrum import compute as spectrum
 from quadscape.network.objective import Objective
 from quadscape.planning.experiment import check_problem
@@ -67,7 +66,7 @@ def measure(
     """One measure, by the name that it has in experiment files.
 
     Args:
-        name: `spectrum`, `line_search`, `gradients`, `localisation` or `ruggedness` of an eigenbasis, `density` of an
+        name: `spectrum`, `line_search`, `gradients` or `localisation` of an eigenbasis, `density` or `ruggedness` of an
             objective or an eigenbasis, or `overlap` of two eigenbases.
         of: What is measured.
         other: The second eigenbasis of `overlap`.
@@ -96,7 +95,7 @@ def measure(
             f"'{name}' is measured of what quadscape.objective made, or of its eigenbasis, not of the class "
             f"{type(subject).__name__}."
         )
-    chosen = _options(declared, options, subject)
+    chosen = measure_options(declared, options, subject)
     for wanted, given, what in (("overlap", other, "other"), ("line_search", validation, "validation")):
         if given is not None and name != wanted:
             raise ConfigError(f"'{name}' takes no {what}, which belongs to '{wanted}'.")
@@ -106,6 +105,8 @@ def measure(
         if name == "density":
             head = checkpoint_head(subject.checked, subject.size, subject.count)
             return {"density": density.measure(CurvatureOperator(subject, of.theta), chosen, head)}
+        if name == "ruggedness":
+            return scores(of, subject, chosen)
         if not isinstance(of, DenseEigenbasis):
             raise ConfigError(f"'{name}' is measured of an eigenbasis; give quadscape.eigenbasis(objective).")
         if name == "overlap":
@@ -131,9 +132,6 @@ def _of_basis(
         ]
         return localisation.measure(basis, blocks, head)
     epsilon = torch.finfo(loss.dtype).eps
-    if name == "ruggedness":
-        scores, leading = exact_scores(basis.eigenvalues), basis.vectors(0, 1)[:, 0]
-        return ruggedness.measure(loss, basis.theta, scores, leading, options, head, epsilon=epsilon)
     if validation is not None:
         return line_search.measure(loss, validation, basis, basis.theta, options, head, epsilon=epsilon)
     tables = line_search.measure(loss, _NoExamples(loss.size), basis, basis.theta, options, head, epsilon=epsilon)
@@ -167,8 +165,20 @@ def _declared(name: str) -> Measure:
     return MEASURES[name]
 
 
-def _options(declared: Measure, options: Mapping[str, Any], loss: NetworkObjective) -> SimpleNamespace:
-    """Options checked as those of an experiment file are."""
+def measure_options(declared: Measure, options: Mapping[str, Any], loss: NetworkObjective) -> SimpleNamespace:
+    """Options of a measure, checked as those of an experiment file are.
+
+    Args:
+        declared: The measure.
+        options: Those that are given.
+        loss: What is measured: its sizes clip defaults.
+
+    Returns:
+        All options as attributes.
+
+    Raises:
+        ConfigError: There is no such option.
+    """
     known = [option.name for option in declared.options]
     for name in options:
         if name not in known:
