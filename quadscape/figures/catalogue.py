@@ -16,6 +16,8 @@ from quadscape.figures import (
     quadratic_radius,
     spectral_density,
     spectrum,
+    surface,
+    surface_relief,
     trajectory_plane,
     tuning,
 )
@@ -41,6 +43,8 @@ FIGURES: dict[str, FigureSpec] = {
         interpolation,
         trajectory_plane,
         connection,
+        surface,
+        surface_relief,
     )
 }
 """Every figure by its name."""

@@ -22,6 +22,8 @@ from quadscape.measures.line_search import compute as line_search
 from quadscape.measures.localisation import compute as localisation
 from quadscape.measures.overlap import compute as overlap
 from quadscape.measures.spectrum import compute as spectrum
+from quadscape.measures.surface import compute as surface
+from quadscape.network.filters import Filters
 from quadscape.network.objective import Objective
 from quadscape.planning.experiment import check_problem
 from quadscape.planning.experiment_file import parse_experiment
@@ -65,8 +67,8 @@ def measure(
     """One measure, by the name that it has in experiment files.
 
     Args:
-        name: `spectrum`, `line_search`, `gradients` or `localisation` of an eigenbasis, `density` of an objective or an
-            eigenbasis, or `overlap` of two eigenbases.
+        name: `spectrum`, `line_search`, `gradients`, `localisation` or `surface` of an eigenbasis, `density` of an
+            objective or an eigenbasis, or `overlap` of two eigenbases.
         of: What is measured.
         other: The second eigenbasis of `overlap`.
         validation: The loss on validation data, for `line_search`: `loss.on(inputs, labels)`. None: only the training
@@ -129,6 +131,9 @@ def _of_basis(
         ]
         return localisation.measure(basis, blocks, head)
     epsilon = torch.finfo(loss.dtype).eps
+    if name == "surface":
+        filters = Filters.of(loss.layout)
+        return surface.measure(loss, basis, basis.theta, filters, options, head, epsilon=epsilon)
     if validation is not None:
         return line_search.measure(loss, validation, basis, basis.theta, options, head, epsilon=epsilon)
     tables = line_search.measure(loss, _NoExamples(loss.size), basis, basis.theta, options, head, epsilon=epsilon)
@@ -149,7 +154,7 @@ def _overlap(first: DenseEigenbasis, second: DenseEigenbasis | None, options: Si
     return overlap.measure(first, second, options.bands, head, device=first.objective.device)
 
 
-_HERE = ("spectrum", "line_search", "gradients", "localisation", "density", "overlap")
+_HERE = ("spectrum", "line_search", "gradients", "localisation", "density", "overlap", "surface")
 
 
 def _declared(name: str) -> Measure:

@@ -16,6 +16,7 @@ from quadscape.measures.overlap.declaration import MEASURE as OVERLAP
 from quadscape.measures.parts.declaration import MEASURE as PARTS
 from quadscape.measures.path.declaration import MEASURE as PATH
 from quadscape.measures.spectrum.declaration import MEASURE as SPECTRUM
+from quadscape.measures.surface.declaration import MEASURE as SURFACE
 from quadscape.measures.tuning.declaration import MEASURE as TUNING
 from quadscape.tables import TableSchema
 
@@ -36,6 +37,7 @@ _ALL = (
     INTERPOLATION,
     PATH,
     CONNECTION,
+    SURFACE,
 )
 
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}
