@@ -48,12 +48,17 @@ class Picture:
         """Whether the loss spans more than a decade, and so is shown by its logarithm."""
         return spans_decades(self.loss)
 
+    @property
+    def unit(self) -> str:
+        """Unit of both coordinates."""
+        return "filter lengths" if str(self.plane["first"]).startswith(_RANDOM) else "parameter"
+
     def label(self, which: int) -> str:
         """What an axis is, with its unit; 0 for a, 1 for b."""
-        name = str(self.plane[("first", "second")[which]])
-        if name.startswith(_RANDOM):
-            return f"{('first', 'second')[which]} random direction  (filter lengths)"
-        return f"along {name}  (parameter)"
+        order = ("first", "second")[which]
+        name = str(self.plane[order])
+        along = f"{order} random direction" if name.startswith(_RANDOM) else f"along {name}"
+        return f"{along}  ({self.unit})"
 
 
 def spans_decades(loss: np.ndarray) -> bool:
@@ -140,4 +145,8 @@ def level_bar(figure: "Figure", axis: "Axes", filled) -> None:  # type: ignore[n
     bar = figure.colorbar(filled, ax=axis, label="training loss")
     bar.ax.minorticks_off()
     levels: Sequence[float] = filled.levels[:: max(1, len(filled.levels) // 5)]
-    bar.set_ticks(levels, labels=[style.plain(float(f"{level:.2g}")) for level in levels])
+    for digits in range(2, 7):
+        labels = [style.plain(float(f"{level:.{digits}g}")) for level in levels]
+        if len(set(labels)) == len(labels):
+            break
+    bar.set_ticks(levels, labels=labels)

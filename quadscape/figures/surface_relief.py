@@ -64,9 +64,11 @@ def _relief(axis: Any, picture: Picture) -> None:
         scale.pane.set_facecolor("white")
     if logarithmic:
         axis.zaxis.set_major_formatter(lambda value, _: style.plain(float(f"{10**value:.2g}")))
-    axis.set_xlabel(picture.label(0), fontsize=9, labelpad=2)
-    axis.set_ylabel(picture.label(1), fontsize=9, labelpad=2)
+    axis.set_xlabel(f"a  ({picture.unit})", fontsize=9)
+    axis.set_ylabel(f"b  ({picture.unit})", fontsize=9)
     axis.set_zlabel("training loss" + (", log scale" if logarithmic else ""), fontsize=9)
+    # Labels belong to the panel, but the layout does not see them.
+    axis.set_box_aspect((4, 4, 3), zoom=0.86)
     axis.set_title(title(picture), fontsize=9)
 
 
@@ -77,8 +79,8 @@ SPEC = FigureSpec(
     labels={"measure": "loss on planes, relief", "shown": "per checkpoint"},
     caption="""\
 The panels of the figure of contours as relief: the training loss on planes through checkpoints (star), one row per
-checkpoint and one column per plane; the height is logarithmic where the loss spans more than a decade, and holes are
-where it is not finite.
+checkpoint and one column per plane, a along its first and b along its second direction; the height is logarithmic where
+the loss spans more than a decade, and holes are where it is not finite.
 
 How steep a relief looks depends on the ranges of its axes, which differ from panel to panel; the curvatures stand above
 the contours. The interactive page shows every plane of every checkpoint and can be turned.

@@ -20,6 +20,7 @@ from quadscape.findings import (
     parts,
     path,
     spectrum,
+    surface,
     tuning,
 )
 from quadscape.findings.known import known_rows
@@ -43,6 +44,7 @@ _MODULES = (
     interpolation,
     path,
     connection,
+    surface,
 )
 
 MEASURES: Mapping[str, Callable[[Tables], list[Statement]]] = MappingProxyType(

@@ -133,7 +133,7 @@ def _of_basis(
     epsilon = torch.finfo(loss.dtype).eps
     if name == "surface":
         filters = Filters.of(loss.layout)
-        return surface.measure(loss, basis, basis.theta, filters, options, head, epsilon=epsilon)
+        return surface.measure(loss, basis, basis.theta, filters, options, head, epsilon=epsilon, device=loss.device)
     if validation is not None:
         return line_search.measure(loss, validation, basis, basis.theta, options, head, epsilon=epsilon)
     tables = line_search.measure(loss, _NoExamples(loss.size), basis, basis.theta, options, head, epsilon=epsilon)

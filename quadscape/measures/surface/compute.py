@@ -17,7 +17,7 @@ import numpy as np
 from quadscape.measures.interfaces import BasisLike, ObjectiveLike, as_array, merged
 from quadscape.measures.job import Job
 from quadscape.measures.line_search.analysis import grid, rounding_floor
-from quadscape.measures.surface.declaration import NEAR, PLANES, SAMPLES, SURFACE, Plane, planes_of
+from quadscape.measures.surface.declaration import NEAR, PLANES, SAMPLES, SURFACE, TILE_BYTES, Plane, planes_of
 from quadscape.network.filters import Filters
 from quadscape.tables import Table
 
@@ -128,7 +128,13 @@ class Surfaces:
     """
 
     def __init__(
-        self, objective: ObjectiveLike, basis: BasisLike, theta: np.ndarray, filters: Filters, options: Any
+        self,
+        objective: ObjectiveLike,
+        basis: BasisLike,
+        theta: np.ndarray,
+        filters: Filters,
+        options: Any,
+        device: Any = "cpu",
     ) -> None:
         """Chooses the planes.
 
@@ -138,8 +144,10 @@ class Surfaces:
             theta: θ, float64, shape (P,).
             filters: The filters of the network.
             options: planes, resolution, reach, loss_rise, limit and samples.
+            device: Where random directions are multiplied with the basis.
         """
         self._objective, self._basis, self._filters, self._options = objective, basis, filters, options
+        self._device = device
         self._theta = as_array(theta)
         self._eigenvalues = np.asarray(basis.eigenvalues, dtype=np.float64)
         size = len(self._theta)
@@ -276,10 +284,21 @@ class Surfaces:
         return 0.5 * (form + form.T)
 
     def _samples(self) -> dict[str, np.ndarray]:
-        rows = []
-        for seed in range(self._options.samples):
-            vectors = random_pair(self._filters, self._theta, seed)
-            rows.append({"seed": seed} | curvatures(self._form(vectors), vectors.T @ vectors))
+        """The Hessian in planes without a picture: Σ λᵢ(dᵀqᵢ)(qᵢᵀd′), since a product with it for each takes longer."""
+        from quadscape.curvature.projections import project
+
+        count = self._options.samples
+        if not count:
+            return {name: np.empty(0, dtype=np.int64) for name in SAMPLES.all_columns()}
+        pairs = [random_pair(self._filters, self._theta, seed).T for seed in range(count)]
+        directions, forms = np.concatenate(pairs), np.zeros((count, 2, 2))
+        tiles = project(directions.__getitem__, len(directions), self._basis, memory=TILE_BYTES, device=self._device)
+        for tile in tiles:
+            # Rows begin at multiples of 16, so that no pair is cut in two.
+            part = slice(tile.rows.start // 2, tile.rows.stop // 2)
+            components = as_array(tile.values).reshape(-1, 2, tile.columns.stop - tile.columns.start)
+            forms[part] += (components * self._eigenvalues[tile.columns]) @ components.swapaxes(1, 2)
+        rows = [{"seed": seed} | curvatures(forms[seed], pairs[seed] @ pairs[seed].T) for seed in range(count)]
         return {name: _column(rows, name) for name in SAMPLES.all_columns()}
 
 
@@ -301,6 +320,7 @@ def measure(
     attributes: Mapping[str, Any],
     *,
     epsilon: float = float(np.finfo(np.float64).eps),
+    device: Any = "cpu",
 ) -> dict[str, Table]:
     """Surfaces of one checkpoint, over all training examples.
 
@@ -312,11 +332,12 @@ def measure(
         options: planes, resolution, reach, loss_rise, limit and samples.
         attributes: Head of the tables; see `Surfaces.tables`.
         epsilon: Machine epsilon of the objective's dtype.
+        device: Where random directions are multiplied with the basis.
 
     Returns:
         Tables `surface`, `surface_planes` and `surface_samples`.
     """
-    surfaces = Surfaces(objective, basis, theta, filters, options)
+    surfaces = Surfaces(objective, basis, theta, filters, options, device)
     return surfaces.tables(surfaces.values(slice(None)), attributes, epsilon)
 
 
@@ -327,7 +348,7 @@ class Work:
         self._job = job
         objective = job.objective("train")
         filters = Filters.of(objective.layout)
-        self._surfaces = Surfaces(objective, job.basis, job.checkpoint.theta, filters, job.options)
+        self._surfaces = Surfaces(objective, job.basis, job.checkpoint.theta, filters, job.options, job.device)
 
     @property
     def items(self) -> int:

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from quadscape.measures.declaration import Cost, Measure, Option, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
-NEAR = 2
+NEAR = 1
 """Steps of the grid, to each side of the centre, of the points to which the quadratic of a picture is fitted."""
+
+TILE_BYTES = 2 << 30
+"""Taken while random directions are multiplied with the basis."""
 
 VALID = "random, random:SEED, extreme, or two ranks such as 1:2 and 1:-1, where −1 is the smallest eigenvalue"
 _RANDOM, _RANKS = re.compile(r"random(?::(\d{1,9}))?"), re.compile(r"(-?[1-9]\d{0,8}):(-?[1-9]\d{0,8})")
@@ -110,7 +113,7 @@ PLANES = TableSchema(
         Column("reach_second", "1", "Largest b of the grid."),
         *_curvatures(
             "suggested",
-            f"of the quadratic fitted to the grid's points within {NEAR} steps of the centre, along a and along b",
+            "of the quadratic fitted to the nine points of the grid about the centre",
         ),
         *_curvatures("measured", "of the Hessian, by its products with d₁ and d₂"),
         Column("lower", "1", "Share of the grid's points whose loss is below that of the centre, beyond rounding."),
@@ -122,7 +125,7 @@ PLANES = TableSchema(
 
 SAMPLES = TableSchema(
     "surface_samples",
-    "A random plane of filter-normalised directions, of which there is no picture: its curvatures by the Hessian.",
+    "A random plane of filter-normalised directions, of which there is no picture: its curvatures by the eigenbasis.",
     (
         Column("seed", "1", "Of the directions: the plane `random:<seed>`.", "int"),
         Column("largest", "loss / parameter²", "Largest curvature along any direction of the plane."),
@@ -135,8 +138,10 @@ def _cost(sizes: Sizes, options: Options) -> Cost:
     planes = options["planes"].count(",") + 1
     memory = sizes.images_bytes + 3e9 + (2 * planes + 16) * 8 * sizes.parameters
     points = planes * options["resolution"] ** 2 + 9  # nine for the rounding floor
-    products = 2 * (planes + options["samples"])
-    return Cost(memory, evaluations=points * sizes.training, products=products * sizes.training)
+    directions = 2 * options["samples"]
+    memory += 8 * directions * sizes.parameters + min(TILE_BYTES, 4 * 8 * sizes.parameters**2)
+    flops = 2 * directions * sizes.parameters**2
+    return Cost(memory, evaluations=points * sizes.training, products=2 * planes * sizes.training, flops=flops)
 
 
 MEASURE = Measure(
@@ -159,15 +164,15 @@ MEASURE = Measure(
         ),
         Option(
             "resolution",
-            21,
+            15,
             "Points of a plane along each direction; odd.",
-            at_least=2 * NEAR + 1,
+            at_least=2 * NEAR + 3,
             odd="so that the checkpoint is one of them",
         ),
         Option("reach", 1.0, "How far planes of random directions reach, in lengths of the filters.", above=0),
-        Option("loss_rise", 1.0, "Along an eigenvector a plane reaches to where ½|λᵢ|t² is this …", above=0),
+        Option("loss_rise", 0.1, "Along an eigenvector a plane reaches to where ½|λᵢ|t² is this …", above=0),
         Option("limit", 0.5, "… or t this fraction of |θ|, whichever is smaller.", above=0),
-        Option("samples", 40, "Further random planes, of which only the curvatures are computed.", at_least=0),
+        Option("samples", 100, "Further random planes, of which only the curvatures are computed.", at_least=0),
     ),
     evaluates=True,
     gpu=True,
