@@ -20,6 +20,9 @@ _PLACE = "view"
 _LIFT = 0.006
 """How far above the surface a path is drawn, as a share of its height, so that it is not hidden in it."""
 
+_SMALL = 3
+"""Marks up to this size lie too close for an edge."""
+
 _PAGE = """\
 <!DOCTYPE html>
 <html lang="en">
@@ -83,7 +86,7 @@ class Drawn:
         ticks = np.linspace(finite.min(), finite.max(), 6) if len(finite) else np.zeros(1)
         values = 10.0**ticks if self.logarithmic else ticks
         bar = {
-            "title": {"text": "training loss"},
+            "title": {"text": "training loss", "side": "right"},
             "len": 0.7,
             "tickvals": ticks,
             "ticktext": [style.plain(float(f"{value:.3g}")) for value in values],
@@ -131,7 +134,7 @@ class Drawn:
     ) -> Any:
         from plotly.graph_objects import Scatter3d
 
-        edge = {"color": style.VERMILLION if colour == "white" else "white", "width": 1}
+        edge = {"color": style.VERMILLION if colour == "white" else "white", "width": 1 if size > _SMALL else 0}
         return Scatter3d(
             x=first,
             y=second,
@@ -163,6 +166,7 @@ class Drawn:
             "scene.yaxis.title.text": second,
             "scene.zaxis.title.text": "training loss" + (", log scale" if self.logarithmic else ""),
             "scene.zaxis.type": "log" if self.logarithmic else "linear",
+            "scene.zaxis.dtick": 1 if self.logarithmic else None,
         }
 
 
@@ -195,7 +199,7 @@ def picture(scenes: Sequence[Scene]) -> Any:
         template="plotly_white",
         margin={"l": 0, "r": 0, "t": 84, "b": 0},
         title={"x": 0, "xanchor": "left", "y": 0.985, "yanchor": "top", "font": {"size": 13}},
-        scene={"aspectmode": "cube", "camera": {"eye": {"x": 1.3, "y": -1.6, "z": 1.0}}},
+        scene={"aspectmode": "cube", "camera": {"eye": {"x": 1.45, "y": -1.7, "z": 0.95}, "center": {"z": -0.15}}},
         updatemenus=[
             {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "showactive": True}
         ],
@@ -220,8 +224,8 @@ def page(spec: PageSpec, scenes: Sequence[Scene]) -> str:
         from plotly.offline import get_plotlyjs
 
         library = f"<script>{get_plotlyjs()}</script>"
-        # Neither plotly's logo nor its server: both are links.
-        config = {"displaylogo": False, "responsive": True, "plotlyServerURL": ""}
+        # No link to plotly, and above all no button that sends what is shown to its server.
+        config = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
         shown = to_html(
             picture(scenes),
             config=config,

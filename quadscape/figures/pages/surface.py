@@ -45,8 +45,8 @@ SPEC = PageSpec(
     labels={"measure": "loss on planes, interactive", "shown": "per checkpoint"},
     caption="""\
 The training loss on planes through checkpoints, of which one is chosen in the list. Drag to turn, scroll to come
-nearer; the pointer shows both coordinates and the loss. The star is the checkpoint. The height is logarithmic where the
-loss spans more than a decade, and holes are where it is not finite.
+nearer; the pointer shows both coordinates and the loss. The diamond is the checkpoint. The height is logarithmic where
+the loss spans more than a decade, and holes are where it is not finite.
 
 Planes called random have two random directions whose filters are as long as those of the network; extreme is that of
 the eigenvectors of the largest and of the smallest eigenvalue, and i:j that of the ranks i and j. A plane shows two
