@@ -46,8 +46,8 @@ SPEC = PageSpec(
     caption="""\
 The training loss on the plane of the first two principal components of a run's iterates, and on it the projection of
 the path; the run is chosen in the list. Drag to turn, scroll to come nearer; the pointer shows coordinates and loss,
-and on the path the iteration and how far the iterate is from the plane. The height is logarithmic where the loss spans
-more than a decade.
+and on the path the iteration and how far the iterate is from the plane. The circle is its start, the diamond its end.
+The height is logarithmic where the loss spans more than a decade.
 
 The path does not lie in this plane. It is drawn at the height of the surface below its projection, between the points
 of the grid by linear interpolation: that is not the loss of the iterate. Only where the path is much closer to the

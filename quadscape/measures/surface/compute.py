@@ -8,6 +8,7 @@ reference implementation they are drawn independently of each other and not made
 invariant: right angles change when layers are rescaled.
 """
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 
 from quadscape.measures.interfaces import BasisLike, ObjectiveLike, as_array, merged
 from quadscape.measures.job import Job
-from quadscape.measures.line_search.analysis import grid, rounding_floor
+from quadscape.measures.line_search.analysis import rounding_floor
 from quadscape.measures.surface.declaration import NEAR, PLANES, SAMPLES, SURFACE, TILE_BYTES, Plane, planes_of
 from quadscape.network.filters import Filters
 from quadscape.tables import Table
@@ -54,6 +55,23 @@ def random_pair(filters: Filters, theta: np.ndarray, seed: int) -> np.ndarray:
     """
     drawn = np.random.default_rng([_SEED, seed]).standard_normal((2, len(theta)))
     return np.stack([filters.normalised(direction, theta) for direction in drawn], axis=1)
+
+
+def span(eigenvalue: float, loss_rise: float, limit: float) -> float:
+    """How far a plane reaches along an eigenvector: as far as a line search does with the same options.
+
+    Args:
+        eigenvalue: λ.
+        loss_rise: What ½|λ|t² reaches there.
+        limit: Largest t, a fraction of |θ|; 0 (θ = 0 has no scale) for no limit.
+
+    Returns:
+        t, above 0.
+    """
+    reach = limit if limit > 0 else math.inf
+    if eigenvalue != 0:
+        reach = min(reach, math.sqrt(2 * loss_rise / abs(eigenvalue)))
+    return reach if math.isfinite(reach) else 1.0
 
 
 def curvatures(form: np.ndarray, gram: np.ndarray) -> dict[str, float]:
@@ -182,10 +200,7 @@ class Surfaces:
         # A stored float32 vector is a unit vector to 1e-7 only.
         vectors /= np.linalg.norm(vectors, axis=0)
         limit = self._options.limit * float(np.linalg.norm(self._theta))
-        # The ends of a line search's grid.
-        first, second = (
-            float(grid(3, float(self._eigenvalues[place]), self._options.loss_rise, limit)[-1]) for place in places
-        )
+        first, second = (span(float(self._eigenvalues[place]), self._options.loss_rise, limit) for place in places)
         names = (f"eigenvector {places[0] + 1} of {size}", f"eigenvector {places[1] + 1} of {size}")
         return Directions(vectors, (first, second), names)
 
