@@ -49,8 +49,10 @@ def _hidden(run: RunTables, samples: Table, *, is_last: bool) -> list[Statement]
     share, count = float(np.mean(shown)), len(samples)
     low, high = (float(end[0]) for end in wilson(np.array([share]), count))
     estimate = Estimate(share, low, high, _WILSON)
-    text = f"Of {count:,} random planes {int(shown.sum()):,} show negative curvature, of which the plane of extreme "
-    text += f"eigenvectors shows {number(least)}"
+    text = (
+        f"Of {count:,} random planes {int(shown.sum()):,} have a direction of negative curvature; the plane of extreme "
+    )
+    text += f"eigenvectors has one of {number(least)}"
     return [compared(PRIMARY, text, estimate, run.setting, **at) if is_last else described(text, estimate, **at)]
 
 
