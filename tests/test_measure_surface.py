@@ -1,5 +1,6 @@
 """Surfaces against closed forms: a quadratic loss, rescaled layers, eigen-planes; deep networks."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ from measure_cases import PlainBasis, chosen, random_orthogonal
 from torch import nn
 
 from quadscape.errors import ConfigError
+from quadscape.figures import FIGURES, save
 from quadscape.measures.surface import compute as surface
 from quadscape.measures.surface.compute import Surfaces, count_minima, curvatures, random_pair, suggested_form
 from quadscape.measures.surface.declaration import planes_of
@@ -261,11 +263,21 @@ def test_curvatures_of_what_spans_no_plane_are_missing() -> None:
     assert [skew["smallest"], skew["largest"]] == pytest.approx([2.0, 2.0])
 
 
-def test_losses_that_are_not_finite_and_networks_without_filters() -> None:
+def lost(everywhere: bool) -> Quadratic:
+    """A loss that is not finite beside θ, on one side or on both."""
     loss = Quadratic(np.linspace(3, -1, 12))
     quadratic = loss.rise
-    loss.rise = lambda theta: np.where(theta[0] > loss.centre[0] + 0.01, np.inf, quadratic(theta))  # type: ignore[method-assign]
-    points, plane = plane_of(measured(loss, planes="random"), "random")
+
+    def rise(theta: np.ndarray) -> np.ndarray:
+        side = theta[0] - loss.centre[0]
+        return np.where(side > 0.01 or (everywhere and side != 0), np.inf, quadratic(theta))
+
+    loss.rise = rise  # type: ignore[method-assign]
+    return loss
+
+
+def test_losses_that_are_not_finite_and_networks_without_filters() -> None:
+    points, plane = plane_of(measured(lost(everywhere=False), planes="random"), "random")
     assert 0.2 < np.isnan(points["difference"]).mean() < 0.8
     assert np.isnan(plane["suggested_first"])
     assert np.isfinite(plane["measured_first"])
@@ -274,6 +286,30 @@ def test_losses_that_are_not_finite_and_networks_without_filters() -> None:
     assert plane["length_first"] == 0
     assert not points["difference"].any()
     assert np.isnan([plane[name] for name in ("cosine", "suggested_first", "measured_largest")]).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["surface", "surface_relief"])
+def test_figures_of_degenerate_tables(name: str, tmp_path: Path) -> None:
+    none = Filters(np.full(12, -1), 0)
+    constant = measured(Quadratic(np.ones(12)), none, planes="random", resolution=5)
+    holes, island = (measured(lost(everywhere), planes="random, 1:2") for everywhere in (False, True))
+    many = measured(Quadratic(np.linspace(3, -1, 12)), planes="random, extreme, 1:2, 1:3, 2:3", resolution=5)
+    empty = measured(Quadratic(np.ones(1)), Filters(np.array([0]), 1), planes="extreme", samples=0)
+    drawn = {
+        "constant": [constant],
+        "holes": [holes, island],
+        "many": [many] * 9,
+        "empty": [empty],
+        "some": [empty, many],
+    }
+    panels = {"constant": 1, "holes": 4, "many": 8, "empty": 0, "some": 4}
+    for case, tables in drawn.items():
+        figure = FIGURES[name].draw({table: [one[table] for one in tables] for table in FIGURES[name].tables})
+        if case in {"constant", "holes"}:  # laying out takes most of the time
+            save(figure, tmp_path / f"{case}.png")
+        shown = [axis for axis in figure.axes if axis.get_title() or axis.get_title(loc="left")]
+        assert len(shown) == panels[case], case
 
 
 def test_planes_beyond_the_network_are_left_out() -> None:
