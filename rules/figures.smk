@@ -45,7 +45,7 @@ rule draw_page:
         runtime=runtime("figures"),
     params:
         title=lambda wildcards: PAGES[wildcards.page].title,
-        caption=lambda wildcards: PAGES[wildcards.page].caption,
+        caption=lambda wildcards: PAGES[wildcards.page].report_caption,
         code=lambda wildcards: page_hash(wildcards.page),
     script:
         "../workflow_scripts/draw_page.py"

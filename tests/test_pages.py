@@ -12,9 +12,11 @@ import pytest
 from figure_cases import checkpoint_tables
 from view_cases import path_tables
 
+from quadscape.config.sections import Curvature
 from quadscape.figures.pages import PAGES, PageSpec, Scene
 from quadscape.figures.pages.document import page, save_page
 from quadscape.measures import SCHEMAS
+from quadscape.results.places import Places
 from quadscape.tables import Table
 
 
@@ -120,6 +122,14 @@ def test_a_path_lies_on_the_surface() -> None:
     assert len(line.x) > 4  # no step longer than one of the grid
     assert [line.x[0], line.x[-1]] == [-0.9, 0.8]
     np.testing.assert_array_equal(marks.customdata, [[0, 0], [10, 0.5]])
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_caption_in_the_report_links_to_the_file(name: str) -> None:
+    docutils = pytest.importorskip("docutils.core", reason="docutils comes with Snakemake's reports")
+    settings = {"halt_level": 2, "report_level": 5}
+    html = docutils.publish_string(PAGES[name].report_caption, writer="html", settings_overrides=settings).decode()
+    assert f'href="{Places("tiny", Curvature()).page(name).removeprefix("results/tiny/")}"' in html
 
 
 @pytest.mark.parametrize("name", PAGES)

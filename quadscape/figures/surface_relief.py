@@ -83,7 +83,8 @@ checkpoint and one column per plane, a along its first and b along its second di
 the loss spans more than a decade, and holes are where it is not finite.
 
 How steep a relief looks depends on the ranges of its axes, which differ from panel to panel; the curvatures stand above
-the contours. The interactive page shows every plane of every checkpoint and can be turned.
+the contours. Every plane of every checkpoint can be turned in `pages/surface.html <pages/surface.html>`__, which lies
+beside the report.
 """,
     tables=("surface", "surface_planes"),
     draw=draw,

@@ -116,6 +116,8 @@ blue is far below dashed does the picture say where the run went. Right: the sha
 explains (blue), beside that of a random walk of as many points (black: in closed form; grey: 95 % of simulated
 walks). A random walk in many dimensions has 61 % of its variance in its first component, 15 % in its second, and draws
 the same smooth arcs: large shares alone are no sign of a low-dimensional run. The scales of the axes differ.
+The surface can be turned, with the path on it, in `pages/trajectory_plane.html <pages/trajectory_plane.html>`__, which
+lies beside the report.
 """,
     tables=("path_components", "path_points", "path_plane"),
     draw=draw,

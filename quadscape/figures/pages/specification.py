@@ -76,3 +76,13 @@ class PageSpec:
     def module(self) -> str:
         """Module that makes its scenes: what its jobs depend on."""
         return self.scenes.__module__
+
+    @property
+    def report_caption(self) -> str:
+        """The caption in the report, in reStructuredText, with a link to the file.
+
+        A report holds its results as data URLs, of which browsers made from Chromium open none above 2 MB.
+        """
+        place = f"pages/{self.name}.html"
+        text = "Where this stays empty, as in Chrome and its relatives, which open no embedded file of this size, open "
+        return f"{self.caption}\n{text}`{place} <{place}>`__ beside the report.\n"
