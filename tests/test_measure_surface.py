@@ -234,10 +234,10 @@ def test_deep_plain_networks_are_chaotic_and_residual_ones_smooth() -> None:
             optimizer.step()
         case = Case(model, inputs, labels)
         flat = SimpleNamespace(eigenvalues=np.ones(len(case.theta)), zero_threshold=0.0)
-        tables = case.tables(flat, planes="random, random:1", resolution=13, samples=0)
-        minima[skip] = tables["surface_planes"]["minima"]
-    assert (minima[True] == 1).all(), minima
-    assert (minima[False] >= 2).all(), minima
+        tables = case.tables(flat, planes="random", resolution=13, samples=0)
+        minima[skip] = tables["surface_planes"]["minima"][0]
+    assert minima[True] == 1, minima
+    assert minima[False] >= 3, minima
 
 
 def test_minima_and_lower_points_beyond_rounding() -> None:
@@ -296,14 +296,8 @@ def test_figures_of_degenerate_tables(name: str, tmp_path: Path) -> None:
     holes, island = (measured(lost(everywhere), planes="random, 1:2") for everywhere in (False, True))
     many = measured(Quadratic(np.linspace(3, -1, 12)), planes="random, extreme, 1:2, 1:3, 2:3", resolution=5)
     empty = measured(Quadratic(np.ones(1)), Filters(np.array([0]), 1), planes="extreme", samples=0)
-    drawn = {
-        "constant": [constant],
-        "holes": [holes, island],
-        "many": [many] * 9,
-        "empty": [empty],
-        "some": [empty, many],
-    }
-    panels = {"constant": 1, "holes": 4, "many": 8, "empty": 0, "some": 4}
+    drawn = {"constant": [constant], "holes": [holes, island], "many": [empty, *[many] * 4], "empty": [empty]}
+    panels = {"constant": 1, "holes": 4, "many": 8, "empty": 0}
     for case, tables in drawn.items():
         figure = FIGURES[name].draw({table: [one[table] for one in tables] for table in FIGURES[name].tables})
         if case in {"constant", "holes"}:  # laying out takes most of the time
