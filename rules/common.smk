@@ -10,8 +10,9 @@ from quadscape.planning.experiment_file import earlier_names, parse_experiment
 from quadscape.planning.consistency import report_differences
 from quadscape.errors import QuadscapeError
 from quadscape.figures import FIGURES
+from quadscape.figures.pages import PAGES
 from quadscape.cluster.heads import record_head
-from quadscape.planning.labels import figure_hash, findings_hash
+from quadscape.planning.labels import figure_hash, findings_hash, page_hash
 from quadscape.results.sizes import Kept
 from quadscape.cluster.snakemake_shell import (
     check_working_directory,
@@ -159,3 +160,4 @@ wildcard_constraints:
     digits="[0-9a-f]{8}",
     shards=r"\d+",
     figure="|".join(FIGURES),
+    page="|".join(PAGES),

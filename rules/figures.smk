@@ -23,3 +23,29 @@ rule draw_figure:
         code=lambda wildcards: figure_hash(wildcards.figure),
     script:
         "../workflow_scripts/draw_figure.py"
+
+
+# What can be turned in a browser: one file for each kind of view, since the library that draws it is in each.
+rule draw_page:
+    input:
+        unpack(lambda wildcards: targets.page_inputs(wildcards.page)),
+    output:
+        report(
+            places.page("{page}"),
+            caption="../docs/report/caption.rst",
+            category=lambda wildcards: PAGES[wildcards.page].category,
+            labels=lambda wildcards: PAGES[wildcards.page].labels,
+        ),
+    log:
+        "logs/{}/draw_page/{{page}}.log".format(experiment.name),
+    conda:
+        "../envs/quadscape.yaml"
+    resources:
+        mem_mb=memory("figures"),
+        runtime=runtime("figures"),
+    params:
+        title=lambda wildcards: PAGES[wildcards.page].title,
+        caption=lambda wildcards: PAGES[wildcards.page].report_caption,
+        code=lambda wildcards: page_hash(wildcards.page),
+    script:
+        "../workflow_scripts/draw_page.py"

@@ -18,6 +18,8 @@ from quadscape.measures.overlap import compute as overlap
 from quadscape.measures.parts import compute as parts
 from quadscape.measures.ranks import log_indices
 from quadscape.measures.spectrum import compute as spectrum
+from quadscape.measures.surface import compute as surface
+from quadscape.network.filters import Filters
 from quadscape.tables import Table
 
 COUNT = 200
@@ -111,7 +113,10 @@ def checkpoint_tables(
     tables |= part_tables(eigenvalues, vectors, zero, head)
     hessian = aslinearoperator((vectors * eigenvalues) @ vectors.T)
     tables["density"] = density.measure(hessian, chosen("density", vectors=4, steps=20), head)
-    return tables | rugged_tables(head)
+    filters = Filters(np.arange(size) * 8 // size - 1, 7)
+    planes = chosen("surface", resolution=9, samples=4)
+    tables |= rugged_tables(head)
+    return tables | surface.measure(training, basis, theta, filters, planes, head)
 
 
 def part_tables(eigenvalues: np.ndarray, vectors: np.ndarray, zero: float, head: dict) -> dict[str, Table]:

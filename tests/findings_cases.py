@@ -379,6 +379,14 @@ def path(agree: bool) -> Planted:
     return {"path_components": [plant("path_components", columns, **USUAL, data="imagenet", iterates=500)]}
 
 
+def planes(agree: bool) -> Planted:
+    """Random planes at a saddle, none or most of which show it."""
+    smallest = np.where(np.arange(100) < (0 if agree else 80), -0.1, 0.1)
+    columns = {"seed": np.arange(100), "largest": np.full(100, 1.0), "smallest": smallest}
+    head = {"iteration": 100, "zero_threshold": 1e-9, "smallest_eigenvalue": -2.0}
+    return {"surface_samples": [plant("surface_samples", columns, **USUAL, **head)]}
+
+
 PLANTED: dict[str, Callable[[bool], Planted]] = {
     "original-localised": localised,
     "original-loss-path": loss_path,
@@ -423,5 +431,6 @@ PLANTED: dict[str, Callable[[bool], Planted]] = {
     "gradient-norm-depth": deep,
     "interpolation-monotone": line,
     "trajectory-pca-random-walk": path,
+    "random-planes-hide-saddles": planes,
 }
 """By published result: tables under which it agrees (True), and tables under which it disagrees (False)."""

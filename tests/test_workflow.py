@@ -27,7 +27,12 @@ from tests.experiments import TINY
 def _content(checkout: Checkout) -> dict[str, bytes]:
     """What rules declare and tables hold: digests of everything computed, byte for byte."""
     root = checkout.path / "results/tiny"
-    files = [*root.rglob("manifest*.json"), *root.rglob("*.zarr/zarr.json"), *root.rglob("figures/*")]
+    files = [
+        *root.rglob("manifest*.json"),
+        *root.rglob("*.zarr/zarr.json"),
+        *root.rglob("figures/*"),
+        *root.rglob("pages/*"),
+    ]
     return {str(path.relative_to(root)): path.read_bytes() for path in files if "store.zarr" not in path.parts}
 
 
@@ -53,8 +58,11 @@ def test_everything_is_made_and_then_nothing(checkout: Checkout) -> None:
             "eigenvector_overlap",
             "interpolation",
             "trajectory_plane",
+            "surface",
+            "surface_relief",
         )
     }
+    assert {path.name for path in (results / "pages").iterdir()} == {"surface.html", "trajectory_plane.html"}
     assert (results / "findings.rst").read_text().startswith("What was found")
     assert not checkout.plan()
 
@@ -142,7 +150,8 @@ def test_another_checkpoint_trains_nothing(checkout: Checkout) -> None:
     checkout.configure(runs=[{"name": "a", "checkpoints": [0, 20, 40]}])
     planned = checkout.plan()
     assert planned.pop("measure_overlap") == 2
-    assert planned.pop("draw_figure") == 7
+    assert planned.pop("draw_figure") == 9
+    assert planned.pop("draw_page") == 1
     assert planned.pop("write_findings") == 1
     assert checkout.figures() == {
         "spectrum",
@@ -152,6 +161,8 @@ def test_another_checkpoint_trains_nothing(checkout: Checkout) -> None:
         "quadratic_radius",
         "gradient_cosine",
         "eigenvector_overlap",
+        "surface",
+        "surface_relief",
     }
     assert planned == Counter(dict.fromkeys(PER_CHECKPOINT, 1))
     assert set(re.findall(r"iteration=(\d+)", checkout.listing)) == {"20"}

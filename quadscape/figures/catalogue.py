@@ -18,6 +18,8 @@ from quadscape.figures import (
     ruggedness,
     spectral_density,
     spectrum,
+    surface,
+    surface_relief,
     trajectory_plane,
     tuning,
 )
@@ -45,6 +47,8 @@ FIGURES: dict[str, FigureSpec] = {
         interpolation,
         trajectory_plane,
         connection,
+        surface,
+        surface_relief,
     )
 }
 """Every figure by its name."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quadscape.figures import style
+from quadscape.figures.planes import contours, level_bar
 from quadscape.figures.specification import FigureSpec
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 TITLE = "The path in the plane of its principal components"
 MOST = 8
-_LEVELS = 14
-_DECADE = 10.0
 
 
 @style.styled
@@ -41,10 +40,7 @@ def draw(tables: "Tables") -> "Figure":
     for (components, points, plane), (left, middle, right) in zip(runs, axes, strict=True):
         filled = _plane(left, points, plane)
         if filled is not None:
-            bar = figure.colorbar(filled, ax=left, label="training loss")
-            bar.ax.minorticks_off()
-            levels = filled.levels[:: max(1, len(filled.levels) // 5)]
-            bar.set_ticks(levels, labels=[style.plain(float(f"{level:.2g}")) for level in levels])
+            level_bar(figure, left, filled)
         _distance(middle, points)
         _shares(right, components)
         left.set_title(f"run {points.attributes['run']}", loc="left")
@@ -65,22 +61,11 @@ def draw(tables: "Tables") -> "Figure":
 
 def _plane(axis: "Axes", points: "Table", plane: "Table"):  # type: ignore[no-untyped-def]
     filled = None
-    loss = plane["loss"]
-    if np.isfinite(loss).any():
-        from matplotlib.colors import LogNorm, Normalize
-
+    if len(plane):
         first, second = np.unique(plane["pc1"]), np.unique(plane["pc2"])
-        grid = np.ma.masked_invalid(loss.reshape(len(first), len(second)).T)
-        low, high = float(grid.min()), float(grid.max())
-        high = high if high > low else low + max(abs(low), 1.0) * 1e-6
-        logarithmic = low > 0 and high / low > _DECADE
-        levels = np.geomspace(low, high, _LEVELS) if logarithmic else np.linspace(low, high, _LEVELS)
-        levels[0], levels[-1] = low, high  # but for rounding they are
-        norm = LogNorm(low, high) if logarithmic else Normalize(low, high)
-        filled = axis.contourf(first, second, grid, levels=levels, norm=norm, cmap=style.MAP)
-        axis.contour(first, second, grid, levels=levels, colors="white", linewidths=0.4, alpha=0.6)
+        filled = contours(axis, first, second, plane["loss"].reshape(len(first), len(second)))
     else:
-        style.note(axis, "fewer than two components: no plane" if not len(plane) else "no finite loss", "upper left")
+        style.note(axis, "fewer than two components: no plane", "upper left")
     axis.plot(points["pc1"], points["pc2"], color=style.VERMILLION, linewidth=1.1, marker=".", markersize=2.5)
     axis.plot(points["pc1"][:1], points["pc2"][:1], "o", color=style.VERMILLION, markerfacecolor="white", markersize=6)
     axis.plot(
@@ -131,6 +116,8 @@ blue is far below dashed does the picture say where the run went. Right: the sha
 explains (blue), beside that of a random walk of as many points (black: in closed form; grey: 95 % of simulated
 walks). A random walk in many dimensions has 61 % of its variance in its first component, 15 % in its second, and draws
 the same smooth arcs: large shares alone are no sign of a low-dimensional run. The scales of the axes differ.
+The surface can be turned, with the path on it, in `pages/trajectory_plane.html <pages/trajectory_plane.html>`__, which
+lies beside the report.
 """,
     tables=("path_components", "path_points", "path_plane"),
     draw=draw,

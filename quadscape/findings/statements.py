@@ -21,6 +21,7 @@ from quadscape.findings import (
     path,
     ruggedness,
     spectrum,
+    surface,
     tuning,
 )
 from quadscape.findings.known import known_rows
@@ -45,6 +46,7 @@ _MODULES = (
     interpolation,
     path,
     connection,
+    surface,
 )
 
 MEASURES: Mapping[str, Callable[[Tables], list[Statement]]] = MappingProxyType(

@@ -23,6 +23,8 @@ from quadscape.measures.line_search import compute as line_search
 from quadscape.measures.localisation import compute as localisation
 from quadscape.measures.overlap import compute as overlap
 from quadscape.measures.spectrum import compute as spectrum
+from quadscape.measures.surface import compute as surface
+from quadscape.network.filters import Filters
 from quadscape.network.objective import Objective
 from quadscape.planning.experiment import check_problem
 from quadscape.planning.experiment_file import parse_experiment
@@ -66,8 +68,8 @@ def measure(
     """One measure, by the name that it has in experiment files.
 
     Args:
-        name: `spectrum`, `line_search`, `gradients` or `localisation` of an eigenbasis, `density` or `ruggedness` of an
-            objective or an eigenbasis, or `overlap` of two eigenbases.
+        name: `spectrum`, `line_search`, `gradients`, `localisation` or `surface` of an eigenbasis, `density` or
+            `ruggedness` of an objective or an eigenbasis, or `overlap` of two eigenbases.
         of: What is measured.
         other: The second eigenbasis of `overlap`.
         validation: The loss on validation data, for `line_search`: `loss.on(inputs, labels)`. None: only the training
@@ -132,6 +134,9 @@ def _of_basis(
         ]
         return localisation.measure(basis, blocks, head)
     epsilon = torch.finfo(loss.dtype).eps
+    if name == "surface":
+        filters = Filters.of(loss.layout)
+        return surface.measure(loss, basis, basis.theta, filters, options, head, epsilon=epsilon, device=loss.device)
     if validation is not None:
         return line_search.measure(loss, validation, basis, basis.theta, options, head, epsilon=epsilon)
     tables = line_search.measure(loss, _NoExamples(loss.size), basis, basis.theta, options, head, epsilon=epsilon)
@@ -152,7 +157,7 @@ def _overlap(first: DenseEigenbasis, second: DenseEigenbasis | None, options: Si
     return overlap.measure(first, second, options.bands, head, device=first.objective.device)
 
 
-_HERE = ("spectrum", "line_search", "gradients", "localisation", "ruggedness", "density", "overlap")
+_HERE = ("spectrum", "line_search", "gradients", "localisation", "ruggedness", "density", "overlap", "surface")
 
 
 def _declared(name: str) -> Measure:

@@ -17,6 +17,7 @@ from quadscape.measures.parts.declaration import MEASURE as PARTS
 from quadscape.measures.path.declaration import MEASURE as PATH
 from quadscape.measures.ruggedness.declaration import MEASURE as RUGGEDNESS
 from quadscape.measures.spectrum.declaration import MEASURE as SPECTRUM
+from quadscape.measures.surface.declaration import MEASURE as SURFACE
 from quadscape.measures.tuning.declaration import MEASURE as TUNING
 from quadscape.tables import TableSchema
 
@@ -38,6 +39,7 @@ _ALL = (
     INTERPOLATION,
     PATH,
     CONNECTION,
+    SURFACE,
 )
 
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in _ALL}

@@ -44,6 +44,8 @@ class Option:
         above: Value that it must exceed.
         parameters_at_most: Whether it can be no larger than the number of parameters P; the default is then clipped.
         odd: Whether it must be odd, and why.
+        check: Raises a ValueError that says what is wrong with a value and what is valid.
+        least_parameters: How many parameters P a value needs.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Option:
     above: float | None = None
     parameters_at_most: bool = False
     odd: str = ""
+    check: Callable[[Any], object] | None = None
+    least_parameters: Callable[[Any], int] | None = None
 
 
 @dataclass(frozen=True)

@@ -46,12 +46,14 @@ def _option_type(option: Option) -> Any:
     kind: Any = {int: int, float: Real, str: str}[type(option.default)]
     if option.at_least is not None or option.above is not None:
         kind = Annotated[kind, Field(ge=option.at_least, gt=option.above)]
-    if not option.odd:
+    if not option.odd and option.check is None:
         return kind
 
-    def check(value: int) -> int:
-        if value % 2 == 0:
+    def check(value: Any) -> Any:
+        if option.odd and value % 2 == 0:
             raise ValueError(f"{option.name} must be odd, {option.odd}")
+        if option.check is not None:
+            option.check(value)
         return value
 
     return Annotated[kind, AfterValidator(check)]
@@ -471,17 +473,26 @@ def check_problem(experiment: Experiment, parameters: Mapping[str, int], images:
         images: N, the number of training images, by name of the run.
 
     Raises:
-        ConfigError: More directions, shards or bands than parameters, or a batch larger than the training set.
+        ConfigError: More directions, ranks, shards or bands than parameters, or a batch larger than the training set.
     """
     for name, size in parameters.items():
         of_run = f" of run '{name}'" if len(set(parameters.values())) > 1 else ""
         for measure in MEASURES.values():
             given = experiment.measures.given(measure.name) if experiment.is_measured(measure.name, name) else {}
             for option in measure.options:
-                if option.parameters_at_most and given.get(option.name, 0) > size:
+                if option.name not in given:
+                    continue
+                key, value = f"measures.{measure.name}.{option.name}", given[option.name]
+                if option.parameters_at_most and value > size:
                     raise ConfigError(
-                        f"measures.{measure.name}.{option.name} is {given[option.name]}, but the network{of_run} has "
-                        f"only {size} parameters and so as many eigenvectors; valid are {option.at_least:g} to {size}."
+                        f"{key} is {value}, but the network{of_run} has only {size} parameters and so as many "
+                        f"eigenvectors; valid are {option.at_least:g} to {size}."
+                    )
+                least = 0 if option.least_parameters is None else option.least_parameters(value)
+                if least > size:
+                    raise ConfigError(
+                        f"{key} is '{value}', which takes {least} eigenvectors, but the network{of_run} has only "
+                        f"{size} parameters and so as many eigenvectors; valid are ranks that add up to no more."
                     )
         if experiment.curvature.shards > size:
             raise ConfigError(

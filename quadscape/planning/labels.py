@@ -21,6 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from quadscape.figures.catalogue import FIGURES
+from quadscape.figures.pages.catalogue import PAGES
 from quadscape.measures.catalogue import MEASURES
 from quadscape.measures.declaration import GROUPS, Measure
 from quadscape.provenance.codehash import report_problems
@@ -53,6 +54,8 @@ def _closures(root: Path) -> dict[str, Closure]:
     tables = ["quadscape.tables:Table", "quadscape.tables:TableSchema"]
     for name, spec in FIGURES.items():
         entries[f"figure {name}"] = [f"{spec.module}:draw", "quadscape.figures.style:save", *tables]
+    for name, page in PAGES.items():
+        entries[f"page {name}"] = [f"{page.module}:scenes", "quadscape.figures.pages.document:save_page", *tables]
     entries["findings"] = ["quadscape.findings.job:write_findings", *tables]
     return cached_closures(entries, root)
 
@@ -89,6 +92,18 @@ def figure_hash(name: str) -> str:
         Twenty hexadecimal digits.
     """
     return _closures(_ROOT)[f"figure {name}"].hash
+
+
+def page_hash(name: str) -> str:
+    """Hash of all code that an interactive page follows from.
+
+    Args:
+        name: Name of the page.
+
+    Returns:
+        Twenty hexadecimal digits.
+    """
+    return _closures(_ROOT)[f"page {name}"].hash
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any
 
 from quadscape.config.values import resolved
 from quadscape.figures import FIGURES
+from quadscape.figures.pages import PAGES
 from quadscape.measures import MEASURES, OWNERS
 from quadscape.measures.declaration import (
     GROUPS,
@@ -194,8 +195,22 @@ class Targets:
         Returns:
             Manifests by measure, of at most `MOST_RUNS` runs.
         """
+        return self._shown_inputs(FIGURES[figure].tables)
+
+    def page_inputs(self, page: str) -> dict[str, list[str]]:
+        """What an interactive page reads.
+
+        Args:
+            page: Name of the page.
+
+        Returns:
+            Manifests by measure, of the same runs as those of figures.
+        """
+        return self._shown_inputs(PAGES[page].tables)
+
+    def _shown_inputs(self, tables: tuple[str, ...]) -> dict[str, list[str]]:
         found = {}
-        for name in dict.fromkeys(OWNERS[table].name for table in FIGURES[figure].tables):
+        for name in dict.fromkeys(OWNERS[table].name for table in tables):
             having = {run for run, key in self.subjects(name) if self._is_wanted(name, run, key)}
             found[name] = self.results(name, [run for run in self._shown if run in having][:MOST_RUNS])
         return found
@@ -204,6 +219,10 @@ class Targets:
         """Files of all figures for which there is anything to show (overlaps need two checkpoints of a run)."""
         drawable = [name for name in FIGURES if all(self.figure_inputs(name).values())]
         return [self.places.figure(name, kind) for name in drawable for kind in ("svg", "png")]
+
+    def pages(self) -> list[str]:
+        """Files of all interactive pages for which there is anything to show."""
+        return [self.places.page(name) for name in PAGES if all(self.page_inputs(name).values())]
 
     def take_over_earlier(self) -> list[str]:
         """Takes tables of earlier versions over, where results of now are missing; nothing is measured.
@@ -427,9 +446,9 @@ class Targets:
         return [] if choice is None else [self.result(TUNING, choice.family, WHOLE_FAMILY)]
 
     def everything(self) -> list[str]:
-        """All figures, the findings, which read every result, and eigenbases on subsets."""
+        """All figures and pages, the findings, which read every result, and eigenbases on subsets."""
         findings = [self.places.findings("rst")] if self.findings_inputs() else []
-        return [*self.figures(), *findings, *self.on_subsets()]
+        return [*self.figures(), *self.pages(), *findings, *self.on_subsets()]
 
     def clipped(self) -> list[str]:
         """Sentences on defaults that were clipped to the size of the network."""

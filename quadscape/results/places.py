@@ -1,7 +1,7 @@
 """Where everything lies.
 
 Paths are relative to the working directory, and every one that a rule declares is a small file: the manifest of a long
-stage, the root metadata of a Zarr store, or a figure.
+stage, the root metadata of a Zarr store, a figure, or a page.
 """
 
 import re
@@ -175,6 +175,10 @@ class Places:
     def figure(self, figure: str, kind: str) -> str:
         """A figure as `svg` or `png`."""
         return f"{self.root}/figures/{figure}.{kind}"
+
+    def page(self, page: str) -> str:
+        """An interactive page."""
+        return f"{self.root}/pages/{page}.html"
 
     def findings(self, kind: str) -> str:
         """What was found, as `rst` (a page of the report) or `json`."""

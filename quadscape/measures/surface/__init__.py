@@ -1,0 +1,1 @@
+"""The loss on planes through a checkpoint."""

@@ -1,0 +1,5 @@
+from quadscape.figures.job import draw_page
+from quadscape.planning.jobs import input_paths, open_log
+
+log = open_log(snakemake)
+draw_page(snakemake.wildcards.page, input_paths(snakemake), snakemake.output[0])
