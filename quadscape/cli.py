@@ -195,39 +195,61 @@ def _estimate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _scores(arguments: argparse.Namespace) -> int:
+def _own(arguments: argparse.Namespace) -> int:
+    """Scores or surfaces of a network of the user's own."""
     import yaml
 
+    from quadscape.library import own
     from quadscape.library.measuring import measure_options
-    from quadscape.library.own import Progress, estimate_scores, format_scores, own_objective, write_scores
-    from quadscape.library.scores import scores
+    from quadscape.library.scores import scores, surfaces
     from quadscape.measures import MEASURES
 
     options = {}
     for given in arguments.option:
         name, equals, value = given.partition("=")
         if not equals:
-            raise ConfigError(f"--option is '{given}'; valid is name=value, such as directions=4.")
+            raise ConfigError(f"--option is '{given}'; valid is name=value, such as dtype=float32.")
         options[name] = yaml.safe_load(value)
-    own = yaml.safe_load(arguments.arguments)
-    if not isinstance(own, dict):
+    keywords = yaml.safe_load(arguments.arguments)
+    if not isinstance(keywords, dict):
         raise ConfigError(f"--arguments is '{arguments.arguments}'; valid is a mapping, such as '{{width: 8}}'.")
     parameters = Path(arguments.parameters) if arguments.parameters else None
     where = {"device": arguments.device, "dtype": arguments.dtype}
-    loss = own_objective(arguments.model, Path(arguments.images), parameters, own, **where)
-    chosen = measure_options(MEASURES["ruggedness"], options, loss)
-    print(estimate_scores(loss, chosen), flush=True)
+    loss = own.own_objective(arguments.model, Path(arguments.images), parameters, keywords, **where)
+    chosen = measure_options(MEASURES[arguments.measure], options, loss)
+    print(own.estimate(arguments.measure, loss, chosen), flush=True)
     if arguments.estimate:
         return 0
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    tables = scores(loss, loss, chosen, say, Progress(say))
-    print(format_scores(tables["ruggedness"]))
+    if arguments.measure == "surface":
+        tables = surfaces(loss, chosen, say, own.Progress(say, "rows"))
+        print(own.format_planes(tables["surface_planes"]))
+    else:
+        tables = scores(loss, loss, chosen, say, own.Progress(say, "probes"))
+        print(own.format_scores(tables["ruggedness"]))
     if arguments.out:
-        print("\n".join(str(path) for path in write_scores(tables, Path(arguments.out))))
+        print("\n".join(str(path) for path in own.write_found(tables, Path(arguments.out))))
     return 0
+
+
+def _add_own(parser: argparse.ArgumentParser, measure: str, *, out: str | None) -> None:
+    parser.add_argument("--model", required=True, help="package.module:function, or a model of torchvision: resnet18")
+    parser.add_argument("--images", required=True, help="folder of one sub-folder of images per class")
+    parser.add_argument("--parameters", help="file saved with torch.save(model.state_dict(), …); default: initial ones")
+    parser.add_argument("--arguments", default="{}", help="keyword arguments of the function, as YAML")
+    parser.add_argument(
+        "--option", action="append", default=[], help=f"of the measure {measure}: name=value; repeatable"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    parser.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="default: float64")
+    parser.add_argument("--estimate", action="store_true", help="say sizes and time, and stop")
+    parser.add_argument(
+        "--out", default=out, help=f"folder for tables and figures (default: {out or 'none are written'})"
+    )
+    parser.set_defaults(run=_own, measure=measure)
 
 
 def _reference(_: argparse.Namespace) -> int:
@@ -294,20 +316,16 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("config", nargs="?", default="config.yaml", help="experiment file (default: config.yaml)")
     estimate.add_argument("--device", choices=("cpu", "cuda"), help="only this one (default: both)")
     estimate.set_defaults(run=_estimate)
-    own = commands.add_parser(
+    scores = commands.add_parser(
         "scores",
         help="how rugged is the loss of a network of your own? one table, without an experiment (docs/ruggedness.md)",
     )
-    own.add_argument("--model", required=True, help="package.module:function, or a model of torchvision: resnet18")
-    own.add_argument("--images", required=True, help="folder of one sub-folder of images per class")
-    own.add_argument("--parameters", help="file saved with torch.save(model.state_dict(), …); default: initial ones")
-    own.add_argument("--arguments", default="{}", help="keyword arguments of the function, as YAML")
-    own.add_argument("--option", action="append", default=[], help="of the measure, such as directions=4; repeatable")
-    own.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    own.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="default: float64")
-    own.add_argument("--estimate", action="store_true", help="say sizes and time, and stop")
-    own.add_argument("--out", help="folder for the tables and figures")
-    own.set_defaults(run=_scores)
+    _add_own(scores, "ruggedness", out=None)
+    surface = commands.add_parser(
+        "surface",
+        help="the loss of a network of your own on planes: figures, and a page that can be turned (docs/views.md)",
+    )
+    _add_own(surface, "surface", out="surface")
     reference = commands.add_parser("reference", help="print docs/configuration.md")
     reference.set_defaults(run=_reference)
     return parser

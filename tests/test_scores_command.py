@@ -113,6 +113,25 @@ def test_what_is_wrong_is_said_in_one_sentence(
     assert word in line
 
 
+def test_one_command_gives_a_surface(stranger: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["surface", "--model", "theirs:build", "--images", "images", "--option", "resolution=5"]
+    assert main(given) == 0
+    out = capsys.readouterr().out
+    assert "plane random: the picture suggests" in out
+    assert {"surface.html", "surface.svg", "surface_relief.svg"} <= {path.name for path in Path("surface").iterdir()}
+    loss = own_objective("theirs:build", Path("images"), log=str)
+    basis = quadscape.eigenbasis(loss)
+    expected = quadscape.measure("surface", basis, resolution=5, samples=0)
+    for name in ("surface", "surface_planes"):
+        found = read_table(Path("surface") / f"{name}.parquet", expected[name].schema)
+        for column, values in expected[name].columns.items():
+            if values.dtype.kind == "f":
+                # An eigenvector may point either way, and is found to a residual of 1e-3.
+                assert np.abs(found[column]).sum() == pytest.approx(np.abs(values).sum(), rel=0.1, abs=1e-9), column
+    assert main([*given, "--option", "planes=1:2"]) == 1
+    assert "whole eigenbasis" in capsys.readouterr().err
+
+
 def test_torchvision_has_models_by_name(stranger: Path) -> None:
     with pytest.raises(ConfigError, match=r"resnet99.*alexnet"):
         own_objective("resnet99", Path("images"), log=str)

@@ -100,19 +100,24 @@ def _examples(data: Data, parts: Collection[str]) -> tuple[torch.Tensor, torch.T
         return torch.cat([images for images, _ in found]), torch.cat([labels for _, labels in found])
 
 
-def estimate_scores(loss: NetworkObjective, options: Any) -> str:
-    """What scores will take, after one loss, one gradient and one product were timed.
+def estimate(name: str, loss: NetworkObjective, options: Any) -> str:
+    """What scores or a surface will take, after one loss, one gradient and one product were timed.
 
     Args:
+        name: `ruggedness` or `surface`.
         loss: The objective.
         options: Those of the measure.
 
     Returns:
         One sentence.
     """
-    cost = MEASURES["ruggedness"].cost(_sizes(loss), vars(options))
-    exact = loss.size <= EXACT_SIZE
-    products = cost.products / loss.count + (loss.size if exact else VECTORS * STEPS + _END_PRODUCTS)
+    cost = MEASURES[name].cost(_sizes(loss), vars(options))
+    products, steps, how = cost.products / loss.count + _END_PRODUCTS, 20, "the ends of the spectrum"
+    if name == "ruggedness" and loss.size <= EXACT_SIZE:
+        products, how = products + loss.size, "all eigenvalues"
+    elif name == "ruggedness":
+        products, steps = products + VECTORS * STEPS, STEPS + 20
+        how = f"the spectrum from {VECTORS} random vectors"
     direction = np.random.default_rng(0).standard_normal(loss.size)
     with steady():
         seconds = [
@@ -122,11 +127,9 @@ def estimate_scores(loss: NetworkObjective, options: Any) -> str:
         ]
     counts = (cost.evaluations / loss.count, cost.gradients / loss.count, products)
     total = sum(count * each for count, each in zip(counts, seconds, strict=True))
-    how = "all eigenvalues" if exact else f"the spectrum from {VECTORS} random vectors"
-    vectors = 8 * loss.size * (STEPS + 20)
     return (
         f"{counts[0]:,.0f} losses, {counts[1]:,.0f} gradients and {counts[2]:,.0f} Hessian products, {how}: about "
-        f"{format_seconds(total)}; vectors take {format_bytes(vectors)} of memory, one product about "
+        f"{format_seconds(total)}; vectors take {format_bytes(8 * loss.size * steps)} of memory, one product about "
         f"{format_bytes(loss.product_bytes())}."
     )
 
@@ -144,21 +147,23 @@ def _sizes(loss: NetworkObjective) -> Sizes:
 
 
 class Progress:
-    """Says at most every few seconds how many probes are done, and how long the rest may take.
+    """Says at most every few seconds how much is done, and how long the rest may take.
 
     Attributes:
         say: Told a line.
+        what: What is counted.
     """
 
-    def __init__(self, say: Callable[[str], object]) -> None:
+    def __init__(self, say: Callable[[str], object], what: str) -> None:
+        self.what = what
         self.say, self._began, self._last = say, time.monotonic(), time.monotonic()
 
     def __call__(self, item: Any, done: int, of: int) -> None:
-        """After a probe; `done` of `of` are done."""
+        """After one of them; `done` of `of` are done."""
         now = time.monotonic()
         if now - self._last > 5 or done == of:
             self._last, left = now, (now - self._began) / done * (of - done)
-            self.say(f"{done}/{of} probes" + (f", about {format_seconds(left)} left" if done < of else " done"))
+            self.say(f"{done}/{of} {self.what}" + (f", about {format_seconds(left)} left" if done < of else " done"))
 
 
 def format_scores(table: Table) -> str:
@@ -186,24 +191,51 @@ def format_scores(table: Table) -> str:
     return "\n".join(lines)
 
 
-def write_scores(tables: Mapping[str, Table], folder: Path) -> list[Path]:
-    """Writes the tables and draws their figures.
+def write_found(tables: Mapping[str, Table], folder: Path) -> list[Path]:
+    """Writes tables, the figures that can be drawn from them, and the pages that can be turned.
 
     Args:
-        tables: Those of `quadscape.library.scores.scores`.
+        tables: Of one measure, by name.
         folder: Where to; it is made.
 
     Returns:
         The files.
     """
     from quadscape.figures import FIGURES, save
+    from quadscape.figures.pages import PAGES
+    from quadscape.figures.pages.document import save_page
 
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for name, table in tables.items():
         found.append(folder / f"{name}.parquet")
         table.write(found[-1])
-    for name in ("ruggedness", "random_lines"):
-        found.append(folder / f"{name}.svg")
-        save(FIGURES[name].draw({table: [tables[table]] for table in FIGURES[name].tables}), found[-1])
+    for figure in FIGURES.values():
+        if set(figure.tables) <= tables.keys():
+            found.append(folder / f"{figure.name}.svg")
+            save(figure.draw({name: [tables[name]] for name in figure.tables}), found[-1])
+    for page in PAGES.values():
+        if set(page.tables) <= tables.keys():
+            found.append(folder / f"{page.name}.html")
+            save_page(page, page.scenes({name: [tables[name]] for name in page.tables}), found[-1])
     return found
+
+
+def format_planes(table: Table) -> str:
+    """What pictures of planes suggest, beside the Hessian, as text.
+
+    Args:
+        table: `surface_planes`.
+
+    Returns:
+        A line per plane.
+    """
+    columns = ("plane", "suggested_smallest", "suggested_largest", "measured_smallest", "measured_largest", "minima")
+    ends = (table.attributes["smallest_eigenvalue"], table.attributes["sharpness"])
+    lines = [f"curvature in all directions: {ends[0]:.3g} to {ends[1]:.3g}"]
+    for name, *numbers, minima in zip(*(table[column].tolist() for column in columns), strict=True):
+        low, high, least, most = (f"{number:.3g}" for number in numbers)
+        lines.append(
+            f"plane {name}: the picture suggests {low} to {high}, the Hessian has {least} to {most}; minima: {minima}"
+        )
+    return "\n".join(lines)
