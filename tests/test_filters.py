@@ -44,7 +44,8 @@ def test_filters_without_length_have_no_direction() -> None:
     theta[:18] = 0.0
     direction[18:36] = 0.0
     found = filters.normalised(direction, theta)
-    assert not found[:36].any() and found[36:54].all()
+    assert not found[:36].any()
+    assert found[36:54].all()
     assert filters.normalised(np.zeros(layout.size), theta).tolist() == [0.0] * layout.size
 
 

@@ -7,6 +7,7 @@ from quadscape.figures import (
     descent_noise,
     eigenvector_localisation,
     eigenvector_overlap,
+    embedding,
     escape,
     gradient_cosine,
     interpolation,
@@ -40,6 +41,7 @@ FIGURES: dict[str, FigureSpec] = {
         escape,
         interpolation,
         trajectory_plane,
+        embedding,
         connection,
     )
 }

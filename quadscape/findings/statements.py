@@ -9,6 +9,7 @@ from quadscape.findings import (
     curves,
     density,
     descent,
+    embedding,
     escape,
     final_test,
     gradients,
@@ -42,6 +43,7 @@ _MODULES = (
     escape,
     interpolation,
     path,
+    embedding,
     connection,
 )
 
