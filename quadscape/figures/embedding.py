@@ -135,7 +135,7 @@ def _surface(figure: "Figure", axis: "Axes", plane: "Table") -> None:
     filled = axis.contourf(first, second, grid, levels=levels, norm=norm, cmap=_SURFACE, alpha=0.75)
     bar = figure.colorbar(filled, ax=axis, label="training loss, decoded")
     bar.ax.minorticks_off()
-    shown = filled.levels[::2]
+    shown = levels[::2].tolist()
     bar.set_ticks(shown, labels=[style.plain(float(f"{level:.2g}")) for level in shown])
 
 

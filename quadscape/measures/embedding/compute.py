@@ -117,63 +117,44 @@ def measure(
         few = f"it has {count} iterates, and {LEAST} would do" if count < LEAST else "it never leaves a line"
         log(f"the path of run '{attributes.get('run', '')}' is not embedded: {few}")
         return empty(head)
-    scale = head["radius"]
-    vectors = _pointed(found)
-    run = vectors * (np.sqrt(found.values[: found.rank]) / scale)
+    run = _coordinates(found)
     steps, time = np.linalg.norm(np.diff(run, axis=0), axis=1), correlation_time(run)
-    dimensions = min(iterates.shape[1], DIMENSIONS)
+    dimensions, seeds = min(iterates.shape[1], DIMENSIONS), range(options.seeds)
     head |= {"correlation_time": time * spacing, "dimensions": dimensions}
-
-    seeds = range(options.seeds)
     paths = {
         "run": [run] * options.seeds,
-        "walk": [_coordinates(random_walk(steps, dimensions, seed)) for seed in seeds],
-        "ou": [_coordinates(pulled_path(steps, dimensions, time, seed)) for seed in seeds],
+        "walk": [_coordinates(components_of(random_walk(steps, dimensions, seed))) for seed in seeds],
+        "ou": [_coordinates(components_of(pulled_path(steps, dimensions, time, seed))) for seed in seeds],
     }
     trained = fit(np.stack([_padded(path, count - 1) for name in PATHS for path in paths[name]]), [*seeds] * len(PATHS))
     embedded = {
-        (name, method, seed): _embed(method, paths[name][seed], head["neighbours"], seed, trained, place * len(seeds))
+        (name, method): [
+            _embed(method, paths[name][seed], head["neighbours"], seed, trained, place * len(seeds))
+            for seed in (seeds if (name, method) != ("run", "pca") else seeds[:1])
+        ]
         for place, name in enumerate(PATHS)
         for method in METHODS
-        for seed in (seeds if (name, method) != ("run", "pca") else seeds[:1])
     }
     scores = [
-        _scores(
-            name,
-            method,
-            k,
-            [(paths[name][s], embedded[name, method, s]) for s in seeds if (name, method, s) in embedded],
-            time,
-        )
-        for name in PATHS
-        for method in METHODS
+        _scores(name, method, k, list(zip(paths[name], of, strict=False)), time)
+        for (name, method), of in embedded.items()
         for k in NEIGHBOURHOODS
         if 2 * k < count
     ]
     points = [
         row
-        for (name, method, seed), embedding in embedded.items()
-        if name == "run"
+        for method in METHODS
+        for seed, embedding in enumerate(embedded["run", method])
         for row in _rows(method, seed, iterations, embedding, run)
     ]
-
-    # A point of the path's coordinates, as a combination of the centred iterates.
-    weights = vectors / np.sqrt(found.values[: found.rank])
-
-    def decoded_loss(code: tuple[float, float]) -> float:
-        coordinates = trained.decode(0, np.array([code]))[0, : found.rank]
-        return loss(found.centre + (weights @ (scale * coordinates)) @ iterates)
-
-    first, second = (extent(trained.codes[0, :, k], options.resolution) for k in (0, 1))
-    plane = [{"x": a, "y": b, "loss": decoded_loss((a, b))} for a in first for b in second]
+    plane = _plane(found, iterates, trained, loss, options.resolution)
     rows = ((POINTS, points), (SCORES, scores), (PLANE, plane))
     return {schema.name: Table(schema, columns_of(of, schema.all_columns()), head) for schema, of in rows}
 
 
-def _coordinates(path: np.ndarray) -> np.ndarray:
+def _coordinates(found: Components) -> np.ndarray:
     """Coordinates on all principal components, in units of the root mean square distance from the mean."""
-    found = components_of(path)
-    return _pointed(found) * np.sqrt(found.values[: found.rank] * len(path) / found.total)
+    return _pointed(found) * np.sqrt(found.values[: found.rank] * len(found.values) / found.total)
 
 
 def _pointed(found: Components) -> np.ndarray:
@@ -183,6 +164,25 @@ def _pointed(found: Components) -> np.ndarray:
     negative = furthest < 0
     negative[:1] = vectors[-1, :1] < vectors[0, :1]
     return vectors * np.where(negative, -1.0, 1.0)
+
+
+def _plane(
+    found: Components,
+    centred: np.ndarray,
+    trained: Autoencoders,
+    loss: Callable[[np.ndarray], float],
+    resolution: int,
+) -> list[dict[str, float]]:
+    """The loss on a grid of the plane of the first autoencoder."""
+    # A point of the path's coordinates, as a combination of the centred iterates.
+    weights = _pointed(found) * np.sqrt(found.total / len(centred) / found.values[: found.rank])
+    first, second = (extent(trained.codes[0, :, k], resolution) for k in (0, 1))
+    rows = []
+    for a in first:
+        for b in second:
+            coordinates = trained.decode(0, np.array([[a, b]]))[0, : found.rank]
+            rows.append({"x": a, "y": b, "loss": loss(found.centre + (weights @ coordinates) @ centred)})
+    return rows
 
 
 def _padded(coordinates: np.ndarray, size: int) -> np.ndarray:

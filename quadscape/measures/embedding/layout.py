@@ -4,7 +4,7 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -52,12 +52,12 @@ def _umap() -> Any:
     """The module, which compiles parts of itself and keeps them beside itself or in the user's cache."""
     import numba
 
-    beside = Path(numba.__file__).parent.parent
-    if not numba.config.CACHE_DIR and not any(os.access(folder, os.W_OK) for folder in (beside, Path.home())):
+    beside, settings = Path(numba.__file__).parent.parent, cast("Any", numba.config)
+    if not settings.CACHE_DIR and not any(os.access(folder, os.W_OK) for folder in (beside, Path.home())):
         # Importing it would fail where there is no place for what it compiles.
-        numba.config.CACHE_DIR = tempfile.mkdtemp(prefix="numba-")
+        settings.CACHE_DIR = tempfile.mkdtemp(prefix="numba-")
     # With its other threads, OpenMP's, it would set how many torch computes with.
-    numba.config.THREADING_LAYER = "workqueue"
+    settings.THREADING_LAYER = "workqueue"
     with warnings.catch_warnings():
         # Of a part that needs Tensorflow.
         warnings.filterwarnings("ignore", message="Tensorflow not installed", category=ImportWarning)
