@@ -21,6 +21,7 @@ from tracing import executed
 
 from quadscape.config.sections import Data
 from quadscape.data.sets import prepare
+from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import GROUPS, effective_options
 from quadscape.measures.earlier import earlier_tables
@@ -77,7 +78,8 @@ class Reference:
         if name in DENSE:
             of_family = self.family_job(name)
             inputs = {stage: of_family.inputs[stage][:1] for stage in measure.reads}
-            return Job(RUN, [], vars(of_family.options), inputs, device="cpu", log=lambda _: None)
+            options = vars(of_family.options) | {"iterates": 30}
+            return Job(RUN, [], options, inputs, device="cpu", log=lambda _: None)
         targets = Targets(Problem.of(load_experiment("reference.yaml")))
         iterations = [] if key == "run" else [int(part) for part in key.split("-")]
         inputs = targets.inputs(measure, RUN, key)
@@ -221,7 +223,10 @@ def test_a_new_label_has_other_tables_than_the_one_before(reference: Reference, 
     label = locked()[name]["label"]
     if label == "1":
         pytest.skip("the first label")
-    before = reference.expected(name, str(int(label) - 1))
+    try:
+        before = reference.expected(name, str(int(label) - 1))
+    except StoreError:  # tables with other columns are other tables
+        return
     assert differences(reference.tables(name), before, reference.rounded(name)), "the old label would do"
 
 

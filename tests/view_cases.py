@@ -1,7 +1,6 @@
 """Made-up lines and walks for the measures of chapter 9, and runs that are trained."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from measure_cases import chosen
 
 from quadscape.config.sections import Data, Run
 from quadscape.data.sets import prepare
-from quadscape.measures import MEASURES
+from quadscape.measures.connection import compute as connection
 from quadscape.measures.embedding import compute as embedding
 from quadscape.measures.interpolation import compute as interpolation
 from quadscape.measures.job import Job
@@ -41,16 +40,18 @@ def line_tables(run: str, bump: float = 0.0, points: int = 41) -> dict[str, Tabl
 
 
 def connection_tables(first: str, second: str) -> dict[str, Table]:
-    """A line between two ends with a barrier of 0.6."""
+    """A line between two ends with a barrier of 0.6, of which aligning hidden units leaves a tenth."""
 
     def evaluate(theta: np.ndarray) -> dict[str, Evaluation]:
-        loss = 0.05 + 0.6 * float(np.sin(np.pi * theta[0])) ** 2
+        loss = 0.05 + (0.06 if theta[1] else 0.6) * float(np.sin(np.pi * theta[0])) ** 2
         return {s: Evaluation(v, float(np.exp(-v)), v + 3) for s, v in (("train", loss), ("validation", loss + 0.1))}
 
     head = HEAD | {"run": f"pairs/{first}/{second}", "runs": [first, second]}
-    found = interpolation.measure(evaluate, np.zeros(3), np.ones(3), COUNTS, 41, head)
-    schemas = MEASURES["connection"].schemas
-    return {name: replace(found[name.replace("connection", "interpolation")], schema=schemas[name]) for name in schemas}
+    lines = {
+        aligned: interpolation.measure(evaluate, np.array([0.0, aligned]), np.array([1.0, aligned]), COUNTS, 41, head)
+        for aligned in (False, True)
+    }
+    return connection.joined(lines, {"alignment": "by weight matching", "units": 40, "moved": 38})
 
 
 def path_tables(run: str, count: int = 120, size: int = 40, noise: float = 0.02, **options: Any) -> dict[str, Table]:
