@@ -1,6 +1,8 @@
 """UMAP (McInnes, Healy & Melville, arXiv 1802.03426) of a few points."""
 
+import atexit
 import os
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -56,6 +58,7 @@ def _umap() -> Any:
     if not settings.CACHE_DIR and not any(os.access(folder, os.W_OK) for folder in (beside, Path.home())):
         # Importing it would fail where there is no place for what it compiles.
         settings.CACHE_DIR = tempfile.mkdtemp(prefix="numba-")
+        atexit.register(shutil.rmtree, settings.CACHE_DIR, ignore_errors=True)
     # With its other threads, OpenMP's, it would set how many torch computes with.
     settings.THREADING_LAYER = "workqueue"
     with warnings.catch_warnings():
