@@ -204,19 +204,21 @@ def _own(arguments: argparse.Namespace) -> int:
     from quadscape.library.scores import scores, surfaces
     from quadscape.measures import MEASURES
 
-    options = {}
+    measured, options = MEASURES[arguments.measure], {}
+    texts = {option.name for option in measured.options if isinstance(option.default, str)}
     for given in arguments.option:
         name, equals, value = given.partition("=")
         if not equals:
-            raise ConfigError(f"--option is '{given}'; valid is name=value, such as dtype=float32.")
-        options[name] = yaml.safe_load(value)
+            raise ConfigError(f"--option is '{given}'; valid is name=value, such as reach=0.5.")
+        # As text, 1:2 is not the number 62 that YAML reads, in base 60.
+        options[name] = value if name in texts else yaml.safe_load(value)
     keywords = yaml.safe_load(arguments.arguments)
     if not isinstance(keywords, dict):
         raise ConfigError(f"--arguments is '{arguments.arguments}'; valid is a mapping, such as '{{width: 8}}'.")
     parameters = Path(arguments.parameters) if arguments.parameters else None
     where = {"device": arguments.device, "dtype": arguments.dtype}
     loss = own.own_objective(arguments.model, Path(arguments.images), parameters, keywords, **where)
-    chosen = measure_options(MEASURES[arguments.measure], options, loss)
+    chosen = measure_options(measured, options, loss)
     print(own.estimate(arguments.measure, loss, chosen), flush=True)
     if arguments.estimate:
         return 0
@@ -240,15 +242,13 @@ def _add_own(parser: argparse.ArgumentParser, measure: str, *, out: str | None) 
     parser.add_argument("--images", required=True, help="folder of one sub-folder of images per class")
     parser.add_argument("--parameters", help="file saved with torch.save(model.state_dict(), …); default: initial ones")
     parser.add_argument("--arguments", default="{}", help="keyword arguments of the function, as YAML")
-    parser.add_argument(
-        "--option", action="append", default=[], help=f"of the measure {measure}: name=value; repeatable"
-    )
+    option = f"name=value, of the measure {measure}; repeatable"
+    parser.add_argument("--option", action="append", default=[], help=option)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="default: float64")
     parser.add_argument("--estimate", action="store_true", help="say sizes and time, and stop")
-    parser.add_argument(
-        "--out", default=out, help=f"folder for tables and figures (default: {out or 'none are written'})"
-    )
+    where = f"folder for tables and figures (default: {out or 'none are written'})"
+    parser.add_argument("--out", default=out, help=where)
     parser.set_defaults(run=_own, measure=measure)
 
 

@@ -39,5 +39,7 @@ TINY = {
         "line_search": {"directions": 6, "points": 21},
         "overlap": {"bands": 8},
         "density": {"vectors": 2, "steps": 8},
+        # What it embeds with is compiled for seconds in every process.
+        "embedding": False,
     },
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from measure_cases import GivenGradients, PlainBasis, chosen, random_orthogonal
 from scipy.sparse.linalg import aslinearoperator
-from view_cases import connection_tables, line_tables, path_tables, rugged_tables
+from view_cases import connection_tables, embedding_tables, line_tables, path_tables, rugged_tables
 
 from quadscape.measures.curves import compute as curves
 from quadscape.measures.density import compute as density
@@ -161,4 +161,10 @@ def run_tables(run: str, steps: int, drops: tuple[int, ...]) -> dict[str, Table]
     counts = {"train": 1257, "validation": 270, "test": 270}
     tables = curves.measure(loss, rate, norms, ["conv1", "linear"], evaluation, counts, {"run": run})
     tables |= {"final_test": final_test.measure(evaluation, counts["test"], run)}
-    return tables | line_tables(run, bump=0.5 * (run != "r0")) | path_tables(run) | connection_tables(run, "b")
+    return (
+        tables
+        | line_tables(run, bump=0.5 * (run != "r0"))
+        | path_tables(run)
+        | embedding_tables(run)
+        | connection_tables(run, "b")
+    )

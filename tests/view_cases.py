@@ -1,19 +1,20 @@
 """Made-up lines and walks for the measures of chapter 9, and runs that are trained."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from family_cases import training
 from measure_cases import chosen
 from problems import SMALL, dense_hessian, problem
 
 from quadscape.config.sections import Data, Run
 from quadscape.data.sets import prepare
-from quadscape.measures import MEASURES
+from quadscape.measures.connection import compute as connection
+from quadscape.measures.embedding import compute as embedding
 from quadscape.measures.interpolation import compute as interpolation
 from quadscape.measures.job import Job
 from quadscape.measures.members import model_section
@@ -43,32 +44,57 @@ def line_tables(run: str, bump: float = 0.0, points: int = 41) -> dict[str, Tabl
 
 
 def connection_tables(first: str, second: str) -> dict[str, Table]:
-    """A line between two ends with a barrier of 0.6."""
+    """A line between two ends with a barrier of 0.6, of which aligning hidden units leaves a tenth."""
 
     def evaluate(theta: np.ndarray) -> dict[str, Evaluation]:
-        loss = 0.05 + 0.6 * float(np.sin(np.pi * theta[0])) ** 2
+        loss = 0.05 + (0.06 if theta[1] else 0.6) * float(np.sin(np.pi * theta[0])) ** 2
         return {s: Evaluation(v, float(np.exp(-v)), v + 3) for s, v in (("train", loss), ("validation", loss + 0.1))}
 
     head = HEAD | {"run": f"pairs/{first}/{second}", "runs": [first, second]}
-    found = interpolation.measure(evaluate, np.zeros(3), np.ones(3), COUNTS, 41, head)
-    schemas = MEASURES["connection"].schemas
-    return {name: replace(found[name.replace("connection", "interpolation")], schema=schemas[name]) for name in schemas}
+    lines = {
+        aligned: interpolation.measure(evaluate, np.array([0.0, aligned]), np.array([1.0, aligned]), COUNTS, 41, head)
+        for aligned in (False, True)
+    }
+    return connection.joined(lines, {"alignment": "by weight matching", "units": 40, "moved": 38})
 
 
 def path_tables(run: str, count: int = 120, size: int = 40, noise: float = 0.02, **options: Any) -> dict[str, Table]:
     """A path that descends along two directions and walks at random in all, on a bowl."""
+    iterates = descending_path(run, count, size, noise)
+    options = {"walks": 8, "resolution": 9} | options
+    return path.measure(10 * np.arange(count), iterates, bowl, chosen("path", **options), HEAD | {"run": run})
+
+
+def descending_path(run: str, count: int, size: int, noise: float) -> np.ndarray:
+    """Iterates that descend along two directions and walk at random in all."""
     generator = np.random.default_rng(len(run))
     t = np.linspace(0, 1, count)
     iterates = noise * np.cumsum(generator.standard_normal((count, size)), axis=0) / np.sqrt(size)
     iterates[:, 0] += 2 * np.exp(-6 * t)
     iterates[:, 1 % size] += 0.8 * np.sin(4 * t)
-    scale = 1.0 / np.arange(1, size + 1)
+    return iterates
 
-    def loss(theta: np.ndarray) -> float:
-        return float(0.05 + np.log1p(scale @ theta**2))
 
-    options = {"walks": 8, "resolution": 9} | options
-    return path.measure(10 * np.arange(count), iterates, loss, chosen("path", **options), HEAD | {"run": run})
+def embedding_tables(
+    run: str, count: int = 40, size: int = 40, noise: float = 0.02, **options: Any
+) -> dict[str, Table]:
+    """Embeddings of such a path; what stands for UMAP's is PCA's, bent, since UMAP is compiled for seconds."""
+
+    def bent(points: np.ndarray, neighbours: int, seed: int) -> np.ndarray:
+        return np.tanh(points[:, :2]) + 0.02 * np.random.default_rng(seed).standard_normal((len(points), 2))
+
+    iterates = descending_path(run, count, size, noise)
+    options = {"seeds": 2, "resolution": 7} | options
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedding, "umap_layout", bent)
+        return embedding.measure(
+            10 * np.arange(count), iterates, bowl, chosen("embedding", **options), HEAD | {"run": run}, lambda _: None
+        )
+
+
+def bowl(theta: np.ndarray) -> float:
+    """A loss that is steep along the first coordinates."""
+    return float(0.05 + np.log1p((1.0 / np.arange(1, len(theta) + 1)) @ theta**2))
 
 
 def run_job(folder: Path, model: Mapping[str, Any], options: Mapping[str, Any], loss: str, **section: Any) -> Job:

@@ -9,6 +9,7 @@ from quadscape.findings import (
     curves,
     density,
     descent,
+    embedding,
     escape,
     final_test,
     gradients,
@@ -45,6 +46,7 @@ _MODULES = (
     escape,
     interpolation,
     path,
+    embedding,
     connection,
     surface,
 )

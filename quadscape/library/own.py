@@ -235,7 +235,6 @@ def format_planes(table: Table) -> str:
     lines = [f"curvature in all directions: {ends[0]:.3g} to {ends[1]:.3g}"]
     for name, *numbers, minima in zip(*(table[column].tolist() for column in columns), strict=True):
         low, high, least, most = (f"{number:.3g}" for number in numbers)
-        lines.append(
-            f"plane {name}: the picture suggests {low} to {high}, the Hessian has {least} to {most}; minima: {minima}"
-        )
+        text = f"plane {name}: the picture suggests {low} to {high}, the Hessian has {least} to {most}"
+        lines.append(f"{text}; minima: {minima}")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from quadscape.measures.curves.declaration import MEASURE as CURVES
 from quadscape.measures.declaration import Measure
 from quadscape.measures.density.declaration import MEASURE as DENSITY
 from quadscape.measures.descent.declaration import MEASURE as DESCENT
+from quadscape.measures.embedding.declaration import MEASURE as EMBEDDING
 from quadscape.measures.escape.declaration import MEASURE as ESCAPE
 from quadscape.measures.final_test.declaration import MEASURE as FINAL_TEST
 from quadscape.measures.gradients.declaration import MEASURE as GRADIENTS
@@ -38,6 +39,7 @@ _ALL = (
     ESCAPE,
     INTERPOLATION,
     PATH,
+    EMBEDDING,
     CONNECTION,
     SURFACE,
 )

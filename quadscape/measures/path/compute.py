@@ -8,7 +8,7 @@ its k-th component is 6 / ((n² − 1) 4 sin²(πk/2n)), which goes to 6/(πk)²
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -141,8 +141,46 @@ class Path:
     radius: np.ndarray
 
 
-def principal(iterates: np.ndarray) -> Path:
+class Components(NamedTuple):
+    """Principal components of points in a space of many dimensions, as combinations of the points.
+
+    Attributes:
+        centre: Mean of the points, shape (P,).
+        values: Eigenvalues of their Gram matrix, descending, none negative, shape (n,).
+        vectors: Its eigenvectors as columns, shape (n, n).
+        rank: Number of components whose variance is more than rounding: above nε times the largest.
+        total: Sum of the squared distances from the centre.
+    """
+
+    centre: np.ndarray
+    values: np.ndarray
+    vectors: np.ndarray
+    rank: int
+    total: float
+
+
+def components_of(iterates: np.ndarray) -> Components:
     """Principal components by the Gram matrix of the centred iterates, n × n.
+
+    Args:
+        iterates: Shape (n, P), n at least 1, float64; overwritten by the centred ones.
+
+    Returns:
+        The components.
+    """
+    # From the first iterate, so that a path that stays there has exactly no variance.
+    origin = iterates[0].copy()
+    iterates -= origin
+    shift = iterates.mean(axis=0)
+    iterates -= shift
+    values, vectors = np.linalg.eigh(iterates @ iterates.T)
+    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+    rank = int(np.count_nonzero(values > len(iterates) * np.finfo(np.float64).eps * values[0]))
+    return Components(origin + shift, values, vectors, rank, float(np.square(iterates).sum()))
+
+
+def principal(iterates: np.ndarray) -> Path:
+    """A path and its principal components.
 
     The first component points from start to end, the second to where the path goes furthest.
 
@@ -155,15 +193,7 @@ def principal(iterates: np.ndarray) -> Path:
     count, size = iterates.shape
     if not count:
         return Path(np.zeros(size), np.zeros((size, 2)), np.empty((0, 2)), *(np.empty(0), 0.0, 0), *(np.empty(0),) * 2)
-    # From the first iterate, so that a path that stays there has exactly no variance.
-    origin = iterates[0].copy()
-    iterates -= origin
-    shift = iterates.mean(axis=0)
-    iterates -= shift
-    values, vectors = np.linalg.eigh(iterates @ iterates.T)
-    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
-    rank = int(np.count_nonzero(values > count * np.finfo(np.float64).eps * values[0]))
-    total = float(np.square(iterates).sum())
+    centre, values, vectors, rank, total = components_of(iterates)
     axes, coordinates = np.zeros((size, 2)), np.zeros((count, 2))
     if found := min(rank, 2):
         along = iterates.T @ (vectors[:, :found] / np.sqrt(values[:found]))
@@ -175,7 +205,7 @@ def principal(iterates: np.ndarray) -> Path:
     starts = range(0, count, _ROWS)
     parts = [iterates[a : a + _ROWS] - coordinates[a : a + _ROWS] @ axes.T for a in starts]
     return Path(
-        centre=origin + shift,
+        centre=centre,
         axes=axes,
         coordinates=coordinates,
         shares=values / total if total else np.zeros(count),

@@ -1,0 +1,1 @@
+"""The path of a run embedded into a plane by PCA, UMAP and an autoencoder, and how far each can be trusted."""
