@@ -133,6 +133,38 @@ def test_rates_from_another_family_count_as_tuned() -> None:
     assert all("was not tuned" in s.reason for s in without)
 
 
+def test_descent_with_and_without_momentum_are_tuned_apart() -> None:
+    rates = (0.01, 0.03, 0.1, 0.3, 1.0)
+    tables = {
+        "tuning": cases.descent_tables(rates=rates)["tuning"],
+        "members": cases.descent_tables()["descent_members"],
+    }
+    both = {}
+    for name, table in tables.items():
+        plain = table["method"] == "sgd"
+        # The variant with momentum is best at a tenth of the rate.
+        more = table.where(plain)
+        columns = {**more.columns, "momentum": np.full(len(more), 0.9), "learning_rate": more["learning_rate"] / 10}
+        columns["cell"] = np.array([f"momentum · {cell}" for cell in more["cell"].tolist()])
+        joined = {key: np.concatenate([values, columns[key]]) for key, values in table.columns.items()}
+        both[name] = Table(table.schema, joined, table.attributes | {"run": name, "data": "text"})
+    other, final = both["tuning"], both["members"]
+    best = {}
+    for row in range(len(other)):
+        key = (str(other["method"][row]), str(other["momentum"][row]), int(other["batch_size"][row]))
+        loss = float(other["validation_loss"][row])
+        best[key] = min(best.get(key, (math.inf, 0.0)), (loss, float(other["learning_rate"][row])))
+    own = [
+        best[method, str(momentum), batch][1]
+        for method, momentum, batch in zip(
+            *(final[name].tolist() for name in ("method", "momentum", "batch_size")), strict=True
+        )
+    ]
+    final = Table(final.schema, {**final.columns, "learning_rate": np.array(own)}, final.attributes)
+    found = [s for s in descent.statements({"descent_members": [final], "tuning": [other]}) if s.known]
+    assert all(s.verdict != NOT_TESTABLE for s in found)
+
+
 def test_tuning_says_what_lies_at_an_edge() -> None:
     text = claims(tuning.statements(listed(cases.descent_tables(rates=(0.01, 0.1, 1.0)))))
     assert "The best learning rate of sgd · B=50 is 0.100 of 3 tried, inside the grid" in text

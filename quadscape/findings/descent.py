@@ -118,11 +118,21 @@ def _chosen_elsewhere(tables: Tables, run: str) -> list[Table]:
 
 
 def _was_tuned(own: Table, elsewhere: list[Table]) -> bool:
-    """Whether the only rate of a method is the best of the same method, batch and budget elsewhere, inside its grid."""
+    """Whether each variant of a method has one rate, the best of that variant and budget elsewhere, inside its grid."""
+    # SGD with and without momentum are two variants of one method, each with a rate of its own.
+    momenta = own["momentum"]
+    return all(_variant_was_tuned(own.where(_same(momenta, value)), elsewhere) for value in np.unique(momenta))
+
+
+def _same(values: np.ndarray, wanted: float) -> np.ndarray:
+    return np.isnan(values) if np.isnan(wanted) else values == wanted
+
+
+def _variant_was_tuned(own: Table, elsewhere: list[Table]) -> bool:
     if len(np.unique(own["learning_rate"])) > 1:
         return False
     for table in elsewhere:
-        same = np.ones(len(table), dtype=bool)
+        same = _same(table["momentum"], own["momentum"][0])
         for name in ("method", "batch_size", "iterations", "examples", "parameters"):
             same &= table[name] == own[name][0]
         rows = table.where(same & np.isfinite(table["validation_loss"]))
