@@ -39,7 +39,9 @@ TINY = {
         "line_search": {"directions": 6, "points": 21},
         "overlap": {"bands": 8},
         "density": {"vectors": 2, "steps": 8},
-        # What it embeds with is compiled for seconds in every process.
+        # What takes long, and goes the same ways as what is left: the tiny gallery has them.
         "embedding": False,
+        "ruggedness": False,
+        "surface": False,
     },
 }

@@ -42,13 +42,12 @@ def test_everything_goes_through_slurm(beside: Beside) -> None:
         measure_final_test=1,
         measure_interpolation=1,
         measure_path=1,
-        measure_surface=2,
-        draw_figure=11,
-        draw_page=2,
+        draw_figure=9,
+        draw_page=1,
         write_findings=1,
     )
     assert {job["JobState"] for job in whole.rest} == {"COMPLETED"}
-    assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 12
+    assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 10
     code, said = whole.checkout.snakemake("-n", profile="slurm")
     assert code == 0, said
     assert "Nothing to be done" in said
@@ -69,7 +68,6 @@ def test_hessian_and_eigenbasis_of_a_checkpoint_are_one_job_with_a_gpu(beside: B
             "measure_overlap": 1,
             "measure_interpolation": 1,
             "measure_path": 1,
-            "measure_surface": 2,
         }
     )
     assert all((job["Partition"] == "gpu") == (job in with_gpu) for job in jobs)
