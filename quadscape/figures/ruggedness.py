@@ -22,7 +22,7 @@ _SHOWN = {
     "largest": "largest eigenvalue",
     "spread": "spread of the eigenvalues",
     "negative_mass": "share of negative curvature",
-    "mass_ratio": "ratio of curvature quantiles",
+    "mass_ratio": "curvature quantiles' ratio",
     "worst_rise_filter": "worst rise, by filters",
     "mean_rise_filter": "mean rise, by filters",
     "flat_width": "flat width",
@@ -96,9 +96,10 @@ def _panel(axis: "Axes", shown: "list[Table]", score: str) -> None:
             ends[0] = max(ends[0], 0.2 * float(value[finite].min()))
         axis.plot([place, place], ends, color=style.BLUE, linewidth=1.4)
         if not np.isfinite(high[place]):
-            axis.plot([place], [value[place]], marker=10, color=style.BLUE, markersize=10, linestyle="")
+            axis.plot([place], [value[place]], marker=10, color=style.BLUE, markersize=10, linestyle="", clip_on=False)
         face = style.BLUE if ranked else "white"
         axis.plot([place], [value[place]], "o", color=style.BLUE, markerfacecolor=face, markersize=5.5)
+    axis.margins(y=0.15)
     if logarithmic:
         style.plain_log(axis)
     elif not positive:
