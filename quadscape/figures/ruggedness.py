@@ -63,6 +63,8 @@ def draw(tables: "Tables") -> "Figure":
         axis.set_xticks(range(len(shown)), names, rotation=35, ha="right", rotation_mode="anchor")
         axis.set_xlim(-0.6, len(shown) - 0.4)
         axis.grid(visible=False, axis="x")
+    for axis in axes[-1]:
+        axis.set_xlabel("run and iteration")
     handles = [
         style.line_key("value, 95 % interval", color=style.BLUE, marker="o"),
         style.line_key("below its own error", color=style.BLUE, marker="o", linestyle="", markerfacecolor="white"),
