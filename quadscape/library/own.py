@@ -64,6 +64,8 @@ def own_objective(
         load_foreign(network, parameters)
     place = resolve_device(device)
     name = model.rpartition(":")[2]
+    size = sum(parameter.numel() for parameter in network.parameters())
+    log(f"{name}: {size:,} parameters; first it is checked that torch's derivatives of it are right.")
     found = objective(network.to(place), inputs, labels, dtype=dtype, run=name)
     log(f"{found}, on {place.type}.")
     return found
