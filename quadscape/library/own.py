@@ -185,9 +185,9 @@ def format_scores(table: Table) -> str:
         if of != group:
             lines += ["", of] if lines else [of]
             group = of
-        interval = (
-            "" if low == value == high or not (np.isfinite(low) or np.isfinite(high)) else f"{low:.3g} … {high:.3g}"
-        )
+        exact = low == value == high or not (np.isfinite(low) or np.isfinite(high))
+        ends = f"≥ {low:.3g}" if np.isnan(high) else f"{low:.3g} … {high:.3g}"
+        interval = "" if exact else ends
         note = over if ranked or np.isnan(value) else f"{over}; below its own error"
         lines.append(f"  {score:<30} {value:>10.4g}  {interval:<24} {'' if unit == '1' else unit:<24} {note}".rstrip())
     return "\n".join(lines)
