@@ -8,7 +8,7 @@ import numpy as np
 from quadscape.figures import style
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from matplotlib.axes import Axes
@@ -101,6 +101,40 @@ def chosen(tables: "Tables") -> "list[list[Picture]]":
     columns = max((len(of) for of in every), default=1)
     places = np.unique(np.linspace(0, len(every) - 1, min(len(every), PANELS // columns)).round().astype(int))
     return [every[place] for place in places]
+
+
+def panels(
+    tables: "Tables", heading: str, height: float, draw: "Callable[[Figure, Any, Picture], None]", **options: "Any"
+) -> "Figure":
+    """A figure of planes, one row per checkpoint and one column per plane, with the key of the star that marks it.
+
+    Args:
+        tables: `surface` and `surface_planes`, one of each per checkpoint.
+        heading: Title of the figure.
+        height: Of a row, in inches.
+        draw: Draws one picture into one panel.
+        **options: Passed on to `Figure.subplots`.
+
+    Returns:
+        The figure.
+    """
+    from matplotlib.figure import Figure
+
+    rows = chosen(tables)
+    if not rows:
+        return style.message(heading, "There is no checkpoint with a plane.")
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(max(6.4, 4.3 * columns + 0.4), height * len(rows) + 1.0), layout=style.layout())
+    axes = figure.subplots(len(rows), columns, squeeze=False, **options)
+    for row, places in zip(rows, axes, strict=True):
+        for picture, axis in zip(row, places, strict=False):
+            draw(figure, axis, picture)
+        for unused in places[len(row) :]:
+            unused.set_axis_off()
+    star = {"marker": "*", "linestyle": "", "markersize": 9, "markeredgecolor": "white"}
+    style.legend(figure, [style.line_key("the checkpoint", color=style.VERMILLION, **star)])
+    figure.suptitle(heading)
+    return figure
 
 
 def title(picture: Picture) -> str:

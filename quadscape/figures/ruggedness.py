@@ -6,6 +6,7 @@ import numpy as np
 
 from quadscape.figures import style
 from quadscape.figures.specification import FigureSpec
+from quadscape.measures.ruggedness.declaration import SCORES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,9 +35,6 @@ _SHOWN = {
 }
 """Scores that are drawn, with titles."""
 
-_SMALLER = frozenset({"flat_width", "cosine", "limit"})
-"""Those that are smaller where the loss is more rugged."""
-
 
 @style.styled
 def draw(tables: "Tables") -> "Figure":
@@ -59,7 +57,7 @@ def draw(tables: "Tables") -> "Figure":
     axes = figure.subplots(rows, _COLUMNS, sharex=True)
     for axis, (score, title) in zip(axes.ravel(), _SHOWN.items(), strict=True):
         _panel(axis, shown, score)
-        axis.set_title(f"{'▼' if score in _SMALLER else '▲'} {title}", loc="left")
+        axis.set_title(f"{'▼' if SCORES[score].rugged < 0 else '▲'} {title}", loc="left")
         axis.set_xticks(range(len(shown)), names, rotation=35, ha="right", rotation_mode="anchor")
         axis.set_xlim(-0.6, len(shown) - 0.4)
         axis.grid(visible=False, axis="x")

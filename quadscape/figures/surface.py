@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING
 
 from quadscape.figures import style
-from quadscape.figures.planes import Picture, chosen, contours, level_bar, title
+from quadscape.figures.planes import Picture, contours, level_bar, panels, title
 from quadscape.figures.specification import FigureSpec
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from quadscape.figures.specification import Tables
@@ -34,28 +35,16 @@ def draw(tables: "Tables") -> "Figure":
     Returns:
         The figure.
     """
-    from matplotlib.figure import Figure
+    return panels(tables, TITLE, 3.75, _contours)
 
-    rows = chosen(tables)
-    if not rows:
-        return style.message(TITLE, "There is no checkpoint with a plane.")
-    columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(max(6.4, 4.3 * columns + 0.4), 3.75 * len(rows) + 1.0), layout=style.layout())
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for row, places in zip(rows, axes, strict=True):
-        for picture, axis in zip(row, places, strict=False):
-            filled = contours(axis, picture.a, picture.b, picture.loss)
-            if filled is not None:
-                level_bar(figure, axis, filled)
-            axis.plot(0, 0, "*", color=style.VERMILLION, markeredgecolor="white", markersize=12)
-            axis.set(xlabel=picture.label(0), ylabel=picture.label(1))
-            axis.set_title(f"{title(picture)}\n{suggested(picture)}", fontsize=9, loc="left")
-        for unused in places[len(row) :]:
-            unused.set_axis_off()
-    star = {"marker": "*", "linestyle": "", "markersize": 9, "markeredgecolor": "white"}
-    style.legend(figure, [style.line_key("the checkpoint", color=style.VERMILLION, **star)])
-    figure.suptitle(TITLE)
-    return figure
+
+def _contours(figure: "Figure", axis: "Axes", picture: Picture) -> None:
+    filled = contours(axis, picture.a, picture.b, picture.loss)
+    if filled is not None:
+        level_bar(figure, axis, filled)
+    axis.plot(0, 0, "*", color=style.VERMILLION, markeredgecolor="white", markersize=12)
+    axis.set(xlabel=picture.label(0), ylabel=picture.label(1))
+    axis.set_title(f"{title(picture)}\n{suggested(picture)}", fontsize=9, loc="left")
 
 
 SPEC = FigureSpec(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quadscape.figures import style
-from quadscape.figures.planes import Picture, chosen, title
+from quadscape.figures.planes import Picture, panels, title
 from quadscape.figures.specification import FigureSpec
 
 if TYPE_CHECKING:
@@ -26,26 +26,10 @@ def draw(tables: "Tables") -> "Figure":
     Returns:
         The figure.
     """
-    from matplotlib.figure import Figure
-
-    rows = chosen(tables)
-    if not rows:
-        return style.message(TITLE, "There is no checkpoint with a plane.")
-    columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(max(6.4, 4.3 * columns + 0.4), 3.9 * len(rows) + 1.0), layout=style.layout())
-    axes = figure.subplots(len(rows), columns, squeeze=False, subplot_kw={"projection": "3d"})
-    for row, places in zip(rows, axes, strict=True):
-        for picture, axis in zip(row, places, strict=False):
-            _relief(axis, picture)
-        for unused in places[len(row) :]:
-            unused.set_axis_off()
-    star = {"marker": "*", "linestyle": "", "markersize": 9, "markeredgecolor": "white"}
-    style.legend(figure, [style.line_key("the checkpoint", color=style.VERMILLION, **star)])
-    figure.suptitle(TITLE)
-    return figure
+    return panels(tables, TITLE, 3.9, _relief, subplot_kw={"projection": "3d"})
 
 
-def _relief(axis: Any, picture: Picture) -> None:
+def _relief(_: "Figure", axis: Any, picture: Picture) -> None:
     from matplotlib.ticker import MaxNLocator
 
     logarithmic = picture.logarithmic

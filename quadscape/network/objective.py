@@ -89,7 +89,7 @@ class Objective:
         """Where they run."""
         return self.images.device
 
-    def part(self, examples: slice) -> "Objective":
+    def part(self, examples: slice | torch.Tensor) -> "Objective":
         """The same loss over some of the examples."""
         images, labels = self.images[examples], self.labels[examples]
         return Objective(self.model, self.layout, images, labels, self.loss_kind, self.chunk)

@@ -193,6 +193,8 @@ class Probes:
 
     def _noise(self, _: int) -> np.ndarray:
         """`NOISE_HEAD` numbers of the whole gradient, `OF_BATCH` of each batch, and the cosines of all pairs."""
+        import torch
+
         objective, theta = self._objective, self._theta
         gradient, count, size = self._gradient, self.batches, self.batch_size
         decayed = gradient + self._decay * theta
@@ -206,10 +208,10 @@ class Probes:
             gradient @ product(gradient),
             decayed @ product(decayed) + self._decay * (decayed @ decayed),
         ]
-        order = np.random.default_rng([_BATCH, objective.count]).permutation(objective.count)
+        order = torch.from_numpy(np.random.default_rng([_BATCH, objective.count]).permutation(objective.count))
         rows, gradients = [], np.empty((count, len(theta)))
         for number in range(count):
-            own = as_array(_over(objective, order[number * size : (number + 1) * size]).gradient(theta))
+            own = as_array(objective.part(order[number * size : (number + 1) * size]).gradient(theta))
             off = own - gradient
             rows += [off @ off, off @ product(off), np.linalg.norm(own), np.linalg.norm(own + self._decay * theta)]
             gradients[number] = own
@@ -257,14 +259,3 @@ class Probes:
             growth[step] = abs(1 - rate * curvature)
             here = here - rate * slope
         return np.concatenate([rates, growth])
-
-
-def _over(objective: "Objective", examples: np.ndarray) -> "Objective":
-    """The same loss over some of the examples."""
-    import torch
-
-    from quadscape.network.objective import Objective
-
-    rows = torch.from_numpy(examples).to(objective.device)
-    images, labels = objective.images[rows], objective.labels[rows]
-    return Objective(objective.model, objective.layout, images, labels, objective.loss_kind, objective.chunk)
