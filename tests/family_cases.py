@@ -1,6 +1,7 @@
 """Families in memory: members with made-up courses, and small ones that are trained."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from quadscape.measures.escape import compute as escape
 from quadscape.measures.family import Family, Member
 from quadscape.measures.job import Job
 from quadscape.measures.layers import compute as layers
-from quadscape.measures.members import MemberRun, family_head, model_section
+from quadscape.measures.members import MemberRun, columns_of, family_head, model_section
+from quadscape.measures.ruggedness.declaration import RUGGEDNESS, SCORES
+from quadscape.measures.ruggedness_compared import compute as compared
 from quadscape.measures.tuning import compute as tuning
 from quadscape.network.planted import multi_well
 from quadscape.stage.run import run_stage
@@ -217,3 +220,63 @@ def family_job(made: Family, data: Path, manifests: Sequence[Path], **options: A
     """The job of a measure of a trained family."""
     inputs = {"data": [data] * len(manifests), "trajectory": list(manifests)}
     return Job(made.name, (), options, inputs, family=made, device="cpu", log=lambda _: None)
+
+
+def scores_of(run: str, iteration: int, **values: float) -> Table:
+    """A table of scores of ruggedness: 1 but for those that are given; NaN is not ranked."""
+    rows = [
+        {
+            "group": score.group,
+            "score": name,
+            "unit": score.unit,
+            "value": values.get(name, 1.0),
+            "value_low": np.nan,
+            "value_high": np.nan,
+            "over": "exact",
+            "repeats": 0,
+            "ranked": bool(np.isfinite(values.get(name, 1.0))),
+        }
+        for name, score in SCORES.items()
+    ]
+    return Table(RUGGEDNESS, columns_of(rows, RUGGEDNESS.all_columns()), {"run": run, "iteration": iteration})
+
+
+def networks(
+    depths: Sequence[int] = (2, 2, 4, 4, 8, 8), seeds: int = 2, diverged: Sequence[int] = ()
+) -> tuple[Family, list[MemberRun], list[list[dict[str, Any]]]]:
+    """A family of networks, each second one normalised, the later the harder to train; and their layouts."""
+    labels = {
+        "network": [f"net {place}" for place in range(len(depths))],
+        "seed": [f"seed {seed}" for seed in range(seeds)],
+    }
+    made = family(labels, name="nets")
+    members, layouts = [], []
+    for place, (member, (network, seed)) in enumerate(
+        zip(made.members, product(range(len(depths)), range(seeds)), strict=True)
+    ):
+        section = training(rate=0.01 * (1 + network))
+        t, generator = np.arange(section.iterations + 1), np.random.default_rng([17, place])
+        loss = 2.3 * np.exp(-t / (20 * (1 + network))) + 0.02 * (1 + network) * generator.uniform(0.9, 1.1)
+        validation = loss + 0.1 + 0.01 * generator.standard_normal()
+        at = 150 if place in diverged else -1
+        run = course(section, loss, validation, np.ones((section.iterations, 1)), at)
+        members.append(MemberRun(place, made.cell(member), seed, section, run, 1000 + network, at))
+        layers = [{"layer": f"linear{k}", "shape": [16, 16]} for k in range(depths[network])]
+        layouts.append(layers + [{"layer": "norm1", "shape": [16]}] * (network % 2))
+    return made, members, layouts
+
+
+@cache
+def compared_tables(
+    depths: tuple[int, ...] = (2, 2, 4, 4, 8, 8), seeds: int = 2, diverged: tuple[int, ...] = ()
+) -> dict[str, Table]:
+    """Tables of `ruggedness_compared` of `networks`: one score rises with the difficulty, others are made up."""
+    made, members, layouts = networks(depths, seeds, diverged)
+    generator, measured = np.random.default_rng(19), []
+    for place, cell in enumerate(made.cells):
+        for iteration in (0, 20):
+            values = {name: float(generator.lognormal()) for name in SCORES}
+            values |= {"trace_over_norm": 1.0 + place, "cosine": np.nan if place == 1 else 0.5}
+            measured.append((cell, scores_of(f"{made.name}/{cell}", iteration, **values)))
+    bumps = [0.0 if member.place % 3 else 0.1 * member.place for member in members]
+    return compared.measure(members, layouts, bumps, measured, 0.0, family_head(made, members))

@@ -387,6 +387,23 @@ def planes(agree: bool) -> Planted:
     return {"surface_samples": [plant("surface_samples", columns, **USUAL, **head)]}
 
 
+def ranked(agree: bool) -> Planted:
+    """Networks whose curvature at the start ranks with the final training loss, or not."""
+    value = -0.7 if agree else 0.3
+    columns: dict[str, Any] = {
+        "score": np.array(["trace_over_norm"]),
+        "iteration": np.array([0]),
+        "outcome": np.array(["final_loss"]),
+        "networks": np.array([24]),
+        "primary": np.array([True]),
+        "rejected": np.array([False]),
+        "p_value": np.array([np.nan]),
+    }
+    for name in ("correlation", "partial"):
+        columns |= {name: [value], f"{name}_low": [value - 0.2], f"{name}_high": [value + 0.2]}
+    return {"compared_ranks": [plant("compared_ranks", columns, run="nets", half_width=0.4)]}
+
+
 PLANTED: dict[str, Callable[[bool], Planted]] = {
     "original-localised": localised,
     "original-loss-path": loss_path,
@@ -426,6 +443,7 @@ PLANTED: dict[str, Callable[[bool], Planted]] = {
     "noise-power-law": lambda ok: {"gradients": [gradients(USUAL, exponent=1.5 if ok else 0.3)]},
     "few-examples-rule": lambda ok: {"gradients": [gradients(USUAL, participation=0.02 if ok else 0.3)]},
     "noise-scale-grows": noise_scale,
+    "start-curvature-predicts": ranked,
     "adam-gain-full-batch": adam,
     "adam-gain-grows": adam,
     "gradient-norm-depth": deep,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from family_cases import descent_tables, escape_tables, layer_tables
+from family_cases import compared_tables, descent_tables, escape_tables, layer_tables
 from figure_cases import checkpoint_tables, pair_tables, run_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -780,6 +780,7 @@ def tables() -> dict[str, list[Table]]:
     pairs = pair_tables(SIZE, "a", 0, 1, 0.1)
     parts = [checkpoint_tables(SIZE, "a", 3, 0.5, directions=12), run_tables("a", 300, (150,)), pairs]
     parts += [descent_tables(rates=(0.01, 0.1), diverged=(4,)), layer_tables(diverged=(2,)), escape_tables()]
+    parts.append(compared_tables(diverged=(2,)))
     for part in parts:
         for name, table in part.items():
             found.setdefault(name, []).append(table)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from family_cases import descent_tables, escape_tables, layer_tables
+from family_cases import compared_tables, descent_tables, escape_tables, layer_tables
 from figure_cases import checkpoint_tables, pair_tables, run_tables
 from matplotlib.figure import Figure
 
@@ -39,13 +39,15 @@ def family_tables(size: int) -> list[dict[str, Table]]:
     """Tables of families: with one, of one run each; with more than three, of several with many settings."""
     if size == 1:
         one = {"batches": ("B=50",), "seeds": 1}
-        return [descent_tables(("sgd",), **one), layer_tables(("tanh",), (5,), 1), escape_tables(("full",), 1)]
-    usual = [descent_tables(diverged=(4,)), layer_tables(diverged=(2,)), escape_tables()]
+        first = [descent_tables(("sgd",), **one), layer_tables(("tanh",), (5,), 1)]
+        return [*first, escape_tables(("full",), 1), compared_tables((2,), 1)]
+    usual = [descent_tables(diverged=(4,)), layer_tables(diverged=(2,)), escape_tables(), compared_tables()]
     if size <= 3:
         return usual
     methods = ("sgd", "momentum", "rmsprop", "adam")
     many = descent_tables(methods, ("B=1", "B=50", "full"), (0.01, 0.1, 1.0), diverged=(4, 40, 41))
-    return [*usual, many, descent_tables(("adam",), seeds=2), layer_tables(depths=(8, 14, 22))]
+    nets = compared_tables((2, 3, 5, 8) * 5, 3, (0, 30, 31, 32))
+    return [*usual, many, descent_tables(("adam",), seeds=2), layer_tables(depths=(8, 14, 22)), nets]
 
 
 @pytest.fixture(scope="module")

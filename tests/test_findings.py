@@ -11,7 +11,7 @@ import docutils.nodes
 import jinja2
 import numpy as np
 import pytest
-from family_cases import descent_tables, escape_tables, layer_tables
+from family_cases import compared_tables, descent_tables, escape_tables, layer_tables
 from figure_cases import checkpoint_tables, pair_tables, run_tables
 from findings_cases import (
     FULL,
@@ -75,6 +75,7 @@ def measured(size: int, checkpoints: int = 3) -> dict[str, list[Table]]:
     pieces += [checkpoint_tables(size, "r0", 100 * i, i / 12, directions=min(size, 12)) for i in range(checkpoints)]
     pieces += [pair_tables(size, "r0", 100 * a, 100 * b, 0.1) for a, b in itertools.combinations(range(checkpoints), 2)]
     pieces += [descent_tables(seeds=1), layer_tables(("tanh",), (8,)), escape_tables(seeds=6)]
+    pieces.append(compared_tables())
     for name, table in (item for piece in pieces for item in piece.items()):
         found.setdefault(name, []).append(table)
     return found

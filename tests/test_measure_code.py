@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from family_cases import family, family_job, trained
+from family_cases import family, family_job, scores_of, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tracing import executed
@@ -22,10 +22,13 @@ from tracing import executed
 from quadscape.config.sections import Data
 from quadscape.data.sets import prepare
 from quadscape.errors import StoreError
-from quadscape.measures import MEASURES
+from quadscape.measures import MEASURES, SCHEMAS
 from quadscape.measures.declaration import GROUPS, effective_options
 from quadscape.measures.earlier import earlier_tables
+from quadscape.measures.family import Family
 from quadscape.measures.job import Job
+from quadscape.measures.members import columns_of
+from quadscape.measures.result import table_path
 from quadscape.network.checkpoint import Checkpoint
 from quadscape.numerics import apply_numerics
 from quadscape.planning.experiment_file import load_experiment
@@ -49,6 +52,8 @@ TIMES = "s"
 """Unit of what is measured by a clock, which no code computes again."""
 DENSE = {"embedding"}
 """Measures of runs that need more iterates than the archive kept: of the first run of the family."""
+SUMMARY = "interpolation_summary"
+FLOATS = ("bump", "foot", "top", "barrier", "barrier_at", "start", "end", "floor")
 CHAOTIC = ("method", "umap")
 """Column and value of rows that another processor's last bits change as another seed would."""
 # What pydantic calls from annotations, which are not followed.
@@ -104,7 +109,10 @@ class Reference:
             made = replace(made, members=made.members[:2])
         manifests = [folder / f"r{place}/manifest.json" for place in range(len(made.members))]
         options = effective_options(MEASURES[name], {"dtype": "float64"}, 1)
-        return family_job(made, folder / "data.zarr", manifests, **options)
+        job = family_job(made, folder / "data.zarr", manifests, **options)
+        if name == "ruggedness_compared":
+            job.inputs = {**job.inputs, **planted_scores(folder, made)}
+        return job
 
     def tables(self, name: str) -> dict[str, Table]:
         """As the present code computes them."""
@@ -142,6 +150,22 @@ class Reference:
         if name == "curves":
             found["evaluations"] = found["evaluations"].where(found["evaluations"]["split"] != "test")
         return found
+
+
+def planted_scores(folder: Path, made: Family) -> dict[str, list[Path]]:
+    """Tables of other measures that one of a family reads: made up, since each would take a Hessian."""
+    found: dict[str, list[Path]] = {"ruggedness": [], "interpolation": []}
+    for place, member in enumerate(made.members):
+        scores = {"trace_over_norm": 1.0 + place % 5, "largest": 2.0**place, "cosine": np.nan}
+        row = {"split": "train", "monotone": False, **dict.fromkeys(FLOATS, 0.1 * place)}
+        summary = columns_of([row], SCHEMAS[SUMMARY].all_columns())
+        tables = {"ruggedness": scores_of(member.run, 0, **scores), SUMMARY: Table(SCHEMAS[SUMMARY], summary, {})}
+        for measure, (table, content) in zip(found, tables.items(), strict=True):
+            manifest = folder / f"{measure}-{place}/manifest-x.json"
+            manifest.parent.mkdir(exist_ok=True)
+            content.write(table_path(manifest, table))
+            found[measure].append(manifest)
+    return found
 
 
 def earlier_of(name: str, label: str) -> dict[str, Path]:

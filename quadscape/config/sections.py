@@ -476,12 +476,26 @@ class Start(Section):
 
 
 class Chosen(Section):
-    """What a run takes from the best cell of a family: the levels of all axes that it does not share with it."""
+    """What a run takes from a family, once that is trained."""
 
     family: Name
     """Name of the family."""
-    by: Literal["validation"] = "validation"
-    """What is best: the smallest loss on validation data at the end, in the mean over seeds."""
+    by: Literal["validation", "limit"] = "validation"
+    """`validation`: the levels of all axes that the run does not share with the family, from its best cell: the
+    smallest loss on validation data at the end, in the mean over seeds. `limit`: the learning rate alone, `fraction` of
+    the least limit of the range tests at the first checkpoints of those members that have the run's network."""
+    fraction: Positive | None = None
+    """Learning rate over that limit; by `limit` only."""
+
+    later: ClassVar[tuple[str, ...]] = ("fraction",)
+
+    @model_validator(mode="after")
+    def _fraction_goes_with_limit(self) -> Self:
+        if self.by == "limit" and self.fraction is None:
+            raise ValueError("by is 'limit', which needs a fraction above 0 of it")
+        if self.by != "limit" and self.fraction is not None:
+            raise ValueError(f"fraction is {self.fraction:g}, but by is '{self.by}'; valid with it is by: limit")
+        return self
 
 
 class Step(Section):

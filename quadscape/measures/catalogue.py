@@ -17,6 +17,7 @@ from quadscape.measures.overlap.declaration import MEASURE as OVERLAP
 from quadscape.measures.parts.declaration import MEASURE as PARTS
 from quadscape.measures.path.declaration import MEASURE as PATH
 from quadscape.measures.ruggedness.declaration import MEASURE as RUGGEDNESS
+from quadscape.measures.ruggedness_compared.declaration import MEASURE as RUGGEDNESS_COMPARED
 from quadscape.measures.spectrum.declaration import MEASURE as SPECTRUM
 from quadscape.measures.surface.declaration import MEASURE as SURFACE
 from quadscape.measures.tuning.declaration import MEASURE as TUNING
@@ -37,6 +38,7 @@ _ALL = (
     TUNING,
     DESCENT,
     ESCAPE,
+    RUGGEDNESS_COMPARED,
     INTERPOLATION,
     PATH,
     EMBEDDING,

@@ -12,10 +12,17 @@ class Member:
     Attributes:
         run: Its name, `<family>/<8 digits>` or that of an equal run elsewhere.
         labels: Its label on each axis.
+        limits: Runs of its network whose range tests gave its learning rate; none where it was given.
     """
 
     run: str
     labels: Mapping[str, str]
+    limits: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """As JSON values; without limits as before there were any."""
+        found: dict[str, Any] = {"run": self.run, "labels": dict(self.labels)}
+        return found | ({"limits": list(self.limits)} if self.limits else {})
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Family:
             "name": self.name,
             "axes": {axis: list(labels) for axis, labels in self.axes.items()},
             "repeats": list(self.repeats),
-            "members": [{"run": member.run, "labels": dict(member.labels)} for member in self.members],
+            "members": [member.document() for member in self.members],
         }
 
     @classmethod
@@ -62,5 +69,8 @@ class Family:
             document["name"],
             {axis: tuple(labels) for axis, labels in document["axes"].items()},
             tuple(document["repeats"]),
-            tuple(Member(member["run"], dict(member["labels"])) for member in document["members"]),
+            tuple(
+                Member(member["run"], dict(member["labels"]), tuple(member.get("limits", ())))
+                for member in document["members"]
+            ),
         )

@@ -152,6 +152,12 @@ class Job:
 
         return read_table(table_path(self.path(OWNERS[name].name, which), name), SCHEMAS[name])
 
+    def tables(self, name: str) -> list[Table]:
+        """A table of another measure, of every subject that the measure reads it of."""
+        from quadscape.measures import OWNERS
+
+        return [self.table(name, which) for which in range(len(self.inputs[OWNERS[name].name]))]
+
     def objective(self, split: "Split") -> "Objective":
         """The loss at the checkpoint on one split; all splits share one network."""
         from quadscape.network.objective import objective_for

@@ -6,7 +6,7 @@ digits of what determines it, so that neither another label nor a further axis o
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -24,6 +24,9 @@ MOST_MEMBERS = 4096
 """Above which a grid is taken for a mistake."""
 _OF_A_RUN = ("name", "path")
 _SEED = "seed"
+_RATE = "learning_rate.value"
+_OF_NO_RESULT = frozenset({"checkpoints", "curvature_on"})
+"""Keys of a run that its training does not depend on."""
 
 Sentence = Callable[[ValidationError, str], str]
 
@@ -112,6 +115,48 @@ class Choice:
         return found
 
 
+@dataclass(frozen=True)
+class OfLimit:
+    """A learning rate that a run takes as a fraction of the limit of its network.
+
+    Attributes:
+        family: Name of the family whose range tests count.
+        fraction: Learning rate over the limit.
+        starts: Run and iteration of each checkpoint with a range test of the same network.
+        parts: As those of `Choice`.
+    """
+
+    family: str
+    fraction: float
+    starts: tuple[tuple[str, int], ...]
+    parts: tuple[Mapping[str, Any], ...]
+
+    @property
+    def keys(self) -> set[str]:
+        """Keys of `training` that are chosen."""
+        return {"learning_rate"}
+
+    def rate(self, limits: Sequence[float]) -> float:
+        """The learning rate.
+
+        Args:
+            limits: Limit of each of `starts`.
+
+        Returns:
+            `fraction` times the least limit, of three significant digits, so that rounding elsewhere does not tell.
+
+        Raises:
+            ConfigError: A range test found no limit.
+        """
+        for (run, iteration), limit in zip(self.starts, limits, strict=True):
+            if not 0 < limit < float("inf"):
+                raise ConfigError(
+                    f"The range test of run '{run}' at iteration {iteration} found no limit, so that no learning rate "
+                    f"can be chosen from family '{self.family}'; give the rate of its network by hand."
+                )
+        return float(f"{self.fraction * min(limits):.3g}")
+
+
 def inherited(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of a run with those of `training` that it does not override, each whole.
 
@@ -184,17 +229,35 @@ class _Expansion:
             self._digits(run, None, {}): run.name for run in experiment.runs if run.path is None and not run.chosen
         }
         self._grids: list[Family] = []
-        self._choices: dict[str, Choice] = {}
+        self._choices: dict[str, Choice | OfLimit] = {}
+        self._entered: set[str] = set()
+        self._by_limit: list[tuple[Run, tuple[Mapping[str, Any], ...], str]] = []
 
     def whole(self) -> Experiment:
         for index, run in enumerate(self._experiment.runs):
             if run.chosen is not None:
-                self._choices[run.name] = self._choice(run, (self._raw["runs"][index],), {}, f"run '{run.name}'")
+                self._enter(run, (self._raw["runs"][index],), {}, f"run '{run.name}'")
         for family in self._experiment.families:
             self._grids.append(self._family(family))
         found = self._experiment.model_copy(update={"runs": tuple(self._runs.values())})
-        found.enter_families(tuple(self._grids), self._choices)
+        for run, parts, where in self._by_limit:
+            self._choices[run.name] = self._limits(run, parts, where)
+        grids = tuple(replace(grid, members=tuple(map(self._with_limits, grid.members))) for grid in self._grids)
+        found.enter_families(grids, self._choices)
         return found
+
+    def _enter(self, run: Run, parts: tuple[Mapping[str, Any], ...], labels: Mapping[str, str], where: str) -> None:
+        """Notes what a run chooses; limits only when all members are known."""
+        assert run.chosen is not None
+        if run.chosen.by == "limit":
+            self._by_limit.append((run, parts, where))
+        else:
+            self._choices[run.name] = self._choice(run, parts, labels, where)
+
+    def _with_limits(self, member: Member) -> Member:
+        choice = self._choices.get(member.run)
+        starts = choice.starts if isinstance(choice, OfLimit) else ()
+        return replace(member, limits=tuple(run for run, _ in starts))
 
     def _family(self, family: FamilySection) -> Family:
         axes = self._axes[family.name]
@@ -225,9 +288,10 @@ class _Expansion:
             "checkpoints": tuple(sorted({*before.checkpoints, *run.checkpoints})),
             "curvature_on": {**before.curvature_on, **run.curvature_on},
         }
-        self._runs[name] = run.model_copy(update={"name": name, **both})
-        if run.chosen is not None and name not in self._choices:
-            self._choices[name] = self._choice(run, parts, labels, where)
+        run = self._runs[name] = run.model_copy(update={"name": name, **both})
+        if run.chosen is not None and name not in self._entered:
+            self._entered.add(name)
+            self._enter(run, parts, labels, where)
         return name
 
     def _digits(self, run: Run, family: str | None, labels: Mapping[str, str]) -> str:
@@ -250,22 +314,55 @@ class _Expansion:
             determined["start"] = resolved(run.start)
         if run.chosen is not None and family is not None:
             # What will be chosen is not known yet; the labels say among which cells.
-            axes = self._axes.get(run.chosen.family, {})
+            axes = self._axes.get(run.chosen.family, {}) if run.chosen.by != "limit" else {}
             shared = {axis: label for axis, label in labels.items() if len(axes.get(axis, ())) > 1}
             determined["chosen"] = resolved(run.chosen) | {"labels": shared}
         return json_digest(determined)
 
-    def _choice(self, run: Run, parts: tuple[Mapping[str, Any], ...], labels: Mapping[str, str], where: str) -> Choice:
+    def _source(self, run: Run, where: str) -> FamilySection:
+        """The family that a run chooses from."""
         assert run.chosen is not None
         name = run.chosen.family
-        axes = self._axes.get(name)
-        if axes is None:
+        if name not in self._axes:
             raise ConfigError(
                 f"{where}: chosen names the family '{name}'; the families are {listed(list(self._axes))}."
             )
         section = next(family for family in self._experiment.families if family.name == name)
         if "chosen" in section.set:
             raise ConfigError(f"{where}: chosen names the family '{name}', whose own members are chosen from another.")
+        return section
+
+    def _limits(self, run: Run, parts: tuple[Mapping[str, Any], ...], where: str) -> OfLimit:
+        assert run.chosen is not None
+        assert run.chosen.fraction is not None
+        name, experiment = self._source(run, where).name, self._experiment
+        # Before anything is trained: a schedule without a value is no schedule to give a limit to.
+        _validated(_overridden(experiment, self._raw, [*parts, {_RATE: 1.0}]), name, where, self._sentence)
+        grid = next(grid for grid in self._grids if grid.name == name)
+        members = [self._runs[name] for name in dict.fromkeys(member.run for member in grid.members)]
+        alike = [
+            one
+            for one in members
+            if experiment.model_of(one) == experiment.model_of(run)
+            and experiment.loss_of(one) == experiment.loss_of(run)
+            and one.examples == run.examples
+        ]
+        if not alike:
+            raise ConfigError(
+                f"{where}: chosen takes the limit of its network from family '{name}', none of whose members has the "
+                "same model, loss and examples."
+            )
+        starts = tuple((one.name, one.checkpoints[0]) for one in alike if one.checkpoints)
+        if not starts:
+            raise ConfigError(
+                f"{where}: chosen takes a limit from family '{name}', whose members have no checkpoints; valid is "
+                "checkpoints: [0] in its set."
+            )
+        return OfLimit(name, run.chosen.fraction, starts, parts)
+
+    def _choice(self, run: Run, parts: tuple[Mapping[str, Any], ...], labels: Mapping[str, str], where: str) -> Choice:
+        name = self._source(run, where).name
+        axes = self._axes[name]
         varied = {axis: levels for axis, levels in axes.items() if len(levels) > 1}
         open_axes = {a: levels for a, levels in varied.items() if a not in labels and not _is_repeat(levels)}
         for axis, label in labels.items():
@@ -327,8 +424,8 @@ def _label(value: Any) -> str:
 
 
 def _is_repeat(levels: Sequence[Level]) -> bool:
-    """Whether an axis only changes the seed."""
-    return all(set(level.overrides) == {_SEED} for level in levels)
+    """Whether an axis only changes the seed, and perhaps at which iterations each is analysed."""
+    return all(set(level.overrides) - _OF_NO_RESULT == {_SEED} for level in levels)
 
 
 def _validated(raw: Mapping[str, Any], name: str, where: str, sentence: Sentence) -> Run:
@@ -354,6 +451,33 @@ def chosen_run(
     """
     choice: Choice = experiment.choices[name]
     best = choice.best(losses)
-    parts = [*choice.parts, *(level.overrides for level in best.levels.values())]
-    run = _validated(_overridden(experiment, raw, parts), choice.family, name, lambda error, _: str(error))
-    return run.model_copy(update={"name": name}), best.levels
+    found = _with(experiment, raw, name, choice, [level.overrides for level in best.levels.values()])
+    return found, best.levels
+
+
+def run_at_limit(experiment: Experiment, raw: Mapping[str, Any], name: str, limits: Sequence[float]) -> Run:
+    """A run whose learning rate is a fraction of a limit; a `ConfigError` says why it cannot be.
+
+    Args:
+        experiment: The experiment.
+        raw: The file's content.
+        name: The run's.
+        limits: What range tests found, in the order of `OfLimit.starts`.
+
+    Returns:
+        The run.
+    """
+    choice: OfLimit = experiment.choices[name]
+    return _with(experiment, raw, name, choice, [{_RATE: choice.rate(limits)}])
+
+
+def _with(
+    experiment: Experiment,
+    raw: Mapping[str, Any],
+    name: str,
+    choice: Choice | OfLimit,
+    chosen: Sequence[Mapping[str, Any]],
+) -> Run:
+    """A run with what is chosen over its own keys."""
+    overridden = _overridden(experiment, raw, [*choice.parts, *chosen])
+    return _validated(overridden, choice.family, name, lambda error, _: str(error)).model_copy(update={"name": name})

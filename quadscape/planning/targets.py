@@ -27,10 +27,11 @@ from quadscape.measures.declaration import (
 )
 from quadscape.measures.earlier import earlier_tables, take_over
 from quadscape.planning.experiment import MOST_RUNS
+from quadscape.planning.families import OfLimit
 from quadscape.planning.labels import measure_label
 from quadscape.planning.problem import Problem, memory_mb, runtime_minutes
 from quadscape.planning.together import part_of, unknown_members
-from quadscape.planning.tuned import TUNING
+from quadscape.planning.tuned import LIMITS, TUNING
 from quadscape.provenance.versions import STAGE_VERSIONS
 from quadscape.results.places import Places
 from quadscape.stored import stored_document
@@ -270,6 +271,11 @@ class Targets:
                 found[name] = [self.places.trajectory(one) for one in runs]
             elif name in MEASURES and MEASURES[name].of == measure.of:
                 found[name] = [self.result(name, run, key)]
+            elif name in MEASURES and grid is not None and MEASURES[name].of == "checkpoint":
+                # Also where their learning rates come from: that is of the same networks.
+                at = [self.result(name, one, key) for one in runs for key in self.keys(MEASURES[name], one)]
+                limits = [path for one in runs for path in self._limits(one)] if name == LIMITS else []
+                found[name] = list(dict.fromkeys([*limits, *at]))
             elif name in MEASURES:
                 subjects = iterations or [WHOLE_RUN]
                 found[name] = [self.result(name, one, subject) for one in runs for subject in subjects]
@@ -441,9 +447,17 @@ class Targets:
         ]
 
     def tuning(self, run: str) -> list[str]:
-        """The table from which a run takes what it chooses; nothing where it chooses nothing."""
+        """The tables from which a run takes what it chooses; nothing where it chooses nothing."""
         choice = self.experiment.choices.get(run)
-        return [] if choice is None else [self.result(TUNING, choice.family, WHOLE_FAMILY)]
+        if choice is None or isinstance(choice, OfLimit):
+            return self._limits(run)
+        return [self.result(TUNING, choice.family, WHOLE_FAMILY)]
+
+    def _limits(self, run: str) -> list[str]:
+        """The range tests that give a run its learning rate; none where it is given otherwise."""
+        choice = self.experiment.choices.get(run)
+        starts = choice.starts if isinstance(choice, OfLimit) else ()
+        return [self.result(LIMITS, start, str(iteration)) for start, iteration in starts]
 
     def everything(self) -> list[str]:
         """All figures and pages, the findings, which read every result, and eigenbases on subsets."""

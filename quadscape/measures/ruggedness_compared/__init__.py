@@ -1,0 +1,1 @@
+"""Does a score of ruggedness tell which network is hard to train?"""
