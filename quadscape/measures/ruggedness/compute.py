@@ -385,24 +385,24 @@ def rate_scores(constant: np.ndarray, ramp: np.ndarray, curvature: float) -> dic
         curvature: λ₁ + δ.
 
     Returns:
-        limit, limit_ratio and ramp_limit: interpolated between the last rate at which they shrink and the first from
-        which on they grow; the interval is between these two.
+        limit, limit_ratio and ramp_limit: interpolated between the first rate at which they grow and the one before;
+        the interval is between these two. Beyond, both runs may come to lie where the loss is flatter, and the
+        displacement shrinks again.
     """
     over = "between two rates tried"
     limit = Value(*crossing(constant), over)
     return {
         "limit": limit,
         "limit_ratio": limit.times(curvature / 2),
-        "ramp_limit": Value(*crossing(ramp, first=True), over),
+        "ramp_limit": Value(*crossing(ramp), over),
     }
 
 
-def crossing(tried: np.ndarray, *, first: bool = False) -> tuple[float, float, float]:
-    """The rate at which growth passes 1, interpolated linearly, as |1 − ηλ̃| is beyond 1/λ̃.
+def crossing(tried: np.ndarray) -> tuple[float, float, float]:
+    """The rate at which growth first passes 1, interpolated linearly, as |1 − ηλ̃| is beyond 1/λ̃.
 
     Args:
         tried: Rates, ascending, and growth, NaN where there is none, shape (n, 2).
-        first: Whether the first rate with growth counts, not the one from which on all grow.
 
     Returns:
         The rate, and those on both sides of it. Growth at every rate leaves the lower end at 0, none the upper one
@@ -412,9 +412,9 @@ def crossing(tried: np.ndarray, *, first: bool = False) -> tuple[float, float, f
     if not len(rates):
         return (math.nan,) * 3
     above = growth > 1
-    if not above.any() or (not first and not above[-1]):
+    if not above.any():
         return math.nan, float(rates[-1]), math.inf
-    place = int(np.argmax(above)) if first else len(above) - int(np.argmin(above[::-1])) if not above.all() else 0
+    place = int(np.argmax(above))
     if place == 0:
         return math.nan, 0.0, float(rates[0])
     low, high = float(rates[place - 1]), float(rates[place])
