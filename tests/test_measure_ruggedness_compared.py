@@ -358,6 +358,15 @@ def test_a_wrong_choice_is_one_sentence(chosen: dict[str, Any], more: dict[str, 
     assert "\n" not in str(caught.value)
 
 
+def test_every_checkpoint_counts() -> None:
+    starts = {**STARTS, "set": {**STARTS["set"], "iterations": 10, "checkpoints": [0, 10]}}
+    experiment = parse_experiment(raw(starts, NETS))
+    member = experiment.grids[1].members[0]
+    assert len(member.limits) == 2
+    expected = tuple((run, iteration) for run in member.limits for iteration in (0, 10))
+    assert experiment.choices[member.run].starts == expected
+
+
 def test_a_family_without_checkpoints_has_no_limits() -> None:
     starts = {**STARTS, "set": {**STARTS["set"], "checkpoints": []}}
     with pytest.raises(ConfigError, match=r"whose members have no checkpoints; valid is checkpoints: \[0\] in its set"):

@@ -483,7 +483,7 @@ class Chosen(Section):
     by: Literal["validation", "limit"] = "validation"
     """`validation`: the levels of all axes that the run does not share with the family, from its best cell: the
     smallest loss on validation data at the end, in the mean over seeds. `limit`: the learning rate alone, `fraction` of
-    the least limit of the range tests at the first checkpoints of those members that have the run's network."""
+    the least limit of the range tests at the checkpoints of those members that have the run's network."""
     fraction: Positive | None = None
     """Learning rate over that limit; by `limit` only."""
 

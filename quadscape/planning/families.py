@@ -257,7 +257,7 @@ class _Expansion:
     def _with_limits(self, member: Member) -> Member:
         choice = self._choices.get(member.run)
         starts = choice.starts if isinstance(choice, OfLimit) else ()
-        return replace(member, limits=tuple(run for run, _ in starts))
+        return replace(member, limits=tuple(dict.fromkeys(run for run, _ in starts)))
 
     def _family(self, family: FamilySection) -> Family:
         axes = self._axes[family.name]
@@ -352,7 +352,7 @@ class _Expansion:
                 f"{where}: chosen takes the limit of its network from family '{name}', none of whose members has the "
                 "same model, loss and examples."
             )
-        starts = tuple((one.name, one.checkpoints[0]) for one in alike if one.checkpoints)
+        starts = tuple((one.name, iteration) for one in alike for iteration in one.checkpoints)
         if not starts:
             raise ConfigError(
                 f"{where}: chosen takes a limit from family '{name}', whose members have no checkpoints; valid is "
