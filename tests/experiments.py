@@ -41,6 +41,7 @@ TINY = {
         "density": {"vectors": 2, "steps": 8},
         # What takes long, and goes the same ways as what is left: the tiny gallery has them.
         "embedding": False,
+        "fractal": False,
         "ruggedness": False,
         "surface": False,
     },

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from measure_cases import GivenGradients, PlainBasis, chosen, random_orthogonal
 from scipy.sparse.linalg import aslinearoperator
-from view_cases import connection_tables, embedding_tables, line_tables, path_tables, rugged_tables
+from view_cases import connection_tables, embedding_tables, fractal_tables, line_tables, path_tables, rugged_tables
 
 from quadscape.measures.curves import compute as curves
 from quadscape.measures.density import compute as density
@@ -116,6 +116,7 @@ def checkpoint_tables(
     filters = Filters(np.arange(size) * 8 // size - 1, 7)
     planes = chosen("surface", resolution=9, samples=4)
     tables |= rugged_tables(head)
+    tables |= fractal_tables(head)
     return tables | surface.measure(training, basis, theta, filters, planes, head)
 
 

@@ -404,6 +404,28 @@ def ranked(agree: bool) -> Planted:
     return {"compared_ranks": [plant("compared_ranks", columns, run="nets", half_width=0.4)]}
 
 
+def nested_lines(agree: bool) -> Planted:
+    """Windows of three lines, with an exponent of 1 in all of them, or of 2 in the widest and nothing in the others."""
+    lines, windows = np.repeat(["top", "bulk", "random"], 8), np.tile(np.arange(4).repeat(2), 3)
+    precision = np.tile(["float64", "float32"], 12)
+    exact = precision == "float64"
+    above = exact & (agree | (windows == 0))
+    exponent = np.where(above, (1.0 if agree else 1.99) + 0.004 * np.sin(np.arange(24)), np.nan)
+    columns = {
+        "line": lines,
+        "window": windows,
+        "precision": precision,
+        "half_width": 0.1 * 10.0**-windows,
+        "residual": np.where(exact, 1e-17, 1e-8),
+        "floor": np.where(exact, 1e-17, 1e-8),
+        "exponent": exponent,
+        "exponent_low": exponent - 0.02,
+        "exponent_high": exponent + 0.02,
+        "state": np.where(above, "rough" if agree else "smooth", "none above the floor"),
+    }
+    return {"fractal": [plant("fractal", columns, **USUAL, iteration=2000, theta_norm=10.0)]}
+
+
 PLANTED: dict[str, Callable[[bool], Planted]] = {
     "original-localised": localised,
     "original-loss-path": loss_path,
@@ -448,6 +470,7 @@ PLANTED: dict[str, Callable[[bool], Planted]] = {
     "adam-gain-grows": adam,
     "gradient-norm-depth": deep,
     "interpolation-monotone": line,
+    "loss-fractal": nested_lines,
     "trajectory-pca-random-walk": path,
     "random-planes-hide-saddles": planes,
 }

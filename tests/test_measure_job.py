@@ -26,7 +26,11 @@ from quadscape.tables import read_table
 from results import small_experiment
 
 EXPERIMENT = small_experiment(
-    measures={"line_search": {"directions": 5, "points": 9}, "density": {"vectors": 4, "steps": 6}}
+    measures={
+        "line_search": {"directions": 5, "points": 9},
+        "density": {"vectors": 4, "steps": 6},
+        "fractal": {"windows": 2, "points": 129, "examples": 32},
+    }
 )
 
 

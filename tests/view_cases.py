@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from family_cases import training
-from measure_cases import chosen
+from measure_cases import PlainBasis, chosen
 from problems import SMALL, dense_hessian, problem
 
 from quadscape.config.sections import Data, Run
 from quadscape.data.sets import prepare
 from quadscape.measures.connection import compute as connection
 from quadscape.measures.embedding import compute as embedding
+from quadscape.measures.fractal import compute as fractal
+from quadscape.measures.fractal.declaration import PRECISIONS
 from quadscape.measures.interpolation import compute as interpolation
 from quadscape.measures.job import Job
 from quadscape.measures.members import model_section
@@ -22,6 +25,7 @@ from quadscape.measures.path import compute as path
 from quadscape.measures.ruggedness import compute as ruggedness
 from quadscape.measures.ruggedness.spectral import exact_scores
 from quadscape.measures.run_losses import Evaluation
+from quadscape.network.filters import Filters
 from quadscape.stage.run import run_stage
 from quadscape.tables import Table
 from quadscape.training.task import TrainingTask
@@ -108,6 +112,22 @@ def run_job(folder: Path, model: Mapping[str, Any], options: Mapping[str, Any], 
     run_stage(task, folder / "run", log=lambda _: None)
     inputs = {"data": [data], "trajectory": [folder / "run" / "manifest.json"]}
     return Job("r", (), {"dtype": "float64", **options}, inputs, device="cpu", log=lambda _: None)
+
+
+@cache
+def _fractal() -> dict[str, Table]:
+    both = {name: problem(*SMALL["mlp"], getattr(torch, name), count=20, chunk=64) for name in PRECISIONS}
+    objective, theta = both["float64"]
+    values, vectors = np.linalg.eigh(dense_hessian(objective, theta).numpy())
+    basis, filters = PlainBasis(values[::-1], vectors[:, ::-1]), Filters.of(objective.layout)
+    options, head = chosen("fractal", windows=4, points=129), HEAD | {"iteration": 0}
+    losses = {name: loss for name, (loss, _) in both.items()}
+    return fractal.measure(losses, basis, theta.numpy(), filters, options, head)
+
+
+def fractal_tables(head: Mapping[str, Any]) -> dict[str, Table]:
+    """Nested lines of one small network, said to be of another checkpoint."""
+    return {name: Table(t.schema, t.columns, t.attributes | head) for name, t in _fractal().items()}
 
 
 @cache

@@ -8,6 +8,7 @@ from quadscape.measures.descent.declaration import MEASURE as DESCENT
 from quadscape.measures.embedding.declaration import MEASURE as EMBEDDING
 from quadscape.measures.escape.declaration import MEASURE as ESCAPE
 from quadscape.measures.final_test.declaration import MEASURE as FINAL_TEST
+from quadscape.measures.fractal.declaration import MEASURE as FRACTAL
 from quadscape.measures.gradients.declaration import MEASURE as GRADIENTS
 from quadscape.measures.interpolation.declaration import MEASURE as INTERPOLATION
 from quadscape.measures.layers.declaration import MEASURE as LAYERS
@@ -34,6 +35,7 @@ _ALL = (
     LOCALISATION,
     OVERLAP,
     RUGGEDNESS,
+    FRACTAL,
     LAYERS,
     TUNING,
     DESCENT,

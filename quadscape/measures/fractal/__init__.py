@@ -1,0 +1,1 @@
+"""Is the loss fractal at small scales? Nested line searches against the measured rounding floor."""
