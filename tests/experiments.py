@@ -43,6 +43,7 @@ TINY = {
         "embedding": False,
         "fractal": False,
         "ruggedness": False,
+        "sharpness": False,
         "surface": False,
     },
 }

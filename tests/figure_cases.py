@@ -5,7 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 from measure_cases import GivenGradients, PlainBasis, chosen, random_orthogonal
 from scipy.sparse.linalg import aslinearoperator
-from view_cases import connection_tables, embedding_tables, fractal_tables, line_tables, path_tables, rugged_tables
+from view_cases import (
+    connection_tables,
+    embedding_tables,
+    fractal_tables,
+    line_tables,
+    path_tables,
+    rugged_tables,
+    sharpness_tables,
+)
 
 from quadscape.measures.curves import compute as curves
 from quadscape.measures.density import compute as density
@@ -168,4 +176,5 @@ def run_tables(run: str, steps: int, drops: tuple[int, ...]) -> dict[str, Table]
         | path_tables(run)
         | embedding_tables(run)
         | connection_tables(run, "b")
+        | sharpness_tables(run, rate, drops)
     )

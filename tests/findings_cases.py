@@ -147,6 +147,38 @@ def settled(setting: dict[str, Any], share: float, momentum: float = 0.0) -> Pla
     return {"spectrum": tables, "curves": [curves(np.arange(0, 2001, 10), lambda _: 0.1, **setting)]}
 
 
+def sharp(name: str, largest: float, ratio: float, setting: dict[str, Any]) -> list[Table]:
+    """The two tables of a run whose λ₁ has settled, with a batch sharpness of so many times 2/η."""
+    head = {**setting, "run": name}
+    course = {"state": ["converged"] * 2, "iteration": [0, 1000], "largest": [1.0, largest], "residual": [1e-6] * 2}
+    course |= {"limit": [20.0, 20.0], "scaled": [np.nan, np.nan]}
+    means = {"largest": largest, "batch_ratio": ratio}
+    ends = {
+        f"{name}{end}": [value * by] for name, value in means.items() for end, by in (("_low", 0.98), ("_high", 1.02))
+    }
+    plateau = {
+        "first": [0],
+        "last": [1000],
+        "learning_rate": [0.1],
+        "iterates": [60],
+        "blocks": [20],
+        "settled": [True],
+    }
+    plateau |= {name: [value] for name, value in means.items()} | ends | {"change_low": [-0.1], "change_high": [0.1]}
+    return [plant("sharpness", course, **head), plant("sharpness_plateaus", plateau, **head)]
+
+
+def sharpness(*runs: list[Table]) -> Planted:
+    """Of several runs."""
+    return {"sharpness": [run[0] for run in runs], "sharpness_plateaus": [run[1] for run in runs]}
+
+
+def decays(agree: bool) -> Planted:
+    """A run without weight decay beside one with it."""
+    without = sharp("without", 4.0 if agree else 16.0, 1.0, ORIGINAL | {"weight_decay": 0.0})
+    return sharpness(without, sharp("with", 18.0, 1.0, ORIGINAL))
+
+
 def outliers(normalization: str, count: int) -> Planted:
     bulk = power(1000, 0.2, 0.1)
     eigenvalues = np.concatenate([np.linspace(5, 1, count), bulk])
@@ -455,6 +487,8 @@ PLANTED: dict[str, Callable[[bool], Planted]] = {
     "outliers-classes": lambda ok: outliers("none", 10 if ok else 28),
     "outliers-batchnorm": lambda ok: outliers("batch", 1 if ok else 10),
     "outliers-gauss-newton": parts,
+    "original-edge-needs-decay": decays,
+    "batch-sharpness-edge": lambda ok: sharpness(sharp("r", 10.0, 1.0 if ok else 0.4, USUAL)),
     "edge-full-batch": lambda ok: settled(FULL, 1.0 if ok else 0.3),
     "edge-mini-batch-below": lambda ok: settled(USUAL, 0.5 if ok else 1.1),
     "top-subspace-preserved": subspace,

@@ -50,7 +50,7 @@ WELLS = {"factory": "quadscape.network.planted:multi_well", "arguments": {"dimen
 LOSSES = ("cross_entropy", "squared_error")
 TIMES = "s"
 """Unit of what is measured by a clock, which no code computes again."""
-DENSE = {"embedding"}
+DENSE = {"embedding", "sharpness"}
 """Measures of runs that need more iterates than the archive kept: of the first run of the family."""
 SUMMARY = "interpolation_summary"
 FLOATS = ("bump", "foot", "top", "barrier", "barrier_at", "start", "end", "floor")

@@ -25,6 +25,9 @@ from quadscape.measures.path import compute as path
 from quadscape.measures.ruggedness import compute as ruggedness
 from quadscape.measures.ruggedness.spectral import exact_scores
 from quadscape.measures.run_losses import Evaluation
+from quadscape.measures.sharpness import compute as sharpness
+from quadscape.measures.sharpness.compute import NUMBERS
+from quadscape.measures.sharpness.iterates import chosen_iterates
 from quadscape.network.filters import Filters
 from quadscape.stage.run import run_stage
 from quadscape.tables import Table
@@ -112,6 +115,24 @@ def run_job(folder: Path, model: Mapping[str, Any], options: Mapping[str, Any], 
     run_stage(task, folder / "run", log=lambda _: None)
     inputs = {"data": [data], "trajectory": [folder / "run" / "manifest.json"]}
     return Job("r", (), {"dtype": "float64", **options}, inputs, device="cpu", log=lambda _: None)
+
+
+def sharpness_tables(run: str, rates: np.ndarray, drops: tuple[int, ...], **head: Any) -> dict[str, Table]:
+    """A largest eigenvalue that rises to the stability limit of heavy-ball and fluctuates there; some iterates fail."""
+    iterations = chosen_iterates(np.arange(len(rates) + 1), drops, 64)
+    count, generator = len(iterations), np.random.default_rng(len(run))
+    limit = 3.8 / rates[np.maximum(iterations - 1, 0)]
+    largest = (
+        limit * (1 - np.exp(-iterations / (0.1 * len(rates) + 1))) * np.exp(0.1 * generator.standard_normal(count))
+    )
+    numbers = {name: np.zeros(count) for name in NUMBERS} | {"largest": largest + 0.5, "second": 0.6 * largest}
+    numbers |= {"loss": 2 * np.exp(-iterations / (0.2 * len(rates) + 1)), "norm": np.linspace(4, 3, count)}
+    numbers["state"] = np.where(np.arange(count) % 11 == 3, 1.0, 0.0)
+    for name, share in (("batch_sharpness", 0.3), ("mean_ratio", 0.25)):
+        middle = share * largest * np.exp(0.1 * generator.standard_normal(count))
+        numbers |= {name: middle, f"{name}_low": 0.7 * middle, f"{name}_high": 1.4 * middle}
+    given = {"momentum": 0.9, "nesterov": False, "no_limit": "", "weight_decay": 1e-3, "batch_size": 64, "batches": 16}
+    return sharpness.tabulate(iterations, numbers, rates, HEAD | {"run": run} | given | head)
 
 
 @cache

@@ -13,6 +13,7 @@ from quadscape.findings.known import known_rows
 from quadscape.findings.numbers import number, percent
 from quadscape.findings.reading import RunTables, Tables
 from quadscape.findings.statement import Estimate, Statement, compared, described, untestable
+from quadscape.measures.stability import stability_limit
 from quadscape.tables import Table
 
 MEASURE = "spectrum"
@@ -319,22 +320,6 @@ def _after_drops(run: RunTables, tables: Tables) -> list[Statement]:
         at: dict[str, Any] = {"measure": MEASURE, "run": run.run, "iterations": iterations}
         found.append(compared(row, text, Estimate(value, low, high, _NUMERICAL), run.setting, **at))
     return found
-
-
-def stability_limit(rate: float, momentum: float, nesterov: bool) -> float:
-    """Largest stable curvature of gradient descent with momentum on a quadratic.
-
-    Heavy-ball: 2(1+μ)/η (Polyak, 1964). Nesterov's momentum: 2(1+μ)/((1+2μ)η) (Cohen et al., arXiv 2103.00065).
-
-    Args:
-        rate: η.
-        momentum: μ.
-        nesterov: Whether the momentum is Nesterov's.
-
-    Returns:
-        The limit of λ̃ = λ + δ.
-    """
-    return 2 * (1 + momentum) / rate / (1 + 2 * momentum if nesterov else 1)
 
 
 def _limits(run: RunTables, tables: Tables) -> list[Statement]:

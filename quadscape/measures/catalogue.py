@@ -19,6 +19,7 @@ from quadscape.measures.parts.declaration import MEASURE as PARTS
 from quadscape.measures.path.declaration import MEASURE as PATH
 from quadscape.measures.ruggedness.declaration import MEASURE as RUGGEDNESS
 from quadscape.measures.ruggedness_compared.declaration import MEASURE as RUGGEDNESS_COMPARED
+from quadscape.measures.sharpness.declaration import MEASURE as SHARPNESS
 from quadscape.measures.spectrum.declaration import MEASURE as SPECTRUM
 from quadscape.measures.surface.declaration import MEASURE as SURFACE
 from quadscape.measures.tuning.declaration import MEASURE as TUNING
@@ -30,6 +31,7 @@ _ALL = (
     SPECTRUM,
     PARTS,
     DENSITY,
+    SHARPNESS,
     LINE_SEARCH,
     GRADIENTS,
     LOCALISATION,

@@ -138,12 +138,15 @@ class Job:
         return self.bases[0]
 
     def sizes(self) -> Sizes:
-        """Sizes that the cost of a measure of a checkpoint follows from."""
+        """Sizes that the cost of a measure of a checkpoint or a run follows from."""
         from quadscape.data.info import data_info
 
         info = data_info(self.path("data"))
         counts, pixels = info.counts, math.prod(info.shape)
-        size = len(self._stored_checkpoint[0]["theta"])
+        if "checkpoint" in self.inputs:
+            size = len(self._stored_checkpoint[0]["theta"])
+        else:
+            size = int(self.trajectory().stage.manifest["parameters"]["parameters"])
         return Sizes(size, counts["train"], counts["validation"], counts["test"], len(info.classes), 8 * pixels, 8)
 
     def table(self, name: str, which: int = 0) -> Table:

@@ -9,6 +9,7 @@ from quadscape.measures.members import model_section
 
 if TYPE_CHECKING:
     from quadscape.measures.job import Job
+    from quadscape.network.objective import Objective
     from quadscape.training.trajectory import Trajectory
 
 SPLITS = ("train", "validation")
@@ -85,6 +86,19 @@ class RunLosses:
         """
         self._freeze(theta)
         return {name: _evaluation(objective, theta) for name, objective in self._objectives.items()}
+
+    def objective(self, split: str, theta: np.ndarray) -> "Objective":
+        """The loss over a split around one point.
+
+        Args:
+            split: Its name.
+            theta: θ, float64, shape (P,), at which statistics of BatchNorm are frozen.
+
+        Returns:
+            The objective, of which there is one per split.
+        """
+        self._freeze(theta)
+        return self._objectives[split]
 
     def _freeze(self, theta: np.ndarray) -> None:
         if self._frozen is None:

@@ -1,0 +1,1 @@
+"""The largest eigenvalue through training, beside what stability allows and what batches see."""
