@@ -35,6 +35,13 @@ def unpack(archive: Path, target: Path) -> None:
         opened.extractall(target, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
 
 
+def jobs(output: str) -> Counter[str]:
+    """Rules that Snakemake lists, or has run, with counts."""
+    listed = Counter(re.findall(r"^ *(?:local)?rule (\w+):", output, flags=re.MULTILINE))
+    del listed["all"]
+    return listed
+
+
 class Checkout:
     """A copy of the project, with an experiment file, in which commands are run."""
 
@@ -43,7 +50,9 @@ class Checkout:
         for name in PROJECT:
             source = ROOT / name
             if source.is_dir():
-                shutil.copytree(source, path / name, ignore=shutil.ignore_patterns("__pycache__"))
+                # With compiled modules, which hold for the very same files alone, and what definitions follow from, as
+                # long as no source changes; without what is just being written.
+                shutil.copytree(source, path / name, ignore=shutil.ignore_patterns("*.pyc.*", ".definitions-*"))
             else:
                 path.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, path / name)
@@ -98,9 +107,7 @@ class Checkout:
         """Rules that a dry run lists, with counts."""
         code, self.listing = self.snakemake("-n", *targets)
         assert code == 0, self.listing
-        listed = Counter(re.findall(r"^ *(?:local)?rule (\w+):", self.listing, flags=re.MULTILINE))
-        del listed["all"]
-        return listed
+        return jobs(self.listing)
 
     def figures(self) -> set[str]:
         """Figures that the last dry run lists."""

@@ -70,15 +70,23 @@ def extract(
 
 def curvature(root: Path, experiment: Experiment, iteration: int) -> None:
     """Everything of one checkpoint; what is finished is only checked."""
-    places, options = Places(experiment.name, experiment.curvature), experiment.curvature
+    places = Places(experiment.name, experiment.curvature)
     data, checkpoint = root / places.data, root / places.checkpoint("a", iteration)
-    shard, hessian = places.hessian_shard("a", iteration, 1), places.hessian("a", iteration)
+    hessian_and_basis(root, places, experiment, "a", iteration, data)
+    if iteration == ITERATIONS[-1]:
+        task = GaussNewtonTask(checkpoint, data, experiment.curvature, "cpu")
+        run(task, root, places.gauss_newton("a", iteration))
+
+
+def hessian_and_basis(
+    root: Path, places: Places, experiment: Experiment, name: str, key: int | str, data: Path
+) -> None:
+    """Hessian and eigenbasis of a checkpoint of a run, on some data."""
+    options, checkpoint = experiment.curvature, root / places.checkpoint(name, key)
+    shard, hessian = places.hessian_shard(name, key, 1), places.hessian(name, key)
     run(HessianShardTask(checkpoint, data, options, "cpu"), root, shard)
     run(HessianTask((root / hessian).parent, checkpoint, data, options, "cpu"), root, hessian)
-    basis = places.eigenbasis("a", iteration)
-    run(EigenbasisTask(root / hessian, checkpoint, data, options, "cpu"), root, basis)
-    if iteration == ITERATIONS[-1]:
-        run(GaussNewtonTask(checkpoint, data, options, "cpu"), root, places.gauss_newton("a", iteration))
+    run(EigenbasisTask(root / hessian, checkpoint, data, options, "cpu"), root, places.eigenbasis(name, key))
 
 
 def measure_spectrum(root: Path, experiment: Experiment, iteration: int) -> Path:

@@ -416,6 +416,8 @@ def test_gallery_and_tiny_declare_the_same_and_the_study_has_five_seeds() -> Non
     assert [run.name for run in gallery.listed_runs] == [run.name for run in tiny.listed_runs]
     checkpoints = [[len(run.checkpoints) for run in experiment.listed_runs] for experiment in (gallery, tiny)]
     assert checkpoints[0] == checkpoints[1]
+    subsets = [[sorted(run.curvature_on) for run in experiment.listed_runs] for experiment in (gallery, tiny)]
+    assert subsets[0] == subsets[1] == [[], ["few"], []]
     assert tiny.model.factory == gallery.model.factory
     sizes = Problem.of(tiny).networks
     assert all(sizes[run.name].parameters <= 600 for run in tiny.listed_runs)

@@ -26,7 +26,7 @@ from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.families import chosen_run
 from quadscape.planning.problem import Problem
 from quadscape.planning.targets import MeasureRule, Targets
-from quadscape.planning.together import PARTS, part_of, take_manifest
+from quadscape.planning.together import PARTS, Training, part_of, take_manifest, train_member
 from quadscape.stage.run import run_stage
 from quadscape.training.task import TrainingTask
 from quadscape.training.trajectory import Trajectory
@@ -353,67 +353,76 @@ def test_a_damaged_record_of_a_part_is_no_record(tmp_path: Path) -> None:
     assert not take_manifest(tmp_path / "part.json", "f/1", "x", tmp_path / "trajectory/manifest.json")
 
 
-@pytest.fixture(scope="module")
-def family_made(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A checkout in which a family of 12 is trained and its table made."""
-    checkout = Checkout(tmp_path_factory.mktemp("family"))
-    checkout.configure(families=[RATES])
-    code, output = checkout.snakemake(table_of(RATES))
-    assert code == 0, output
-    return checkout
+FEW = varied(seed=[0, 1])
 
 
 def table_of(*families: Mapping[str, Any]) -> str:
     return Targets(Problem.of(with_families(*families))).results("tuning")[-1]
 
 
+@pytest.fixture(scope="module")
+def family_made(finished: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout in which a family of 6 is trained, by jobs that are killed twice on the way, and its table made."""
+    checkout = Checkout.at(Path(shutil.copytree(finished.path, tmp_path_factory.mktemp("family") / "copy")))
+    checkout.configure(families=[FEW])
+
+    def begun() -> int:
+        return len(list(checkout.path.glob("results/tiny/runs/rates/*/trajectory/store.zarr")))
+
+    ended = []
+    for _ in range(2):
+        child = checkout.begin(*checkout.command(table_of(FEW)))
+        most = min(begun() + 2, 6)
+        limit = time.time() + 60
+        while child.poll() is None and time.time() < limit and begun() < most:
+            time.sleep(0.05)
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        ended += [child.returncode]
+    assert -signal.SIGKILL in ended
+    code, output = checkout.snakemake(table_of(FEW))
+    assert code == 0, output
+    return checkout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_job_of_many_that_is_killed_goes_on(
+    family_made: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(family_made.path)
+    made = sorted(Path("results/tiny/runs/rates").glob("*/trajectory/manifest.json"))
+    experiment = with_families(FEW)
+    targets = Targets(Problem.of(experiment))
+    assert len(made) == 6
+    for manifest in made:
+        run = f"rates/{manifest.parts[-3]}"
+        training = Training({}, targets.training_inputs(run), str(tmp_path / run / "trajectory/manifest.json"))
+        train_member(experiment, {}, run, training, log=lambda _: None)
+        assert Path(training.manifest).read_bytes() == manifest.read_bytes()
+
+
 @pytest.mark.slow
 def test_a_family_grows_without_training_again(family_made: Checkout) -> None:
     checkout = family_made
-    checkout.configure(families=[RATES])
-    assert checkout.plan(table_of(RATES)) == {}
-    more = varied(**{"learning_rate.value": [0.05, 0.1, 0.2, 0.4]})
+    # The same family, said with axes of one level that change nothing.
+    same = varied(seed=[0, 1], momentum=[0.9], weight_decay=[0.001])
+    checkout.configure(families=[same])
+    assert checkout.plan(table_of(same)) == {}
+    more = varied(**{"learning_rate.value": [0.05, 0.1, 0.2, 0.4], "seed": [0, 1]})
     checkout.configure(families=[more])
-    parts = {part_of(member.run) for member in with_families(more).grids[0].members[12:]}
-    expected = {"train_together": len(parts), "train_member": 4, "measure_tuning": 1}
-    plan = checkout.plan(table_of(more))
-    plan.pop("total", None)
-    assert plan == expected
-    output = checkout.listing
-    old = [member.run for member in with_families(RATES).grids[0].members]
-    assert not [run for run in old if f"run={run}" in output], output
+    parts = {part_of(member.run) for member in with_families(more).grids[0].members[6:]}
+    expected = {"train_together": len(parts), "train_member": 2, "measure_tuning": 1}
+    assert checkout.plan(table_of(more)) == expected
+    old = [member.run for member in with_families(FEW).grids[0].members]
+    assert not [run for run in old if f"run={run}" in checkout.listing], checkout.listing
     # The same where Snakemake remembers nothing.
     (checkout.path / ".snakemake").rename(checkout.path / "remembered")
     again = checkout.plan(table_of(more))
-    again.pop("total", None)
     shutil.rmtree(checkout.path / ".snakemake")
     (checkout.path / "remembered").rename(checkout.path / ".snakemake")
     assert again == expected
-    for axes in ({"momentum": [0.9]}, {"weight_decay": [0.001]}):
-        checkout.configure(families=[varied(**axes)])
-        assert checkout.plan(table_of(varied(**axes))) == {}
-    wide = {**RATES, "set": {"iterations": 30, "trajectory": {"stride": 1}}}
+    wide = {**FEW, "set": {"iterations": 30, "trajectory": {"stride": 1}}}
     checkout.configure(families=[wide])
-    assert checkout.plan(table_of(wide))["train_member"] == 12
-
-
-@pytest.mark.slow
-def test_a_job_of_many_that_is_killed_goes_on(family_made: Checkout, tmp_path: Path) -> None:
-    checkout, few = Checkout(tmp_path / "killed"), varied(seed=[0, 1])
-    checkout.configure(families=[few])
-    for _ in range(2):
-        child = checkout.begin(*checkout.command(table_of(few)))
-        before = len(list(checkout.path.glob("results/tiny/runs/rates/*/trajectory/store.zarr")))
-        limit = time.time() + 60
-        while child.poll() is None and time.time() < limit:
-            if len(list(checkout.path.glob("results/tiny/runs/rates/*/trajectory/store.zarr"))) > before + 1:
-                break
-            time.sleep(0.05)
-        os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
-    code, output = checkout.snakemake(table_of(few))
-    assert code == 0, output
-    made = sorted(checkout.path.glob("results/tiny/runs/rates/*/trajectory/manifest.json"))
-    assert len(made) == 6
-    for manifest in made:
-        assert (family_made.path / manifest.relative_to(checkout.path)).read_bytes() == manifest.read_bytes()
+    assert checkout.plan(table_of(wide))["train_member"] == 6

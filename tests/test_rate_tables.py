@@ -20,7 +20,6 @@ from quadscape.planning.problem import Problem
 from quadscape.results.places import Places
 from quadscape.training.rate_tables import filled, rates_digest, read_rates, rounded, write_rates
 from quadscape.training.replay import replay, write_start
-from tests.checkouts import Checkout
 from tests.experiments import TINY
 
 STEPS = 70
@@ -211,39 +210,15 @@ def test_a_finished_run_needs_its_file_no_more(data, tmp_path: Path, monkeypatch
     run = make_run(iterations=STEPS, learning_rate=Table(schedule="table", path="rates.csv"))
     place = Path(Places("tiny", then.curvature).trajectory("a")).parent
     train(place, run, data)
+    write_rates("rates.csv", RATES[:-1])
+    with pytest.raises(ConfigError, match=r"path is 'rates\.csv', which holds 69 learning rates, but the run has 70"):
+        experiment("rates.csv", iterations=STEPS)
     Path("rates.csv").unlink()
     now = experiment("rates.csv", iterations=STEPS)
     assert resolved(now.runs[0].training()) == resolved(then.runs[0].training())
     for other in ({"iterations": STEPS - 1}, {"iterations": STEPS, "digest": "0" * 64}):
         with pytest.raises(ConfigError, match="cannot be read"):
             experiment("rates.csv", **other)
-
-
-@pytest.mark.slow
-def test_the_workflow_trains_again_for_another_rate_alone(checkout: Checkout) -> None:
-    target, path = "results/tiny/runs/b/trajectory/manifest.json", checkout.path / "rates.csv"
-
-    def asked(name: str, rates: list[float]) -> None:
-        write_rates(checkout.path / name, rates)
-        checkout.configure(runs=[*TINY["runs"], {"name": "b", "iterations": 10, "learning_rate": table(name)}])
-
-    rates = [0.01] * 12
-    asked("rates.csv", rates)
-    code, output = checkout.snakemake(target)
-    assert code == 0, output
-    path.rename(checkout.path / "moved.csv")
-    asked("moved.csv", [*rates[:11], 1.0])
-    for _ in range(2):
-        code, output = checkout.snakemake("-n", target)
-        assert (code, "Nothing to be done" in output) == (0, True), output
-        (checkout.path / "moved.csv").unlink(missing_ok=True)
-    asked("rates.csv", [0.02, *rates[1:]])
-    assert checkout.plan(target) == {"train": 1}
-    assert "training.learning_rate.digest: " in checkout.listing
-    asked("rates.csv", rates[:9])
-    code, output = checkout.snakemake("-n", target)
-    assert code == 1
-    assert "runs[1].learning_rate.path is 'rates.csv', which holds 9 learning rates, but the run has 10" in output
 
 
 def test_the_section_of_a_finished_run_stands_without_a_path() -> None:

@@ -1,18 +1,13 @@
 """Runs with a network of their own."""
 
-from pathlib import Path
-
 import pytest
 
-from quadscape.config.sections import MLP
 from quadscape.errors import ConfigError
 from quadscape.planning.estimate import estimate_experiment
 from quadscape.planning.experiment import Experiment
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.problem import Problem
 from quadscape.planning.targets import Targets
-from quadscape.results.opened import open_results
-from tests.checkouts import Checkout
 from tests.experiments import TINY
 
 OWN = {"factory": "mlp", "hidden": [2], "activation": "sigmoid"}  # 160 parameters, where the others have 235
@@ -73,24 +68,3 @@ def test_estimates_count_start_points_once() -> None:
     assert 0 < starts.seconds <= training.seconds + 1
     alone = estimate_experiment(Problem.of(parse_experiment(TINY)), ["cuda"])[0].needs
     assert not any(need.stage == "extract_start" for need in alone)
-
-
-@pytest.mark.slow
-def test_a_run_with_another_network_beside_finished_ones(checkout: Checkout) -> None:
-    checkout.configure(runs=RUNS)
-    plan = checkout.plan("results/tiny/figures/spectrum.svg")
-    expected = {"train": 1, "extract_checkpoint": 1, "compute_hessian_shard": 1, "compute_hessian": 1}
-    expected |= {"compute_eigenbasis": 1, "measure_spectrum": 1, "draw_figure": 1}
-    assert {rule: count for rule, count in plan.items() if rule in expected} == expected
-    assert not {"prepare_data", "measure_overlap"} & plan.keys()
-    code, output = checkout.snakemake("results/tiny/figures/spectrum.svg")
-    assert code == 0, output
-    results = open_results(Path(checkout.path) / "results/tiny")
-    assert results.checkpoint("b", 40).model_config == MLP(factory="mlp", hidden=(2,), activation="sigmoid")
-    assert results.checkpoint("a", 40).model_config == MLP(factory="mlp", hidden=(3,))
-    assert [results.eigenbasis(run, 40).size for run in "ab"] == [235, 160]
-    checkout.configure(runs=[RUNS[0], {**RUNS[1], "model": {**OWN, "activation": "tanh"}}])
-    code, output = checkout.snakemake("-n", "results/tiny/figures/spectrum.svg")
-    assert code == 0, output
-    assert 'model.activation: "sigmoid" → "tanh"' in output
-    assert checkout.plan("results/tiny/figures/spectrum.svg")["train"] == 1

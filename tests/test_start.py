@@ -1,7 +1,5 @@
 """Runs that go on from the state of another."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,6 @@ from quadscape.store import store_directory
 from quadscape.training.replay import replay, write_start
 from quadscape.training.start import StartPoint
 from quadscape.training.trajectory import Trajectory
-from tests.checkouts import Checkout
 from tests.experiments import TINY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -155,25 +152,3 @@ def test_a_start_point_of_another_optimizer_is_refused(data, tmp_path):
 def test_impossible_starts_are_refused(runs, sentence):
     with pytest.raises(ConfigError, match=sentence):
         parse_experiment({**TINY, "runs": [*TINY["runs"], *runs]})
-
-
-@pytest.mark.slow
-def test_the_workflow_trains_what_goes_on_from_a_finished_run(checkout: Checkout) -> None:
-    rest = {"name": "b", "iterations": 10, "start": {"run": "a", "iteration": 30, "optimizer": "fresh"}}
-    rest["learning_rate"] = {"schedule": "constant", "value": 0.01}
-    checkout.configure(runs=[*TINY["runs"], rest])
-    target = "results/tiny/runs/b/trajectory/manifest.json"
-    assert checkout.plan(target) == {"extract_start": 1, "train": 1}
-    code, output = checkout.snakemake(target)
-    assert code == 0, output
-    first, second = (Trajectory.open(checkout.path / f"results/tiny/runs/{run}/trajectory") for run in "ab")
-    np.testing.assert_array_equal(second.theta(0), first.theta(30))
-    code, output = checkout.snakemake("-n", target)
-    assert (code, "Nothing to be done" in output) == (0, True), output
-    code, output = checkout.run(sys.executable, "-m", "quadscape.cli", "verify", "results/tiny/runs")
-    assert code == 0, output
-    rest["start"] = {**rest["start"], "batches": "fresh"}
-    checkout.configure(runs=[*TINY["runs"], rest])
-    code, output = checkout.snakemake("-n", target)
-    assert 'start.batches: "kept" → "fresh"' in output
-    assert checkout.plan(target) == {"train": 1}

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,7 +47,6 @@ from quadscape.training.step_rules import step_of
 from quadscape.training.task import TrainingTask
 from quadscape.training.trajectory import Trajectory
 from results import small_experiment
-from tests.checkouts import Checkout
 from tests.experiments import SMALL, TINY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -514,38 +512,6 @@ def test_another_step_or_basis_is_trained_again(
     shutil.rmtree(Path(places.trajectory("b")).parent)
     reasons = {str(one.directory): one.kept_for for one in find_removable(Path(places.root))}
     assert reasons[str(manifest.parent)] == "needed by 1 unfinished run: b"
-
-
-@pytest.mark.slow
-def test_the_workflow_takes_the_eigenbasis_of_the_other_run(checkout: Checkout) -> None:
-    stepping = {"name": "b", "iterations": 10, "learning_rate": {"schedule": "constant", "value": 0.01}}
-    stepping["step"] = {"method": "projected", "last": 12, **BY_40}
-    going_on = {**stepping, "name": "c", "start": {"run": "b", "iteration": 4}}
-    runs = [*TINY["runs"], stepping, going_on]
-    checkout.configure(runs=runs)
-    target, after = (f"results/tiny/runs/{name}/trajectory/manifest.json" for name in "bc")
-    basis = "results/tiny/runs/a/checkpoints/40/eigenbasis/manifest.json"
-    assert checkout.plan(target) == {"train": 1}
-    assert basis in next(line for line in checkout.listing.splitlines() if "input:" in line and "eigenbasis" in line)
-    assert checkout.plan(after) == {"train": 2, "extract_start": 1}
-    code, output = checkout.snakemake(after)
-    assert code == 0, output
-    code, output = checkout.snakemake("-n", after)
-    assert (code, "Nothing to be done" in output) == (0, True), output
-    code, output = checkout.run(sys.executable, "-m", "quadscape.cli", "verify", "results/tiny/runs")
-    assert code == 0, output
-    found = Trajectory.open(checkout.path / target)
-    manifest = found.stage.manifest["parameters"]["step"]
-    assert manifest["digest"] == Eigenbasis(checkout.path / basis).digest
-    stepping["step"] = {**stepping["step"], "last": 13}
-    checkout.configure(runs=runs)
-    code, output = checkout.snakemake("-n", target)
-    assert "step.last: 12 → 13" in output, output
-    # From nothing, everything that the basis is made from comes first.
-    shutil.rmtree(checkout.path / "results/tiny")
-    plan = checkout.plan(target)
-    first = {"prepare_data": 1, "train": 2, "extract_checkpoint": 1, "compute_hessian_shard": 1}
-    assert plan == {**first, "compute_hessian": 1, "compute_eigenbasis": 1}
 
 
 def test_nothing_of_it_is_asked_where_there_is_no_step(data, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Parts and orders of the data: which examples they have, and runs and curvature on them."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quadscape.config.sections import Data, Subset
-from quadscape.curvature.hessian import HessianMatrix
-from quadscape.curvature.stored_basis import Eigenbasis
 from quadscape.data.info import data_info
 from quadscape.data.sets import DataSet, prepare
 from quadscape.data.subsets import choose_examples, write_subset
 from quadscape.errors import ConfigError
 from quadscape.measures.declaration import checkpoint_key, iteration_of_key, subset_of_key
-from quadscape.network.checkpoint import Checkpoint
-from quadscape.network.objective import CheckpointObjectives
 from quadscape.planning.experiment import Experiment
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.problem import Problem
 from quadscape.planning.targets import Targets
 from quadscape.results.places import Located, locate, locate_tables
 from quadscape.store import read_store
-from tests.checkouts import Checkout
 from tests.experiments import TINY
 
 CLASSES = ("a", "b", "c")
@@ -161,42 +155,3 @@ def test_sizes_and_places_of_subsets() -> None:
     assert targets.on_subsets() == ["results/tiny/runs/a/checkpoints/40/on-half/eigenbasis/manifest.json"]
     assert set(targets.on_subsets()) <= set(targets.everything())
     assert targets.settings()["b"]["N"] == 50
-
-
-@pytest.mark.slow
-def test_curvature_on_subsets(tmp_path: Path) -> None:
-    checkout = Checkout(tmp_path / "checkout")
-    checkout.configure(**PARTS_OF_DATA)
-    targets = Targets(Problem.of(on_parts()))
-    wanted = [*targets.on_subsets(), targets.places.checkpoint("b", 40)]
-    code, output = checkout.snakemake(*wanted)
-    assert code == 0, output
-    assert checkout.plan(*wanted) == {}
-    root = checkout.path / "results/tiny"
-    place = root / "runs/a/checkpoints/40"
-    basis = Eigenbasis(place / "on-half/eigenbasis/manifest.json")
-    objectives = CheckpointObjectives(place / "on-half/checkpoint.zarr", root / "subsets/half.zarr", "train")
-    objective = objectives.get(torch.float64, "cpu")
-    assert objective.count == 179
-    theta = Checkpoint.load(place / "on-half/checkpoint.zarr").theta
-    column = objective.hessian_product(theta, np.eye(len(theta))[3])
-    stored = HessianMatrix(place / "on-half/hessian/manifest.json").dense()[:, 3]
-    assert np.abs(np.asarray(column) - stored).max() < 1e-5
-    top = np.asarray(objective.hessian_product(theta, basis.vectors(0, 1)[:, 0].astype(np.float64)))
-    assert np.abs(top - basis.eigenvalues[0] * basis.vectors(0, 1)[:, 0]).max() < 1e-4
-    # On all data it is another one.
-    whole = CheckpointObjectives(place / "on-half/checkpoint.zarr", root / "data.zarr", "train").get(
-        torch.float64, "cpu"
-    )
-    assert np.abs(np.asarray(whole.hessian_product(theta, np.eye(len(theta))[3])) - stored).max() > 1e-3
-    assert (
-        read_store(root / "runs/b/checkpoints/40/checkpoint.zarr")[1]["data"]
-        == data_info(root / "subsets/few.zarr").digest
-    )
-    code, output = checkout.run(sys.executable, "-m", "quadscape.cli", "verify", "results/tiny")
-    assert code == 0, output
-    changed = [{**PARTS_OF_DATA["subsets"][0], "seed": 1}, *PARTS_OF_DATA["subsets"][1:]]
-    checkout.configure(**{**PARTS_OF_DATA, "subsets": changed})
-    plan = checkout.plan(*wanted)
-    assert (plan["select_subset"], plan["extract_checkpoint"], plan["compute_eigenbasis"]) == (1, 1, 1)
-    assert "train" not in plan

@@ -69,13 +69,17 @@ class MeasureSection(Section):
     """Names of the runs of which it is measured; none: all of them."""
 
 
+_MADE_HERE = {"use_attribute_docstrings": False}
+"""For classes without a source text: pydantic would look for it in every frame, when every head or job starts."""
+
+
 def _measure_section(measure: Measure) -> type[MeasureSection]:
     fields: dict[str, Any] = {
         option.name: (_option_type(option), Field(option.default, description=option.description))
         for option in measure.options
     }
     name = "".join(word.title() for word in measure.name.split("_"))
-    return create_model(name, __base__=MeasureSection, __doc__=measure.title, **fields)
+    return create_model(name, __base__=MeasureSection, __doc__=measure.title, __cls_kwargs__=_MADE_HERE, **fields)
 
 
 MEASURE_SECTIONS: dict[str, type[MeasureSection]] = {
@@ -108,6 +112,7 @@ else:
         "AllMeasures",
         __base__=Measures,
         __doc__=Measures.__doc__,
+        __cls_kwargs__=_MADE_HERE,
         **{
             name: (section, Field(section(), description=MEASURES[name].title))
             for name, section in MEASURE_SECTIONS.items()
