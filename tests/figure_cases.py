@@ -20,6 +20,7 @@ from quadscape.measures.density import compute as density
 from quadscape.measures.final_test import compute as final_test
 from quadscape.measures.gradients import compute as gradients
 from quadscape.measures.interfaces import as_array
+from quadscape.measures.line_forms import compute as line_forms
 from quadscape.measures.line_search import compute as line_search
 from quadscape.measures.localisation import compute as localisation
 from quadscape.measures.overlap import compute as overlap
@@ -108,6 +109,7 @@ def checkpoint_tables(
     validation = RidgeObjective(vectors, eigenvalues, theta, shift=1.0)
     coefficients = generator.standard_t(3, (COUNT, size)) * np.sqrt(np.abs(eigenvalues) + 1e-4)
     tables = line_search.measure(training, validation, basis, theta, chosen("line_search", directions=directions), head)
+    tables |= line_forms.measure(tables["line_search"], tables["line_fit"])
     tables |= gradients.measure(GivenGradients(coefficients @ vectors.T), basis, theta, head)
     negative = int((eigenvalues < -zero).sum())
     invariances = {"negative": negative, "negative_without_generators": max(0, negative - 3)}

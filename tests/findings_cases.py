@@ -236,9 +236,7 @@ def neighbours(agree: bool, bands: int = 24) -> Planted:
 
 
 def lines(exponent: float = 1.0, step: float = 1.0, related: bool = False, count: int = 40) -> Planted:
-    """Lines that are quadratic up to a radius of 0.1 and grow as a power beyond; best steps given for both signs."""
-    t = np.linspace(0.01, 1, 100)
-    side = np.where(t < 0.1, t**2, 0.1**2 * (t / 0.1) ** exponent)
+    """Lines that grow as a power beyond their quadratic radius; best steps given for both signs."""
     generator = np.random.default_rng(0)
     signs = np.repeat([1, -1], count)
     ranks = np.tile(np.arange(1, count + 1), 2)
@@ -263,16 +261,15 @@ def lines(exponent: float = 1.0, step: float = 1.0, related: bool = False, count
     for name in ("positive", "negative"):
         fits[f"radius_{name}"] = np.full(2 * count, 0.1)
         fits[f"radius_{name}_status"] = np.array(["measured"] * 2 * count)
-    grid = np.concatenate([-t[::-1], [0.0], t])
-    rise = np.concatenate([side[::-1], [0.0], side])
-    points = {
-        "index": np.repeat(np.arange(2 * count), len(grid)),
-        "split": np.array(["train"] * 2 * count * len(grid)),
-        "t": np.tile(grid, 2 * count),
-        "difference": np.tile(rise, 2 * count),
-    }
     head = USUAL | {"iteration": 500}
-    return {"line_fit": [plant("line_fit", fits, **head)], "line_search": [plant("line_search", points, **head)]}
+    forms = {name: fits[name] for name in ("index", "sign", "rank", "eigenvalue", "is_zero", "form")}
+    forms |= {
+        "best_form": fits["form"],
+        "best_error": np.full(2 * count, 1e-3),
+        "rise": np.full(2 * count, 1e-2),
+        "growth": np.full(2 * count, exponent),
+    }
+    return {"line_fit": [plant("line_fit", fits, **head)], "line_forms": [plant("line_forms", forms, **head)]}
 
 
 def gradients(

@@ -20,7 +20,6 @@ from findings_cases import (
     USUAL,
     curves,
     gradients,
-    lines,
     neighbours,
     outliers,
     plant,
@@ -34,7 +33,6 @@ from hypothesis import strategies as st
 
 from quadscape.findings import estimates, numbers, report
 from quadscape.findings import gradients as gradient_findings
-from quadscape.findings import line_search as line_findings
 from quadscape.findings import overlap as overlap_findings
 from quadscape.findings import spectrum as spectrum_findings
 from quadscape.findings.known import Margin, known_rows
@@ -269,14 +267,6 @@ def test_noise_exponents(exponent: float) -> None:
     values, noise = gradient_findings.band_means(gradients(USUAL, exponent=exponent))
     found = estimates.power_law(values, noise, "λ")
     assert found.value == pytest.approx(exponent, abs=0.02)
-
-
-@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0, 3.0])
-def test_growth_beyond_the_radius(exponent: float) -> None:
-    tables = lines(exponent=exponent)
-    found = line_findings.growth_exponents(tables["line_fit"][0], tables["line_search"][0])
-    assert len(found) == 40
-    np.testing.assert_allclose(found, exponent, rtol=1e-6)
 
 
 def test_top_overlap_lies_within_its_bounds() -> None:

@@ -83,7 +83,7 @@ def test_tables_are_taken_over_and_the_rest_is_said(upgraded: Upgraded) -> None:
     results = upgraded.use("old")
     first, listing = upgraded.first_plan("old")
     # What is new and reads nothing that was purged: test data in a measure of their own, views of runs, and findings.
-    views = {"measure_interpolation", "measure_path", "measure_embedding", "measure_sharpness"}
+    views = {"measure_line_forms", "measure_interpolation", "measure_path", "measure_embedding", "measure_sharpness"}
     assert set(first) == {"draw_figure", "draw_page", "measure_final_test", "write_findings"} | views
     assert "localisation of a/40 is left out, since what it reads was purged" in listing
     for name, measure in MEASURES.items():

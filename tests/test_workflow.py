@@ -55,6 +55,7 @@ def test_everything_is_made_and_then_nothing(checkout: Checkout) -> None:
             "eigenvector_localisation",
             "line_searches",
             "quadratic_radius",
+            "quadratic_through_training",
             "gradient_cosine",
             "eigenvector_overlap",
             "interpolation",
@@ -149,7 +150,7 @@ def test_another_checkpoint_trains_nothing(checkout: Checkout) -> None:
     checkout.configure(runs=[{"name": "a", "checkpoints": [0, 20, 40]}])
     planned = checkout.plan()
     assert planned.pop("measure_overlap") == 2
-    assert planned.pop("draw_figure") == 7
+    assert planned.pop("draw_figure") == 8
     assert planned.pop("write_findings") == 1
     assert checkout.figures() == {
         "spectrum",
@@ -157,6 +158,7 @@ def test_another_checkpoint_trains_nothing(checkout: Checkout) -> None:
         "spectral_density",
         "line_searches",
         "quadratic_radius",
+        "quadratic_through_training",
         "gradient_cosine",
         "eigenvector_overlap",
     }
@@ -198,8 +200,8 @@ def test_a_changed_figure_is_drawn_again(checkout: Checkout) -> None:
 def test_a_changed_measure_is_measured_again(checkout: Checkout) -> None:
     path = checkout.path / "quadscape/measures/line_search/analysis.py"
     path.write_text(path.read_text().replace("CLUSTERING = 6.0", "CLUSTERING = 5.0"))
-    assert checkout.plan() == Counter(measure_line_search=2, draw_figure=2, write_findings=1)
-    assert checkout.figures() == {"line_searches", "quadratic_radius"}
+    assert checkout.plan() == Counter(measure_line_search=2, measure_line_forms=2, draw_figure=3, write_findings=1)
+    assert checkout.figures() == {"line_searches", "quadratic_radius", "quadratic_through_training"}
 
 
 @pytest.mark.slow

@@ -23,23 +23,25 @@ def draw(tables: "Tables") -> "Figure":
     """Draws one row per checkpoint: lines along eigenvectors from the largest to the most negative eigenvalue.
 
     Args:
-        tables: `line_search` and `line_fit`, one of each per checkpoint.
+        tables: `line_search`, `line_fit` and `line_forms`, one of each per checkpoint.
 
     Returns:
         The figure.
     """
     from matplotlib.figure import Figure
 
-    pairs = [pair for pair in zip(tables["line_search"], tables["line_fit"], strict=True) if len(pair[1])]
-    if not pairs:
+    names = ("line_search", "line_fit", "line_forms")
+    parts = [part for part in zip(*(tables[name] for name in names), strict=True) if len(part[1])]
+    if not parts:
         return style.message(TITLE, "There is no checkpoint.")
-    chosen = [_choose(fits) for _, fits in pairs]
+    chosen = [_choose(fits) for _, fits, _ in parts]
     columns = max(len(rows) for rows in chosen)
-    figure = Figure(figsize=(max(6.4, 2.5 * columns + 0.6), 2.45 * len(pairs) + 1.3), layout=style.layout())
-    axes = figure.subplots(len(pairs), columns, squeeze=False)
-    for (lines, fits), rows, row_axes in zip(pairs, chosen, axes, strict=True):
+    figure = Figure(figsize=(max(6.4, 2.5 * columns + 0.6), 2.45 * len(parts) + 1.3), layout=style.layout())
+    axes = figure.subplots(len(parts), columns, squeeze=False)
+    for (lines, fits, forms), rows, row_axes in zip(parts, chosen, axes, strict=True):
         for row, axis in zip(rows, row_axes, strict=False):
             _draw_line(axis, lines, fits, row)
+            _name_form(axis, forms, row)
         for unused in row_axes[len(rows) :]:
             unused.set_axis_off()
         name = f"{fits.attributes['run']}\niteration {style.thousands(fits.attributes['iteration'])}"
@@ -105,7 +107,11 @@ def _draw_line(axis: "Axes", lines: "Table", fits: "Table", row: int) -> None:
         scale.set_major_formatter(lambda value, _: style.plain(value))
     rank = f"{'' if fits['sign'][row] > 0 else '−'}{style.thousands(fits['rank'][row])}"
     axis.set_title(f"λ = {style.power(fits['eigenvalue'][row])}  (rank {rank})", fontsize=9.5)
-    style.note(axis, f"form: {fits['form'][row]}", "upper left")
+
+
+def _name_form(axis: "Axes", forms: "Table", row: int) -> None:
+    missed = f" ({100 * forms['best_error'][row]:.2g} % off)" if forms["form"][row] == "none" else ""
+    style.note(axis, f"{forms['best_form'][row]}{missed}", "upper left")
 
 
 SPEC = FigureSpec(
@@ -119,11 +125,12 @@ eigenvalue (left) to the most negative one (right). The range of t is such that 
 the loss, or a fixed fraction of \\|θ\\|.
 
 Points: the training loss over all examples; blue line: the simplest form that predicts points held out from its fit
-to better than 1 % (named in the corner; *none* if none of those tried does), as far as the loss changes by no more
-than that rise. Orange, dashed: the validation loss with a 95 % interval over its examples. Black: the quadratic
-that slope and eigenvalue at t = 0 imply; where the points leave it, the Taylor expansion ends. Dotted verticals
-mark the quadratic radius, the first departure by a tenth of ½\\|λ\\|t².
+to better than 1 %, as far as the loss changes by no more than that rise. It is named in the corner; where none of
+those tried is as good, the one that misses them least is named with how far it is off. Orange, dashed: the validation
+loss with a 95 % interval over its examples. Black: the quadratic that slope and eigenvalue at t = 0 imply; where the
+points leave it, the Taylor expansion ends. Dotted verticals mark the quadratic radius, the first departure by a tenth
+of ½\\|λ\\|t².
 """,
-    tables=("line_search", "line_fit"),
+    tables=("line_search", "line_fit", "line_forms"),
     draw=draw,
 )

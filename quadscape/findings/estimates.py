@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from quadscape.findings.statement import Estimate
+from quadscape.measures.slopes import slope
 
 POINTS = 60
 """Points, even in the logarithm, through which a power law is fitted."""
@@ -81,23 +82,10 @@ def power_law(x: np.ndarray, y: np.ndarray, what: str) -> Estimate:
     values = np.interp(grid, log_x, log_y)
     width = max(3, round(PART * POINTS))
     starts = (0, (POINTS - width) // 2, POINTS - width)
-    value = _slope(grid, values)
-    parts = [value, *(_slope(grid[start : start + width], values[start : start + width]) for start in starts)]
+    value = slope(grid, values)
+    parts = [value, *(slope(grid[start : start + width], values[start : start + width]) for start in starts)]
     text = f"smallest and largest over parts of {what}, on this training set"
     return Estimate(value, min(parts), max(parts), text)
-
-
-def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    centred = x - x.mean()
-    return float(centred @ (y - y.mean()) / (centred @ centred))
-
-
-def growth_exponent(t: np.ndarray, rise: np.ndarray) -> float:
-    """Exponent p of rise ∝ tᵖ by least squares in logarithms; NaN for fewer than 3 positive values."""
-    keep = (t > 0) & (rise > 0) & np.isfinite(rise)
-    if np.count_nonzero(keep) < 3:
-        return math.nan
-    return _slope(np.log(t[keep]), np.log(rise[keep]))
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray, over: str) -> Estimate:

@@ -19,6 +19,7 @@ from quadscape.measures.declaration import Measure, effective_options
 from quadscape.measures.density import compute as density
 from quadscape.measures.gradients import compute as gradients
 from quadscape.measures.interfaces import checkpoint_head
+from quadscape.measures.line_forms import compute as line_forms
 from quadscape.measures.line_search import compute as line_search
 from quadscape.measures.localisation import compute as localisation
 from quadscape.measures.overlap import compute as overlap
@@ -71,6 +72,7 @@ def measure(
         name: `spectrum`, `line_search`, `gradients`, `localisation` or `surface` of an eigenbasis, `density` or
             `ruggedness` of an objective or an eigenbasis, or `overlap` of two eigenbases.
         of: What is measured.
+            With the tables of `line_search` come those of `line_forms`, which follow from them.
         other: The second eigenbasis of `overlap`.
         validation: The loss on validation data, for `line_search`: `loss.on(inputs, labels)`. None: only the training
             loss is searched, and what columns say of validation is NaN.
@@ -86,7 +88,7 @@ def measure(
 
     >>> tables = measure("line_search", basis, directions=5)
     >>> sorted(tables), len(tables["line_fit"])
-    (['line_fit', 'line_search'], 5)
+    (['line_fit', 'line_forms', 'line_search'], 5)
     >>> tables["line_fit"].schema.all_columns()["newton"].description
     'Minimum of the quadratic −gᵀq/qᵀHq; NaN unless the curvature is positive.'
     """
@@ -137,11 +139,11 @@ def _of_basis(
     if name == "surface":
         filters = Filters.of(loss.layout)
         return surface.measure(loss, basis, basis.theta, filters, options, head, epsilon=epsilon, device=loss.device)
-    if validation is not None:
-        return line_search.measure(loss, validation, basis, basis.theta, options, head, epsilon=epsilon)
-    tables = line_search.measure(loss, _NoExamples(loss.size), basis, basis.theta, options, head, epsilon=epsilon)
+    other = _NoExamples(loss.size) if validation is None else validation
+    tables = line_search.measure(loss, other, basis, basis.theta, options, head, epsilon=epsilon)
+    tables |= line_forms.measure(tables["line_search"], tables["line_fit"])
     lines = tables["line_search"]
-    return {**tables, "line_search": lines.where(lines["split"] == "train")}
+    return tables if validation is not None else {**tables, "line_search": lines.where(lines["split"] == "train")}
 
 
 def _overlap(first: DenseEigenbasis, second: DenseEigenbasis | None, options: SimpleNamespace) -> dict[str, Table]:

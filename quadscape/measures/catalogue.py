@@ -12,6 +12,7 @@ from quadscape.measures.fractal.declaration import MEASURE as FRACTAL
 from quadscape.measures.gradients.declaration import MEASURE as GRADIENTS
 from quadscape.measures.interpolation.declaration import MEASURE as INTERPOLATION
 from quadscape.measures.layers.declaration import MEASURE as LAYERS
+from quadscape.measures.line_forms.declaration import MEASURE as LINE_FORMS
 from quadscape.measures.line_search.declaration import MEASURE as LINE_SEARCH
 from quadscape.measures.localisation.declaration import MEASURE as LOCALISATION
 from quadscape.measures.overlap.declaration import MEASURE as OVERLAP
@@ -33,6 +34,7 @@ _ALL = (
     DENSITY,
     SHARPNESS,
     LINE_SEARCH,
+    LINE_FORMS,
     GRADIENTS,
     LOCALISATION,
     OVERLAP,

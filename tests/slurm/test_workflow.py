@@ -42,7 +42,7 @@ def test_everything_goes_through_slurm(beside: Beside) -> None:
         measure_final_test=1,
         measure_interpolation=1,
         measure_path=1,
-        draw_figure=9,
+        draw_figure=10,
         draw_page=1,
         write_findings=1,
     )
