@@ -90,6 +90,10 @@ class Reference:
         targets = Targets(Problem.of(load_experiment("reference.yaml")))
         iterations = [] if key == "run" else [int(part) for part in key.split("-")]
         inputs = targets.inputs(measure, RUN, key)
+        for read in MEASURES.keys() & set(measure.reads):
+            # What it reads of another measure: as that was when its label was given.
+            for table, content in self.expected(read, locked()[read]["label"]).items():
+                content.write(table_path(inputs[read][0], table))
         options = targets.options(name, RUN) | SHORTER.get(name, {})
         return Job(RUN, iterations, options, inputs, device="cpu", log=lambda _: None)
 
