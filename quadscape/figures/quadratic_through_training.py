@@ -116,7 +116,7 @@ def _shares(axis: "Axes", own: "list[Table]") -> None:
                 # The part that misses the line by more than 1 % is framed.
                 axis.bar(place, poor, 0.62, bottom + share - poor, fill=False, edgecolor=style.BLACK, linewidth=1.1)
             bottom += share
-    axis.set_ylim(0, 1)
+    axis.set_ylim(0, 1.02)
 
 
 SPEC = FigureSpec(
