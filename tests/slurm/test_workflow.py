@@ -34,6 +34,7 @@ def test_everything_goes_through_slurm(beside: Beside) -> None:
     whole = beside.whole.result()
     assert Counter(map(_rule, whole.rest)) == Counter(
         measure_line_search=2,
+        measure_line_forms=2,
         measure_gradients=2,
         measure_density=2,
         measure_localisation=2,
@@ -47,7 +48,7 @@ def test_everything_goes_through_slurm(beside: Beside) -> None:
         write_findings=1,
     )
     assert {job["JobState"] for job in whole.rest} == {"COMPLETED"}
-    assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 10
+    assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 11
     code, said = whole.checkout.snakemake("-n", profile="slurm")
     assert code == 0, said
     assert "Nothing to be done" in said
