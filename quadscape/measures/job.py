@@ -13,7 +13,7 @@ from quadscape.measures.declaration import Sizes
 from quadscape.measures.family import Family
 from quadscape.stage.events import Log
 from quadscape.store import read_store
-from quadscape.tables import Table, read_table
+from quadscape.tables import Table, TableSchema, read_table
 
 if TYPE_CHECKING:
     import torch
@@ -149,17 +149,18 @@ class Job:
             size = int(self.trajectory().stage.manifest["parameters"]["parameters"])
         return Sizes(size, counts["train"], counts["validation"], counts["test"], len(info.classes), 8 * pixels, 8)
 
-    def table(self, name: str, which: int = 0) -> Table:
-        """A table of another measure that the measure reads; `which` of a pair."""
-        from quadscape.measures import OWNERS, SCHEMAS
+    def table(self, measure: str, schema: TableSchema, which: int = 0) -> Table:
+        """A table of another measure that the measure reads.
 
-        return read_table(table_path(self.path(OWNERS[name].name, which), name), SCHEMAS[name])
+        Args:
+            measure: The other measure.
+            schema: Of the table; named, so that a result does not follow from the declarations of all measures.
+            which: Which of them, where there are several.
 
-    def tables(self, name: str) -> list[Table]:
-        """A table of another measure, of every subject that the measure reads it of."""
-        from quadscape.measures import OWNERS
-
-        return [self.table(name, which) for which in range(len(self.inputs[OWNERS[name].name]))]
+        Returns:
+            The table.
+        """
+        return read_table(table_path(self.path(measure, which), schema.name), schema)
 
     def objective(self, split: "Split") -> "Objective":
         """The loss at the checkpoint on one split; all splits share one network."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from quadscape.measures.job import Job
 from quadscape.measures.line_forms.declaration import FORMS, LEAST_BEYOND, RESOLUTION
-from quadscape.measures.line_search.declaration import PARAMETERS
+from quadscape.measures.line_search.declaration import FITS, LINES, PARAMETERS
 from quadscape.measures.slopes import slope
 from quadscape.tables import Table
 
@@ -25,7 +25,7 @@ def compute(job: Job) -> dict[str, Table]:
     Returns:
         The table of `measure`.
     """
-    return measure(job.table("line_search"), job.table("line_fit"))
+    return measure(job.table("line_search", LINES), job.table("line_search", FITS))
 
 
 def measure(lines: Table, fits: Table) -> dict[str, Table]:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import false_discovery_control
 
+from quadscape.measures.interpolation.declaration import SUMMARY
 from quadscape.measures.job import Job
 from quadscape.measures.members import MemberRun, by_cell, columns_of, family_head, read_members
+from quadscape.measures.ruggedness.declaration import RUGGEDNESS
 from quadscape.measures.ruggedness_compared import statistics
 from quadscape.measures.ruggedness_compared.declaration import (
     BUMP,
@@ -42,11 +44,12 @@ def compute(job: Job) -> dict[str, Table]:
     """
     members = read_members(job)
     layouts = [job.trajectory(member.place).stage.manifest["results"]["layout"] for member in members]
-    bumps = [bump_of(job.table("interpolation_summary", member.place)) for member in members]
+    bumps = [bump_of(job.table("interpolation", SUMMARY, member.place)) for member in members]
     cells = {job.family.members[member.place].run: member.cell for member in members}
     for member in members:
         cells |= dict.fromkeys(job.family.members[member.place].limits, member.cell)
-    measured = [(cells[str(table.attributes["run"])], table) for table in job.tables("ruggedness")]
+    every = [job.table("ruggedness", RUGGEDNESS, which) for which in range(len(job.inputs["ruggedness"]))]
+    measured = [(cells[str(table.attributes["run"])], table) for table in every]
     return measure(members, layouts, bumps, measured, job.options.target, family_head(job.family, members))
 
 
