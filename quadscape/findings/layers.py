@@ -45,10 +45,7 @@ def statements(tables: Tables) -> list[Statement]:
 
 
 def _estimate(table: Table, name: str, row: int, unit: str = "1") -> Estimate:
-    value, low, high = (float(table[f"{name}{end}"][row]) for end in ("", "_low", "_high"))
-    if math.isnan(low):
-        return Estimate.alone(value, "one seed, no interval", unit)
-    return Estimate(value, low, high, _INTERVAL, unit)
+    return reading.estimate(table, name, row, _INTERVAL, "one seed, no interval", unit)
 
 
 def _linear(run: RunTables, initial: Table) -> list[Statement]:

@@ -36,11 +36,6 @@ def statements(tables: Tables) -> list[Statement]:
     return found
 
 
-def _of_sign(table: Table, sign: int) -> Table:
-    """Lines along eigenvalues of one sign, beyond numerical zero."""
-    return table.where((table["sign"] == sign) & ~table["is_zero"] & (table["eigenvalue"] * sign > 0))
-
-
 def _best(run: RunTables, table: Table) -> list[Statement]:
     poor = table.where(table["form"] == "none")
     if not len(poor):
@@ -57,7 +52,7 @@ def _radius(run: RunTables, table: Table) -> list[Statement]:
     """Radius on the side where the quadratic ends first, as the rise of the loss there."""
     found = []
     for sign, word in ((1, "positive"), (-1, "negative")):
-        own = _of_sign(table, sign)
+        own = reading.of_sign(table, sign)
         rises = finite(own["rise"])
         if not len(rises):
             continue
@@ -70,7 +65,7 @@ def _radius(run: RunTables, table: Table) -> list[Statement]:
 
 def _growth(run: RunTables, table: Table) -> Statement:
     place = reading.place(MEASURE, run, table)
-    exponents = finite(_of_sign(table, 1)["growth"])
+    exponents = finite(reading.of_sign(table, 1)["growth"])
     if len(exponents) < LEAST_LINES:
         reason = (
             f"{len(exponents)} lines of positive curvature reach beyond their quadratic radius; {LEAST_LINES} would do"

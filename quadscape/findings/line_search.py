@@ -42,11 +42,6 @@ def statements(tables: Tables) -> list[Statement]:
     return found
 
 
-def _of_sign(fits: Table, sign: int) -> Table:
-    """Lines along eigenvalues of one sign, beyond numerical zero."""
-    return fits.where((fits["sign"] == sign) & ~fits["is_zero"] & (fits["eigenvalue"] * sign > 0))
-
-
 def _forms(run: RunTables, fits: Table) -> list[Statement]:
     resolved = fits.where(fits["form"] != "unresolved")
     if not len(resolved):
@@ -69,7 +64,7 @@ def _checks(run: RunTables, fits: Table) -> list[Statement]:
         estimate = median_estimate(ratios, "eigenvectors")
         text = f"Curvatures read from losses alone are {number(estimate.value)} times the eigenvalues, in the median"
         found.append(described(text, estimate, **reading.place(MEASURE, run, fits)))
-    above = _of_sign(fits, 1)
+    above = reading.of_sign(fits, 1)
     ratios = finite(above["validation_curvature"] / above["eigenvalue"])
     if len(ratios):
         estimate = median_estimate(ratios, "eigenvectors")
@@ -81,7 +76,7 @@ def _checks(run: RunTables, fits: Table) -> list[Statement]:
 
 def _best_positive(run: RunTables, fits: Table) -> Statement:
     """λ times the best step: the minimum of the line over that of its quadratic."""
-    own = _of_sign(fits, 1)
+    own = reading.of_sign(fits, 1)
     ratios = finite(own["minimum"] / own["newton"])
     if len(ratios) < LEAST_LINES:
         reason = f"{len(ratios)} lines of positive curvature have a minimum inside; {LEAST_LINES} would do"
@@ -93,7 +88,7 @@ def _best_positive(run: RunTables, fits: Table) -> Statement:
 
 
 def _best_negative(run: RunTables, fits: Table) -> Statement:
-    own = _of_sign(fits, -1)
+    own = reading.of_sign(fits, -1)
     with np.errstate(divide="ignore", invalid="ignore"):
         step = -own["minimum"] / own["gradient"]
     usable = np.isfinite(step)

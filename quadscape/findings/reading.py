@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from quadscape.findings.statement import Estimate
 from quadscape.tables import Table
 
 Tables = Mapping[str, Sequence[Table]]
@@ -145,3 +146,28 @@ def attribute(table: Table, name: str) -> float:
     """A number among a table's attributes, NaN where it is missing."""
     value = table.attributes.get(name)
     return float(value) if isinstance(value, int | float) else math.nan
+
+
+def of_sign(table: Table, sign: int) -> Table:
+    """Rows of directions of eigenvalues of one sign, beyond numerical zero."""
+    return table.where((table["sign"] == sign) & ~table["is_zero"] & (table["eigenvalue"] * sign > 0))
+
+
+def estimate(table: Table, name: str, row: int, interval: str, without: str, unit: str = "1") -> Estimate:
+    """A number of a table with the interval that its columns `<name>_low` and `<name>_high` hold.
+
+    Args:
+        table: The table.
+        name: Column of the number.
+        row: Its row.
+        interval: What the interval is.
+        without: What is said where there is none.
+        unit: Unit.
+
+    Returns:
+        The estimate.
+    """
+    value, low, high = (float(table[f"{name}{end}"][row]) for end in ("", "_low", "_high"))
+    if math.isnan(low):
+        return Estimate.alone(value, without, unit)
+    return Estimate(value, low, high, interval, unit)

@@ -41,11 +41,8 @@ def statements(tables: Tables) -> list[Statement]:
 
 
 def _estimate(table: Table, row: int, name: str = "correlation") -> Estimate:
-    value, low, high = (float(table[f"{name}{end}"][row]) for end in ("", "_low", "_high"))
     count = int(table["networks"][row])
-    if math.isnan(low):
-        return Estimate.alone(value, f"over {count} networks: no interval")
-    return Estimate(value, low, high, f"{_INTERVAL}, n = {count}")
+    return reading.estimate(table, name, row, f"{_INTERVAL}, n = {count}", f"over {count} networks: no interval")
 
 
 def _size(count: int) -> str:

@@ -1,7 +1,5 @@
 """Findings from tuning on validation data: the best setting, and whether it lies at an edge of what was tried."""
 
-import math
-
 import numpy as np
 
 from quadscape.findings import reading
@@ -39,10 +37,7 @@ def statements(tables: Tables) -> list[Statement]:
 
 
 def _estimate(table: Table, row: int) -> Estimate:
-    value, low, high = (float(table[f"validation_loss{end}"][row]) for end in ("", "_low", "_high"))
-    if math.isnan(low):
-        return Estimate.alone(value, "one seed, no interval", "loss")
-    return Estimate(value, low, high, _INTERVAL, "loss")
+    return reading.estimate(table, "validation_loss", row, _INTERVAL, "one seed, no interval", "loss")
 
 
 def _best(run: RunTables, table: Table) -> list[Statement]:
