@@ -96,6 +96,12 @@ class MemberRun:
         iterations = self.course.evaluated
         return iterations, self.course.evaluation[iterations, split, metric]
 
+    def steps_to(self, target: float) -> int:
+        """Steps taken at the first evaluation at which the training loss is at most `target`; −1 if that is never."""
+        iterations, losses = self.evaluated(0, 0)
+        reached = iterations[losses <= target]
+        return int(reached[0]) if len(reached) else -1
+
     def final(self, split: int, metric: int) -> float:
         """The evaluation at the end of the run; NaN if it diverged."""
         return float(self.course.evaluation[self.training.iterations, split, metric]) if self.diverged < 0 else np.nan
@@ -127,6 +133,23 @@ def read_members(job: "Job") -> list[MemberRun]:
             )
         )
     return found
+
+
+def target_loss(members: Sequence[MemberRun], given: float) -> float:
+    """The training loss whose first reach is counted.
+
+    Args:
+        members: The members.
+        given: The loss; 0 for the default.
+
+    Returns:
+        What is given, or the median of the finite final training losses; NaN where there is none.
+    """
+    if given != 0:
+        return given
+    ends = np.array([member.final(0, 0) for member in members])
+    finite = ends[np.isfinite(ends)]
+    return float(np.median(finite)) if len(finite) else float("nan")
 
 
 def model_section(values: Any) -> Any:

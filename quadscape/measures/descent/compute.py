@@ -8,7 +8,7 @@ import numpy as np
 from quadscape.measures.descent.declaration import COST, COURSE, MEMBERS
 from quadscape.measures.intervals import relative_variance
 from quadscape.measures.job import Job
-from quadscape.measures.members import MemberRun, by_cell, columns_of, family_head, read_members
+from quadscape.measures.members import MemberRun, by_cell, columns_of, family_head, read_members, target_loss
 from quadscape.tables import Table
 
 if TYPE_CHECKING:
@@ -96,10 +96,7 @@ def measure(
     Returns:
         Tables `descent_course` and `descent_members`, with the target among their attributes.
     """
-    ends = np.array([member.final(0, 0) for member in members])
-    finite = ends[np.isfinite(ends)]
-    if target == 0:
-        target = float(np.median(finite)) if len(finite) else float("nan")
+    target = target_loss(members, target)
     head = {**head, "target_loss": None if np.isnan(target) else target}
     rows = [_member(member, one, target) for member, one in zip(members, lengths, strict=True)]
     courses = [_course(member) for member in members]
@@ -127,9 +124,7 @@ def _course(member: MemberRun) -> dict[str, np.ndarray]:
 
 
 def _member(member: MemberRun, lengths: np.ndarray, target: float) -> dict[str, Any]:
-    iterations, losses = member.evaluated(0, 0)
-    reached = iterations[losses <= target]
-    steps = int(reached[0]) if len(reached) else -1
+    steps = member.steps_to(target)
     own = last_quarter(member)
     norms = np.linalg.norm(member.course.gradient_norm[own.start : own.stop], axis=1)
     return {

@@ -13,7 +13,7 @@ from scipy.stats import false_discovery_control
 
 from quadscape.measures.interpolation.declaration import SUMMARY
 from quadscape.measures.job import Job
-from quadscape.measures.members import MemberRun, by_cell, columns_of, family_head, read_members
+from quadscape.measures.members import MemberRun, by_cell, columns_of, family_head, read_members, target_loss
 from quadscape.measures.ruggedness.declaration import RUGGEDNESS
 from quadscape.measures.ruggedness_compared import statistics
 from quadscape.measures.ruggedness_compared.declaration import (
@@ -96,9 +96,7 @@ def measure(
         Tables `compared_runs`, `compared_networks`, `compared_scores` and `compared_ranks`. Attributes: target_loss;
         of the ranks half_width, what so many networks can tell from nothing.
     """
-    ends = np.array([member.final(0, 0) for member in members])
-    if target == 0:
-        target = float(np.median(ends[np.isfinite(ends)])) if np.isfinite(ends).any() else math.nan
+    target = target_loss(members, target)
     head = {**head, "target_loss": None if math.isnan(target) else target}
     runs = [_run(member, bump, target) for member, bump in zip(members, bumps, strict=True)]
     networks = [_network(cell, own, layouts, runs) for cell, own in by_cell(members).items()]
@@ -116,15 +114,14 @@ def measure(
 
 
 def _run(member: MemberRun, bump: float, target: float) -> dict[str, Any]:
-    iterations, losses = member.evaluated(0, 0)
-    reached = iterations[losses <= target]
+    steps = member.steps_to(target)
     final = member.final(0, 0)
     return {
         **member.member,
         "diverged_at": member.diverged,
         "learning_rate": member.learning_rate,
         "final_loss": final if math.isfinite(final) else math.inf,
-        "steps_to_target": float(reached[0]) if len(reached) else math.inf,
+        "steps_to_target": float(steps) if steps >= 0 else math.inf,
         "gap": member.final(1, 0) - final,
         "bump": bump,
     }
