@@ -6,6 +6,7 @@ import numpy as np
 
 from quadscape.figures import style
 from quadscape.figures.specification import FigureSpec
+from quadscape.measures.line_search.declaration import PARAMETERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from quadscape.tables import Table
 
 TITLE = "Quadratic radius, form and growth against eigenvalue"
-FORMS = ("quadratic", "cubic", "log", "hyperbolic", "quartic")
+FORMS = tuple(PARAMETERS)
 
 
 @style.styled
