@@ -58,6 +58,35 @@ def test_a_band_does_not_depend_on_its_basis() -> None:
     assert not np.allclose(after["localisation"]["participation"], single)
 
 
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), share=st.floats(0.7, 0.95), place=st.integers(0, 12))
+def test_a_planted_localised_eigenvector_stands_out(seed: int, share: float, place: int) -> None:
+    """One of 500 has a known share of its norm in 40 weights of one layer; all others are random."""
+    size, few, layer = 500, 40, slice(200, 300)
+    generator = np.random.default_rng(seed)
+    inside = 200 + generator.permutation(100)[:few]
+    planted = np.full(size, np.sqrt((1 - share) / (size - few)))
+    planted[inside] = np.sqrt(share / few)
+    planted *= generator.choice([-1.0, 1.0], size)
+    others = generator.standard_normal((size, size - 1))
+    vectors = np.linalg.qr(np.column_stack([planted, others]))[0]
+    vectors = np.insert(vectors[:, 1:], place, vectors[:, 0], axis=1)
+    blocks = [("a", "weight", slice(0, 200)), ("b", "weight", layer), ("c", "weight", slice(300, 500))]
+    tables = measured(vectors, blocks=blocks)
+    found, head = tables["localisation"], tables["localisation"].attributes
+    row = int(np.flatnonzero(found["index"] == place)[0])
+    participation = 1 / (share**2 / few + (1 - share) ** 2 / (size - few))
+    assert found["participation"][row] == pytest.approx(participation)
+    # The hundred largest are the forty, and sixty of those that share the rest.
+    assert found["largest_share"][row] == pytest.approx(share + 60 * (1 - share) / (size - few))
+    layers = tables["localisation_layers"]
+    own = layers.where((layers["index"] == place) & (layers["layer"] == "b"))
+    assert own["share"][0] == pytest.approx(share + (100 - few) * (1 - share) / (size - few))
+    ordinary = np.delete(found["participation"], row)
+    # Random vectors spread by some 4 % about what chance says; the planted one is alone far below.
+    assert ordinary.min() > 0.7 * head["chance_participation"] > 1.4 * participation
+
+
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_random_vectors_are_what_chance_says(seed: int) -> None:

@@ -1,6 +1,6 @@
 """The cluster and the undisturbed run that all tests here share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,43 +11,29 @@ pytest.register_assert_rewrite("tests.slurm.chain", "tests.slurm.events")
 
 from tests.slurm.chain import SHARDED, SHARDED_EXPERIMENT, Prepared, Whole  # ruff: ignore[module-import-not-at-top-of-file]
 from tests.slurm.cluster import SLOTS, Cluster, UnavailableError  # ruff: ignore[module-import-not-at-top-of-file]
+from tests.slurm.events import Record, preempt_a_shard  # ruff: ignore[module-import-not-at-top-of-file]
 
-Clusters = Callable[[bool], Cluster]
-
-
-@pytest.fixture(scope="session")
-def clusters() -> Iterator[Clusters]:
-    """Starts the cluster, with or without accounting; only one can run at a time."""
-    running: list[Cluster] = []
-    reasons: list[str] = []
-
-    def start(accounting: bool) -> Cluster:
-        if reasons:
-            pytest.skip(reasons[0])
-        if running and running[0].accounting == accounting:
-            return running[0]
-        if running:
-            running.pop().stop()
-        cluster = Cluster(slots=SLOTS + 1, accounting=accounting)
-        try:
-            cluster.start()
-        except UnavailableError as why:
-            reasons.append(f"no SLURM can be started here: {why}")
-            pytest.skip(reasons[0])
-        if cluster.no_cgroups:
-            print(f"\nJobs are tracked and limited without cgroups: {cluster.no_cgroups}")
-        running.append(cluster)
-        return cluster
-
-    yield start
-    for cluster in running:
-        cluster.stop()
+SHARDED_SLOT, WHOLE_SLOT = -2, -1
+"""The slots of what is at work beside the events."""
 
 
 @pytest.fixture(scope="session")
-def prepared(request: pytest.FixtureRequest, clusters: Clusters, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def cluster() -> Iterator[Cluster]:
+    """The cluster, with accounting, which the profile's `squeue` does without."""
+    found = Cluster(slots=SLOTS + 2, accounting=True)
+    try:
+        found.start()
+    except UnavailableError as why:
+        pytest.skip(f"no SLURM can be started here: {why}")
+    if found.no_cgroups:
+        print(f"\nJobs are tracked and limited without cgroups: {found.no_cgroups}")
+    yield found
+    found.stop()
+
+
+@pytest.fixture(scope="session")
+def prepared(request: pytest.FixtureRequest, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """The undisturbed run; not made where there will be no cluster."""
-    clusters(False)
     if any("beside" in getattr(item, "fixturenames", ()) for item in request.session.items):
         request.getfixturevalue("beside")
     return Prepared(Path(tmp_path_factory.mktemp("undisturbed")) / "checkout")
@@ -55,23 +41,26 @@ def prepared(request: pytest.FixtureRequest, clusters: Clusters, tmp_path_factor
 
 @dataclass
 class Beside:
-    """What is at work while the events wait.
+    """What is at work while the events wait, each on nodes of its own.
 
     Attributes:
-        whole: The whole workflow, on nodes of its own.
-        sharded: An undisturbed run of a Hessian in shards.
+        whole: The whole workflow.
+        shard: A Hessian in shards, one of which is preempted.
     """
 
     whole: Future[Whole]
-    sharded: Future[Prepared]
+    shard: Future[Record]
 
 
 @pytest.fixture(scope="session")
-def beside(clusters: Clusters, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
+def beside(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
     """Starts what is at work beside the events, and looked at after them."""
-    slot, path = clusters(False).slots[-1], tmp_path_factory.mktemp("beside")
-    with ThreadPoolExecutor(1) as thread:
-        yield Beside(
-            thread.submit(Whole, path / "whole", slot),
-            thread.submit(Prepared, path / "sharded", [SHARDED], SHARDED_EXPERIMENT),
-        )
+    path = tmp_path_factory.mktemp("beside")
+
+    def shard() -> Record:
+        prepared = Prepared(path / "sharded", [SHARDED], SHARDED_EXPERIMENT)
+        (path / "shard").mkdir()
+        return preempt_a_shard(cluster, cluster.slots[SHARDED_SLOT], prepared, path / "shard")
+
+    with ThreadPoolExecutor(2) as threads:
+        yield Beside(threads.submit(Whole, path / "whole", cluster.slots[WHOLE_SLOT]), threads.submit(shard))

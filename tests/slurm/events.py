@@ -22,8 +22,9 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from quadscape.stage.events import read_events
 from quadscape.stage.lock import STALE_SECONDS, present_owner, process_is_alive
-from tests.slurm.chain import BrokenPromiseError, Chain, Prepared, environment, require
+from tests.slurm.chain import SHARDED, SHARDS, BrokenPromiseError, Chain, Prepared, environment, require
 from tests.slurm.cluster import GPUS, NODE_TIMEOUT, Cluster, Slot, ask, show_job, until
 
 PATIENCE = 400.0
@@ -612,6 +613,50 @@ def two_controllers(scenario: Scenario) -> None:
     require(not at_once, f"two jobs met in a stage: {at_once}\n{scenario.describe()}")
 
 
+def preempt_a_shard(cluster: Cluster, slot: Slot, prepared: Prepared, directory: Path) -> Record:
+    """Three shards on two nodes, looked after by `sacct`; the one that is alone on its node is preempted.
+
+    Args:
+        cluster: The cluster, with accounting.
+        slot: The nodes, this scenario's alone.
+        prepared: The undisturbed run.
+        directory: An empty one.
+
+    Returns:
+        What it cost.
+    """
+    record = Record("a shard is preempted", SHARDED.name, 1, prepared.units[SHARDED.name])
+    status = {"slurm-status-command": "sacct"}
+    scenario = Scenario(cluster, slot, prepared, directory, SHARDED, record, profile=status)
+    shards = [scenario.checkout.path / stage for stage in SHARDED.stages[:SHARDS]]
+
+    def at_work() -> bool:
+        return all(any(event["event"] == "unit" for event in read_events(shard)) for shard in shards)
+
+    try:
+        head = scenario.start_head()
+        scenario.wait(at_work, "three shards at work")
+        starts = [next(event for event in read_events(shard) if event["event"] == "start") for shard in shards]
+        nodes = [scenario.job(start["job"])["NodeList"] for start in starts]
+        require(len({start["job"] for start in starts}) == SHARDS, f"shards share jobs: {starts}")
+        require(set(nodes) == set(slot.workers), f"shards are on {nodes}, not on {slot.workers}")
+        alone = next(start for start, node in zip(starts, nodes, strict=True) if nodes.count(node) == 1)
+        scenario.happens()
+        with slowly(alone["pid"]):
+            scenario.preempt(scenario.job(alone["job"])["NodeList"], f"--gres=gpu:{GPUS}")
+        scenario.finish(head)
+        restarts = [int(scenario.job(start["job"])["Restarts"]) for start in starts]
+        require(restarts == [int(start is alone) for start in starts], f"shards were restarted {restarts} times")
+        scenario.check()
+        states = ask("sacct", "-X", "-D", "-n", "-P", "-j", alone["job"], "-o", "State").split()
+        known = len(states) == 2 and states[0] in {"PREEMPTED", "REQUEUED"} and states[1] == "COMPLETED"
+        require(known, f"sacct tells of the preempted job: {states}")
+    except BaseException:
+        scenario.tidy()
+        raise
+    return record
+
+
 EVENTS: dict[str, Callable[[Scenario], None]] = {
     "preemption": preemption,
     "requeue": requeue,
@@ -638,7 +683,15 @@ CUTS = {
     "head interrupted",
 }
 """Events that cut a stage off; in the others it is done, or goes on."""
-LONGEST = ("node failure", "controller time limit", "controller preemption", "two controllers", "head killed")
+LONGEST = (
+    "node failure",
+    "finish within grace",
+    "time limit",
+    "controller time limit",
+    "controller preemption",
+    "two controllers",
+    "head killed",
+)
 """To be begun first, so that none of them is alone at the end."""
 RESOURCES: dict[str, dict[str, Any]] = {"finish within grace": {"slurm_partition": "gpupatient"}}
 """What an event's jobs ask for beside what the profile says."""

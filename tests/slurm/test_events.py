@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 
 import pytest
-from conftest import Clusters
 
 from tests.slurm.chain import CURVATURE, TRAINING, Prepared
+from tests.slurm.cluster import SLOTS, Cluster
 from tests.slurm.events import EVENTS, LONGEST, ImpossibleError, Pool, Record
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1300)]
@@ -17,11 +17,10 @@ IN_A_GROUP = {"preemption", "out of memory", "head killed"}
 
 @pytest.fixture(scope="module")
 def scenarios(
-    request: pytest.FixtureRequest, clusters: Clusters, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, cluster: Cluster, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[Record]]]:
     """All events that were chosen, at work."""
-    cluster = clusters(False)
-    pool = Pool(cluster, cluster.slots[:-1], prepared, tmp_path_factory.mktemp("events"))
+    pool = Pool(cluster, cluster.slots[:SLOTS], prepared, tmp_path_factory.mktemp("events"))
     chosen = {item.callspec.params["event"] for item in request.session.items if hasattr(item, "callspec")}
     order = sorted(chosen, key=lambda event: (event not in LONGEST, event))
     yield {event: pool.submit(event, CURVATURE if event in IN_A_GROUP else TRAINING, seed=1) for event in order}
