@@ -146,6 +146,11 @@ def runtime(job):
     )
 
 
+def threads_of(wildcards):
+    """CPU threads of a stage of a run."""
+    return problem.threads(wildcards.run)
+
+
 wildcard_constraints:
     run=alternatives(run.name for run in experiment.runs),
     family=alternatives(grid.name for grid in experiment.grids),

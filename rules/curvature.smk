@@ -14,7 +14,7 @@ rule compute_hessian_shard:
         "curvature" if experiment.curvature.shards == 1 else None
     conda:
         "../envs/quadscape.yaml"
-    threads: 2
+    threads: threads_of
     resources:
         mem_mb=memory("hessian_shard"),
         runtime=runtime("hessian_shard"),
@@ -39,7 +39,7 @@ rule compute_hessian:
         "curvature"
     conda:
         "../envs/quadscape.yaml"
-    threads: 2
+    threads: threads_of
     resources:
         mem_mb=memory("hessian"),
         runtime=runtime("hessian"),
@@ -66,7 +66,7 @@ rule compute_eigenbasis:
         "curvature"
     conda:
         "../envs/quadscape.yaml"
-    threads: 2
+    threads: threads_of
     resources:
         mem_mb=memory("eigenbasis"),
         runtime=runtime("eigenbasis"),
@@ -88,7 +88,7 @@ rule compute_gauss_newton:
         "logs/{}/compute_gauss_newton/{{run}}/{{iteration}}.log".format(experiment.name),
     conda:
         "../envs/quadscape.yaml"
-    threads: 2
+    threads: threads_of
     resources:
         mem_mb=memory("gauss_newton"),
         runtime=runtime("gauss_newton"),

@@ -14,7 +14,7 @@ rule train:
         ),
     conda:
         "../envs/quadscape.yaml"
-    threads: 2
+    threads: threads_of
     resources:
         mem_mb=memory("training"),
         runtime=runtime("training"),
@@ -93,7 +93,7 @@ rule extract_start:
         "logs/{}/extract_start/{{run}}/{{iteration}}.log".format(experiment.name),
     conda:
         "../envs/quadscape.yaml"
-    threads: 2
+    threads: threads_of
     resources:
         mem_mb=memory("training"),
         runtime=runtime("checkpoint"),

@@ -30,6 +30,12 @@ def test_sizes_belong_to_a_run() -> None:
     assert [settings[run]["normalization"] for run in "ab"] == ["none", "none"]
 
 
+def test_only_large_networks_take_two_threads() -> None:
+    large = {"name": "b", "checkpoints": [40], "model": {"factory": "mlp", "hidden": [100]}}  # 7,510 parameters
+    problem = Problem.of(two_networks(runs=[*TINY["runs"], large]))
+    assert [problem.threads(run) for run in "ab"] == [1, 2]
+
+
 def test_a_model_of_a_run_is_checked_as_that_of_the_experiment() -> None:
     for model, sentence in (
         ({"factory": "mlp", "hiden": [3]}, r"runs\[1\]\.model\.hiden is not a known key.*'hidden'"),

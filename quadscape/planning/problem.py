@@ -23,6 +23,10 @@ from quadscape.results.sizes import Kept, Network, keep_asked, keep_steps, look_
 MOST_PARAMETERS = 4_000_000
 """Above which no machine computes a dense eigenbasis within weeks (docs/scale.md), whatever its disk."""
 
+ONE_THREAD = 5_000
+"""P up to which stages compute with one thread, so that two run side by side: on the demo's 2,406 parameters a second
+thread saves nothing (27 s for 27 CPU-s)."""
+
 
 def check_places(experiment: Experiment) -> None:
     """Checks that results can be put where they belong: below the working directory.
@@ -214,6 +218,10 @@ class Problem:
 
     def _parameters(self, run: str | None) -> int:
         return self.parameters if run is None else self.networks[run].parameters
+
+    def threads(self, run: str) -> int:
+        """CPU threads of the stages of a run: two share the work of large networks, and hinder each other on small."""
+        return 1 if self.networks[run].parameters <= ONE_THREAD else 2
 
     def memory_mb(self, job: str, attempt: int = 1, run: str | None = None) -> int:
         """Memory that a job asks for; growth laws with generous constants, in MB.
