@@ -19,6 +19,7 @@ from quadscape.cluster.snakemake_shell import (
     force_outputs,
     let_waiting_threads_sleep,
     quote_interpreter,
+    tell_cancelled_jobs,
 )
 from quadscape.planning.targets import Targets, measure_rules
 from quadscape.provenance.versions import (
@@ -92,6 +93,8 @@ onstart:
         check_working_directory(Path.cwd(), on_slurm=not workflow.local_exec)
     except QuadscapeError as error:
         raise WorkflowError(str(error)) from None
+    if not workflow.local_exec:
+        tell_cancelled_jobs()
     record_head("running", on_slurm=not workflow.local_exec, logs=log)
 
 

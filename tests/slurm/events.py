@@ -695,6 +695,8 @@ LONGEST = (
 """To be begun first, so that none of them is alone at the end."""
 RESOURCES: dict[str, dict[str, Any]] = {"finish within grace": {"slurm_partition": "gpupatient"}}
 """What an event's jobs ask for beside what the profile says."""
+PROFILE: dict[str, dict[str, Any]] = {"scancel": {"slurm-status-command": "sacct"}}
+"""Further keys of the profile: sacct says otherwise than squeue that a job was cancelled."""
 
 
 def run_event(
@@ -716,7 +718,8 @@ def run_event(
     """
     record = Record(event, chain.name, seed, prepared.units[chain.name])
     resources = {chain.rule: RESOURCES[event]} if event in RESOURCES else {}
-    scenario = Scenario(cluster, slot, prepared, directory, chain, record, resources)
+    profile = PROFILE.get(event, {}) if cluster.accounting else {}
+    scenario = Scenario(cluster, slot, prepared, directory, chain, record, resources, profile)
     try:
         EVENTS[event](scenario)
         scenario.check()
