@@ -48,6 +48,7 @@ def _submit(arguments: argparse.Namespace) -> int:
             local=arguments.local,
             partition=arguments.partition,
             account=arguments.account,
+            qos=arguments.qos,
             minutes=arguments.minutes,
         )
     )
@@ -282,11 +283,13 @@ def _parser() -> argparse.ArgumentParser:
     submit = commands.add_parser(
         "submit",
         help="keep snakemake at work for days: a controller that goes on after kills, time limits and preemption",
-        usage="quadscape submit [--local] [--partition P] [--account A] [--minutes M] -- <snakemake arguments>",
+        usage="quadscape submit [--local] [--partition P] [--account A] [--qos Q] [--minutes M] -- <snakemake "
+        "arguments>",
     )
     submit.add_argument("--local", action="store_true", help="as a process of this machine, not as a small SLURM job")
     submit.add_argument("--partition", help="of the controller's job (default: the profile's slurm_partition)")
     submit.add_argument("--account", help="of the controller's job (default: the profile's slurm_account)")
+    submit.add_argument("--qos", help="of the controller's job (default: what SBATCH_QOS says, or SLURM)")
     submit.add_argument("--minutes", type=int, help="after which the controller is queued again (default: 1440)")
     submit.add_argument("arguments", nargs="*", help="snakemake's, after --")
     submit.set_defaults(run=_submit)

@@ -5,11 +5,15 @@ import sys
 from pathlib import Path
 
 _SCRIPT = """#!{python}
-import pathlib, sys, time
+import os, pathlib, sys, time
 folder = pathlib.Path({folder!r})
 name = pathlib.Path(sys.argv[0]).name
 with (folder / "calls").open("a") as file:
     print(name, *sys.argv[1:], sep="\\x1f", file=file)
+noted = folder / "noted"
+if name == "sbatch" and noted.exists():
+    with (folder / "environments").open("a") as file:
+        print(*(key for key in os.environ if key.startswith(noted.read_text())), file=file)
 if (folder / "hangs").exists():
     time.sleep(60)
 answer = folder / f"{{name}}.answer"
@@ -64,6 +68,14 @@ class FakeSlurm:
             return []
         calls = [line.split("\x1f") for line in (self.folder / "calls").read_text().splitlines()]
         return [call[1:] for call in calls if call[0] == name]
+
+    def note_environment(self, prefix: str) -> None:
+        """From now on `sbatch` notes names of environment variables."""
+        (self.folder / "noted").write_text(prefix)
+
+    def environments(self) -> list[set[str]]:
+        """What it has noted, call by call."""
+        return [set(line.split()) for line in (self.folder / "environments").read_text().splitlines()]
 
     @property
     def path(self) -> str:

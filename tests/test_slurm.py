@@ -70,6 +70,23 @@ def test_what_can_never_start(reason: str, never: bool) -> None:
     assert not Job("1", "quadscape_ab", "RUNNING", reason).never_starts
 
 
+@pytest.mark.parametrize(
+    ("reason", "shared"),
+    [
+        ("QOSMaxJobsPerUserLimit", True),
+        ("AssocGrpJobsLimit", True),
+        ("AssocMaxJobsLimit", True),
+        ("QOSMaxGRESPerUser", True),
+        ("QOSMaxWallDurationPerJobLimit", False),
+        ("Resources", False),
+        ("Priority", False),
+    ],
+)
+def test_what_waits_for_a_share(reason: str, shared: bool) -> None:
+    assert Job("1", "quadscape_ab", "PENDING", reason).waits_for_others is shared
+    assert not Job("1", "quadscape_ab", "RUNNING", reason).waits_for_others
+
+
 def test_without_slurm_there_are_no_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert list_jobs(tmp_path) == list_recorded_jobs(tmp_path) == []

@@ -141,6 +141,21 @@ def test_slurm_job(
     assert "--time=1440\n" in text
 
 
+def test_quality_of_service_and_what_sbatch_takes_from_the_environment(
+    root: Path, cluster: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.answer("sbatch", "Submitted batch job 17\n")
+    cluster.note_environment("SBATCH_")
+    for name in ("QOS", "RESERVATION", "TIMELIMIT", "PARTITION", "OUTPUT"):
+        monkeypatch.setenv(f"SBATCH_{name}", "mine")
+    assert main(["submit", "--", "--profile", "profiles/mine"]) == 0
+    assert "--qos" not in (directory_of(root) / "17_submission.sh").read_text()
+    assert main(["submit", "--qos", "long", "--", "--profile", "profiles/mine"]) == 0
+    assert "--qos=long\n" in (directory_of(root) / "17_submission.sh").read_text()
+    # The profile names a partition, and the time limit is the controller's own: variables would go before them.
+    assert cluster.environments() == [{"SBATCH_QOS", "SBATCH_RESERVATION"}, {"SBATCH_RESERVATION"}]
+
+
 def test_sbatch_refuses(root: Path, cluster: FakeSlurm, capsys: pytest.CaptureFixture[str]) -> None:
     cluster.fail("sbatch", "sbatch: error: invalid partition specified: cpu")
     assert main(["submit", "--", "--profile", "profiles/mine"]) == 1
@@ -243,6 +258,41 @@ def test_job_preempted_for_good_is_queued_again(keeper: Controller, root: Path, 
     assert not keeper._revive({"quadscape_old"})
     cluster.fail("squeue", "Unable to contact slurm controller")
     assert keeper._revive({"quadscape_old"}), "a head is not ended since SLURM is silent"
+
+
+def test_what_can_never_start_is_cancelled_while_the_head_runs(
+    keeper: Controller, root: Path, cluster: FakeSlurm
+) -> None:
+    cluster.queue(
+        root,
+        "6 PENDING quadscape_old PartitionTimeLimit rule_train 0",
+        "7 PENDING quadscape_ab PartitionTimeLimit rule_train 0",
+        "8 PENDING quadscape_ab QOSMaxJobsPerUserLimit rule_train 0",
+    )
+    assert keeper._revive({"quadscape_old"})
+    assert cluster.calls("scancel") == [["7"]]
+
+
+def test_a_controller_that_holds_the_last_job_of_a_limit_says_so(
+    keeper: Controller, root: Path, cluster: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting = "7 PENDING quadscape_ab QOSMaxJobsPerUserLimit rule_train 0"
+    cluster.queue(root, "5 RUNNING quadscape-controller None - 0", "6 RUNNING quadscape_ab None rule_train 0", waiting)
+    keeper._revive(set())
+    assert "--local" not in capsys.readouterr().out, "while one runs, the next has its turn"
+    cluster.queue(root, "5 RUNNING quadscape-controller None - 0", waiting)
+    keeper._revive(set())
+    keeper._revive(set())
+    said = capsys.readouterr().out
+    assert said.count("QOSMaxJobsPerUserLimit") == said.count("--qos") == said.count("--local") == 1
+    state = read_state(root)
+    assert state is not None
+    assert "its jobs wait (QOSMaxJobsPerUserLimit)" in state.activity
+    cluster.queue(root, "7 RUNNING quadscape_ab None rule_train 0")
+    keeper._revive(set())
+    state = read_state(root)
+    assert state is not None
+    assert state.activity == "head running"
 
 
 def test_head_that_would_wait_for_ever_is_started_again(

@@ -345,12 +345,16 @@ class Controller:
 
     def _orphans(self) -> list[str]:
         orphans = [job for job in self._jobs() if job.of_head and job.active]
-        never = [job for job in orphans if job.never_starts]
+        self._cancel_what_never_starts(orphans)
+        return [f"{job.id} {job.rule} {job.state.lower()}" for job in orphans]
+
+    def _cancel_what_never_starts(self, jobs: Sequence[Job]) -> None:
+        """A head waits for such jobs for ever; of one that was cancelled it says that it failed."""
+        never = [job for job in jobs if job.never_starts]
         if never:
             self._say("Cancelling what can never start: " + ", ".join(f"{job.id} ({job.reason})" for job in never))
             with contextlib.suppress(ClusterError):
                 cancel_jobs(never)
-        return [f"{job.id} {job.rule} {job.state.lower()}" for job in orphans]
 
     def _wait_for(self, what: str, find: Callable[[], list[str]]) -> None:
         """Waits until nothing is found any more."""
@@ -399,7 +403,10 @@ class Controller:
         return code
 
     def _revive(self, former: set[str]) -> bool:
-        """Puts jobs that were preempted for good back into the queue: their head takes them for running.
+        """Looks after jobs that the head would wait for for ever, and says what all of them wait for.
+
+        Preempted for good, they are put back into the queue: their head takes them for running. What can never start is
+        cancelled.
 
         Args:
             former: Names of jobs of former heads.
@@ -408,11 +415,13 @@ class Controller:
             False when that cannot be done, and the head would wait for ever.
         """
         try:
-            jobs = list_jobs(self._root)
+            jobs = [job for job in list_jobs(self._root) if job.of_head and job.name not in former]
         except ClusterError:
             return True
+        self._cancel_what_never_starts(jobs)
+        self._tell_shared_limit([job for job in jobs if job.active])
         for job in jobs:
-            if job.of_head and job.state == "PREEMPTED" and job.name not in former:
+            if job.state == "PREEMPTED":
                 try:
                     requeue_job(job)
                 except ClusterError as error:
@@ -420,6 +429,21 @@ class Controller:
                     return False
                 self._say(f"Job {job.id} ({job.rule}) was preempted for good: it is put back into the queue.")
         return True
+
+    def _tell_shared_limit(self, active: Sequence[Job]) -> None:
+        """Says it where every job waits for a share of its QOS or account: this controller may hold all of that."""
+        reasons = {job.reason for job in active}
+        activity = f"head running (process {self._head.pid})" if self._head is not None else "head running"
+        if self.kind == "slurm" and active and all(job.waits_for_others for job in active):
+            activity += f"; its jobs wait ({', '.join(sorted(reasons))})"
+            if self._state.activity != activity:
+                self._say(
+                    f"All jobs wait ({', '.join(sorted(reasons))}). If the limit is on jobs at a time, this "
+                    "controller's own job may hold the last that you may have: cancel it, and submit it with --qos to "
+                    "another QOS, or with --local on a machine where processes may stay."
+                )
+        if self._state.activity != activity:
+            self._report("at work", activity)
 
     def _kill_head(self) -> None:
         """Ends the head and what runs below it on this machine; safe in a signal handler."""

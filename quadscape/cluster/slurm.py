@@ -38,6 +38,9 @@ _NEVER = re.compile(
     r"|QOSNotAllowed|JobHoldMaxRequeue|launch[ _]failed[ _]requeued[ _]held|(QOS|Assoc)Max\w*PerJob\w*"
 )
 
+# What a QOS or an account lets its users have at a time.
+_SHARED = re.compile(r"(QOS|Assoc)(Max|Grp)\w+")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -77,6 +80,11 @@ class Job:
     def never_starts(self) -> bool:
         """Whether it waits for what cannot come."""
         return self.queued and _NEVER.fullmatch(self.reason) is not None
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether it waits until other jobs of this user, or of the account, end."""
+        return self.queued and _SHARED.fullmatch(self.reason) is not None and not self.never_starts
 
     @property
     def of_head(self) -> bool:

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,7 @@ def submit(
     local: bool,
     partition: str | None = None,
     account: str | None = None,
+    qos: str | None = None,
     minutes: int | None = None,
 ) -> str:
     """Submits a controller for a working directory.
@@ -110,6 +111,7 @@ def submit(
         local: A process of this machine instead of a SLURM job.
         partition: For the controller's job; by default that of the profile.
         account: Likewise.
+        qos: Quality of service of the controller's job; by default what SBATCH_QOS, the account or the partition says.
         minutes: Time limit of the controller's job, after which it is queued again.
 
     Returns:
@@ -121,8 +123,10 @@ def submit(
     root = Path(os.path.realpath(root))
     if not any((root / name).is_file() for name in ("Snakefile", "workflow/Snakefile")):
         raise ClusterError(f"There is no Snakefile in {root}; submit in the root of the workflow.")
-    if local and (partition, account, minutes) != (None, None, None):
-        raise ClusterError("--partition, --account and --minutes are for a controller in SLURM, and --local is given.")
+    if local and {partition, account, qos, minutes} != {None}:
+        raise ClusterError(
+            "--partition, --account, --qos and --minutes are for a controller in SLURM, and --local is given."
+        )
     if minutes is not None and minutes < 1:
         raise ClusterError(f"--minutes is {minutes}; valid is a time limit of at least 1 minute.")
     profile = read_profile(root, arguments)
@@ -146,6 +150,7 @@ def submit(
         "devices": os.environ.get("CUDA_VISIBLE_DEVICES") if local else None,
         "partition": partition or profile.partition,
         "account": account or profile.account,
+        "qos": qos,
         "minutes": DEFAULT_MINUTES if minutes is None else minutes,
     }
     job = _launch(request)
@@ -154,6 +159,23 @@ def submit(
     else:
         label, log = f"SLURM job {job}", log_of(root, job)
     return f"controller: {label}\nlog: {log.relative_to(root)}"
+
+
+def _of_sbatch(request: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, str]:
+    """What the environment lets sbatch know of the controller's job that the request does not say.
+
+    For sbatch variables go before what the script says, so that a time limit there would not be the controller's own.
+
+    Args:
+        request: As for `launch`.
+        environment: Environment variables.
+
+    Returns:
+        Some of them.
+    """
+    names = {"SBATCH_RESERVATION", "SBATCH_CONSTRAINT", "SBATCH_CLUSTERS", "SBATCH_WCKEY"}
+    names |= {f"SBATCH_{key.upper()}" for key in ("partition", "account", "qos") if not request[key]}
+    return {name: value for name, value in environment.items() if name in names}
 
 
 def _launch(request: dict[str, Any]) -> str:
@@ -169,7 +191,7 @@ def _launch(request: dict[str, Any]) -> str:
         done = subprocess.run(
             [sys.executable, "-c", "from quadscape.cluster.submission import launch; launch()", json.dumps(request)],
             cwd=request["root"],
-            env=clean_environment(os.environ),
+            env=clean_environment(os.environ) | _of_sbatch(request, os.environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -235,6 +257,7 @@ def _submit(request: dict[str, Any]) -> str:
         mem=f"{_MEMORY_GB}GB",
         partition=request["partition"] or None,
         account=request["account"] or None,
+        qos=request["qos"],
         wckey=None,
         stderr_to_stdout=True,
         additional_parameters={"requeue": True, "chdir": root, "output": log},
