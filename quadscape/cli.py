@@ -25,10 +25,12 @@ def _status(arguments: argparse.Namespace) -> int:
     path = Path(arguments.path or "results")
     # At the very start there is a controller, but no results.
     begun = path.is_dir() or arguments.path is not None or activity.is_empty
-    stages = [stage_status(directory) for directory in find_stages(path)] if begun else []
-    blocks = [format_activity(activity), format_status(stages)]
+    hidden: list[OSError] = []
+    stages = [stage_status(directory) for directory in find_stages(path, hidden.append)] if begun else []
+    unread = "\n".join(f"not looked at: {error.filename} ({error.strerror})" for error in hidden)
+    blocks = [format_activity(activity), format_status(stages), unread]
     print("\n\n".join(block for block in blocks if block))
-    return activity.exit_code(stages)
+    return 1 if hidden else activity.exit_code(stages)
 
 
 def _logs(arguments: argparse.Namespace) -> int:
@@ -56,13 +58,17 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from quadscape.results.verify import Misplaced, verify_results
+    from quadscape.results.verify import Forbidden, Misplaced, verify_results
     from quadscape.stage.files import PURGED
     from quadscape.stage.finished import load_purged
 
-    problems = misplaced = 0
+    checked = problems = misplaced = unread = 0
     for path, problem in verify_results(Path(arguments.path)):
-        if isinstance(problem, Misplaced):
+        checked += not isinstance(problem, Forbidden)
+        if isinstance(problem, Forbidden):
+            unread += 1
+            print(f"UNREAD  {path}: {problem}", flush=True)
+        elif isinstance(problem, Misplaced):
             misplaced += 1
             print(f"OTHER   {path}: {problem}", flush=True)
         elif problem is not None:
@@ -72,9 +78,14 @@ def _verify(arguments: argparse.Namespace) -> int:
             print(f"ok      {path} ({' and '.join(purged.arrays)} purged on {purged.date})", flush=True)
         else:
             print(f"ok      {path}", flush=True)
-    counts = [(problems, "damaged"), (misplaced, "whole, but not of what lies beside it")]
-    print(", ".join(f"{count} {what}" for count, what in counts if count) or "everything is as it was written")
-    return 1 if problems or misplaced else 0
+    counts = [
+        (problems, "damaged"),
+        (misplaced, "whole, but not of what lies beside it"),
+        (unread, "not checked, since they may not be read"),
+    ]
+    found = ", ".join(f"{count} {what}" for count, what in counts if count) or "everything is as it was written"
+    print(f"{checked} {'result' if checked == 1 else 'results'} checked: {found}")
+    return 1 if problems or misplaced or unread else 0
 
 
 def _findings(arguments: argparse.Namespace) -> int:

@@ -1,10 +1,14 @@
 """Results that were changed after they were written: `verify` names each, and readers refuse them."""
 
 import json
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fork_server import call, start_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +20,7 @@ from quadscape.digests import canonical_digest
 from quadscape.errors import StoreError
 from quadscape.measures import SCHEMAS
 from quadscape.measures.result import table_path
+from quadscape.results.status import find_stages
 from quadscape.results.verify import Misplaced, verify_results
 from quadscape.stage.events import read_events
 from quadscape.stage.finished import open_stage
@@ -250,3 +255,82 @@ def test_removing_the_manifest_mends_in_place(results: Path, stage: str, part: s
     assert (directory / "manifest.json").read_bytes() == before
     assert [event["event"] for event in read_events(directory)[events:]].count("unit") == units
     assert not named(results)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What belongs to somebody else
+
+
+@pytest.fixture(scope="module")
+def readers() -> None:
+    """Processes of another user, who may not import anything either, are forked from one that has."""
+    start_server("torch", "quadscape.results.verify", "quadscape.results.status", "quadscape.curvature.stored_basis")
+
+
+@pytest.fixture
+def readable(finished: Path, readers: None) -> Iterator[Path]:
+    """A copy that any user can come to."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(shutil.copytree(finished, Path(folder) / "results/small"))
+
+
+def _as_nobody(results: Path, stage: str) -> tuple[dict[str, tuple[str, str]], str, list[str]]:
+    """Problems that another user is told of, what the reader of a stage says, and folders that status passes over."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    found = {
+        str(path.relative_to(results)): (type(text).__name__, str(text))
+        for path, text in verify_results(results)
+        if text is not None
+    }
+    said = ""
+    try:
+        opened = open_stage(results / stage)
+        for name in ("eigenvalues", "eigenvectors"):
+            opened.read(name)
+    except StoreError as error:
+        said = str(error)
+    hidden: list[OSError] = []
+    find_stages(results, hidden.append)
+    return found, said, [str(Path(error.filename).relative_to(results)) for error in hidden]
+
+
+@pytest.mark.parametrize("part", ["a chunk", "the journal", "the manifest", "metadata", "the folder"])
+def test_what_another_user_may_not_read_is_not_called_damaged(readable: Path, part: str) -> None:
+    stage = readable / BASIS
+    path = {
+        "a chunk": next(
+            path
+            for path in sorted(stage.glob("store.zarr/eigenvectors/**/*"))
+            if path.name != "zarr.json" and path.is_file()
+        ),
+        "the journal": stage / "journal",
+        "the manifest": stage / "manifest.json",
+        "metadata": stage / "store.zarr/zarr.json",
+        "the folder": stage,
+    }[part]
+    before = path.stat().st_mode
+    path.chmod(0)
+    try:
+        found, said, hidden = call(_as_nobody, readable, BASIS)
+    finally:
+        path.chmod(before)
+    assert list(found) == [BASIS]
+    kind, text = found[BASIS]
+    assert kind == "Forbidden"
+    for sentence in (text, said):
+        assert str(path) in sentence
+        assert "may not be read by this user" in sentence
+        assert "rights" in sentence
+        assert "remove" not in sentence
+    assert hidden == ([BASIS] if part == "the folder" else [])
+
+
+def test_how_much_was_checked_is_said(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(results / TABLE)]) == 0
+    assert "1 result checked: everything is as it was written" in capsys.readouterr().out
+    assert main(["verify", str(results / "runs/a/checkpoints")]) == 0
+    assert "9 results checked: everything is as it was written" in capsys.readouterr().out

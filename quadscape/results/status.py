@@ -8,7 +8,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -190,11 +190,12 @@ def stage_status(directory: str | Path) -> StageStatus:
     )
 
 
-def find_stages(root: str | Path) -> list[Path]:
+def find_stages(root: str | Path, hidden: Callable[[OSError], object] | None = None) -> list[Path]:
     """Directories of long stages, in the order of their paths.
 
     Args:
         root: Where to look, itself included.
+        hidden: Takes the error of every folder that cannot be looked into; None: they are passed over.
 
     Returns:
         The directories of all stages that have begun, and of results that were set aside.
@@ -206,7 +207,7 @@ def find_stages(root: str | Path) -> list[Path]:
     if not root.is_dir():
         raise StoreError(f"There is no directory {root}; nothing has begun there.")
     found = []
-    for folder, subfolders, files in os.walk(root):
+    for folder, subfolders, files in os.walk(root, onerror=hidden):
         if {"manifest.json", PURGED, "journal", "events.jsonl"} & set(files):
             found.append(Path(folder))
             subfolders.clear()

@@ -26,7 +26,7 @@ from quadscape.measures.declaration import (
 )
 from quadscape.measures.result import Provenance, input_digest, manifest_name, read_result, table_path
 from quadscape.results.places import Located, locate, locate_tables
-from quadscape.stage.files import PURGED, fingerprint_of, remedy
+from quadscape.stage.files import PURGED, fingerprint_of, forbidden, remedy
 from quadscape.stage.finished import finished_manifest, verify_stage
 from quadscape.stage.superseded import is_superseded, superseded_directory
 from quadscape.store import open_store, read_store
@@ -47,6 +47,12 @@ class Misplaced(str):
     __slots__ = ()
 
 
+class Forbidden(str):
+    """Why a result was not checked: this user may not read all of it."""
+
+    __slots__ = ()
+
+
 class _MisplacedError(StoreError):
     """The same, on its way."""
 
@@ -60,14 +66,16 @@ def verify_results(root: Path) -> Iterator[tuple[Path, str | None]]:
         root: Where to look.
 
     Yields:
-        Path of the stage or store, and what is wrong with it (None: nothing; `Misplaced`: not that it is damaged).
+        Path of the stage or store, and what is wrong with it (None: nothing; `Misplaced`: not that it is damaged;
+        `Forbidden`: not known).
 
     Raises:
         StoreError: There is no such directory.
     """
     if not root.is_dir():
         raise StoreError(f"There is no directory {root}; nothing to verify.")
-    for folder, subfolders, files in os.walk(root):
+    hidden: list[OSError] = []
+    for folder, subfolders, files in os.walk(root, onerror=hidden.append):
         here = Path(folder)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         if {"manifest.json", PURGED, "journal"} & set(files) or is_superseded(here):
@@ -84,14 +92,22 @@ def verify_results(root: Path) -> Iterator[tuple[Path, str | None]]:
                     yield here / name, _problem(_verify_result, here / name)
             continue
         yield here, _problem(check, here)
+    for error in hidden:
+        here = Path(error.filename)
+        yield here, Forbidden(forbidden(here) or f"{here} cannot be read ({error.strerror}).")
 
 
 def _problem(check: Callable[[Path], None], path: Path) -> str | None:
+    if sentence := forbidden(path):
+        return Forbidden(sentence)
     try:
         check(path)
     except _MisplacedError as error:
         return Misplaced(error)
-    except StoreError as error:
+    except (StoreError, PermissionError) as error:
+        # A table's rights, where the path is that of its manifest.
+        if sentence := forbidden(path.parent):
+            return Forbidden(sentence)
         return str(error)
     return None
 

@@ -1,7 +1,7 @@
 """Finished stages: manifests, opening, checking, and what differs between two of them."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,15 @@ import numpy as np
 
 from quadscape.digests import canonical_digest
 from quadscape.errors import StoreError
-from quadscape.stage.files import PURGED, checked_document, directory_of, document_text, remedy, root_attributes
+from quadscape.stage.files import (
+    PURGED,
+    checked_document,
+    directory_of,
+    document_text,
+    forbidden,
+    remedy,
+    root_attributes,
+)
 from quadscape.stage.journal import Journal, journal_key
 from quadscape.stage.protocol import StageStore
 from quadscape.stage.superseded import (
@@ -113,8 +121,9 @@ class FinishedStage(StageStore):
         Raises:
             StoreError: A chunk is damaged, or a file is missing, which Zarr alone would read as fill values.
         """
-        array = self.array(name)
-        values = super().read(name, selection)
+        with _unless_forbidden(self.directory):
+            array = self.array(name)
+            values = super().read(name, selection)
         fill = array.fill_value
         empty = np.isnan(values) if isinstance(fill, float) and np.isnan(fill) else values == fill
         if np.any(empty):
@@ -156,6 +165,17 @@ def load_manifest(directory: Path, name: str | None = None) -> dict[str, Any]:
     return manifest
 
 
+@contextlib.contextmanager
+def _unless_forbidden(directory: Path) -> Generator[None]:
+    """Says so where what looks like damage is a right that this user does not have."""
+    try:
+        yield
+    except (StoreError, OSError):
+        if sentence := forbidden(directory):
+            raise StoreError(sentence) from None
+        raise
+
+
 def _check_finished(directory: Path, manifest: dict[str, Any], purged: Sequence[str], *, read: bool) -> Journal:
     """Compares store and journal with a manifest."""
     if not (directory / "store.zarr").exists():
@@ -191,8 +211,9 @@ def open_stage(path: str | Path, name: str | None = None) -> FinishedStage:
         The stage.
     """
     directory = directory_of(path)
-    manifest = load_manifest(directory, name)
-    return FinishedStage(directory, manifest, _check_finished(directory, manifest, [], read=False))
+    with _unless_forbidden(directory):
+        manifest = load_manifest(directory, name)
+        return FinishedStage(directory, manifest, _check_finished(directory, manifest, [], read=False))
 
 
 def finished_manifest(directory: Path) -> dict[str, Any]:
