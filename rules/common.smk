@@ -15,6 +15,7 @@ from quadscape.cluster.heads import record_head
 from quadscape.planning.labels import figure_hash, findings_hash, page_hash
 from quadscape.results.sizes import Kept
 from quadscape.cluster.snakemake_shell import (
+    cap_time_limits,
     check_working_directory,
     force_outputs,
     let_waiting_threads_sleep,
@@ -95,6 +96,7 @@ onstart:
         raise WorkflowError(str(error)) from None
     if not workflow.local_exec:
         tell_cancelled_jobs()
+        cap_time_limits()
     record_head("running", on_slurm=not workflow.local_exec, logs=log)
 
 

@@ -138,3 +138,14 @@ def test_what_is_asked_of_slurm(cluster: FakeSlurm) -> None:
     cluster.fail("scontrol", "Requested operation is presently disabled for job 8")
     with pytest.raises(ClusterError, match="presently disabled"):
         requeue_job(jobs[1])
+
+
+def test_the_longest_time_of_partitions(cluster: FakeSlurm) -> None:
+    cluster.answer(
+        "sinfo",
+        "gpu|25:00\ncpu|infinite\nlong|7-00:00:00\nday|1-00:00:00\nshort|4:30:59\nodd|n/a\nbare|90\nweek|2-12\n",
+    )
+    minutes = {"gpu": 25, "long": 7 * 24 * 60, "day": 24 * 60, "short": 270, "bare": 90, "week": 60 * 60}
+    assert slurm.partition_minutes() == minutes
+    cluster.fail("sinfo", "Unable to contact slurm controller")
+    assert slurm.partition_minutes() == {}

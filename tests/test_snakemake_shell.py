@@ -3,13 +3,15 @@
 import asyncio
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fake_slurm import FakeSlurm
 
-from quadscape.cluster.snakemake_shell import tell_cancelled_jobs
+from quadscape.cluster.snakemake_shell import cap_time_limits, tell_cancelled_jobs
 
 SNAKEFILE = """
 configfile: "config.yaml"
@@ -57,3 +59,44 @@ def test_a_job_that_sacct_calls_cancelled_has_failed(tmp_path: Path, monkeypatch
 
     assert states("sacct") == {"1": "CANCELLED", "2": "RUNNING", "3": "CANCELLED", "4": "OUT_OF_MEMORY"}
     assert states("broken") is None
+
+
+@pytest.mark.parametrize(
+    ("partition", "minutes", "expected"),
+    [
+        ("gpu", 20, "20"),
+        ("gpu", 25, "25"),
+        ("gpu", 45, "25"),
+        ("gpu,long", 45, "45"),
+        ("gpu,long", 90, "60"),
+        ("gpu,cpu", 90, "90"),
+        ("cpu", 900, "900"),
+        ("unknown", 900, "900"),
+        ("", 900, "900"),
+    ],
+)
+def test_no_job_asks_for_more_time_than_its_partition_gives(
+    cluster: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    partition: str,
+    minutes: int,
+    expected: str,
+) -> None:
+    plugin = pytest.importorskip("snakemake_executor_plugin_slurm")
+
+    def submitted(partition: str, minutes: int) -> str:
+        return f"sbatch --parsable --comment 'rule x' {f' -p {partition!r}' if partition else ''} -t {minutes} -C 'a|b'"
+
+    monkeypatch.setattr(plugin, "get_submit_command", submitted)
+    cluster.answer("sinfo", "gpu|25:00\ncpu|infinite\nlong|1:00:00\n")
+    cap_time_limits()
+    cap_time_limits()
+    for _ in range(2):
+        words = shlex.split(plugin.get_submit_command(partition, minutes))
+        assert words == shlex.split(submitted(partition, int(expected)))
+    said = capsys.readouterr().err
+    assert said.count(f"'{partition}' get {expected} minutes at most, and one asks for {minutes}") == (
+        expected != str(minutes)
+    )
+    assert len(cluster.calls("sinfo")) == 1

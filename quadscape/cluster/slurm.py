@@ -205,3 +205,35 @@ def cancel_jobs(jobs: Sequence[Job]) -> None:
 def requeue_job(job: Job) -> None:
     """Puts a job, running or ended, back into the queue; its head goes on to wait for it."""
     _call("scontrol", "requeue", job.id)
+
+
+def partition_minutes() -> dict[str, int]:
+    """The longest time that each partition gives a job.
+
+    Returns:
+        Whole minutes by name, without partitions that have no limit; nothing where SLURM does not answer.
+    """
+    try:
+        lines = _call("sinfo", "--noheader", "--format=%R|%l").splitlines()
+    except ClusterError:
+        return {}
+    found = {}
+    for name, _, text in (line.strip().partition("|") for line in lines):
+        minutes = _minutes(text)
+        if name and minutes is not None:
+            found[name] = minutes
+    return found
+
+
+def _minutes(text: str) -> int | None:
+    """Whole minutes of `[days-]hours:minutes:seconds`, `minutes:seconds` or `days-hours`; None for no limit."""
+    days, dash, clock = text.rpartition("-")
+    words = clock.split(":")
+    if not all(word.isdecimal() for word in words) or len(words) > 3 or (dash and not days.isdecimal()):
+        return None
+    numbers = [int(word) for word in words]
+    if dash:
+        hours, minutes = (*numbers, 0)[:2]
+    else:
+        hours, minutes = (0, *numbers)[-3:-1] if len(numbers) > 1 else (0, numbers[0])
+    return (int(days or 0) * 24 + hours) * 60 + minutes

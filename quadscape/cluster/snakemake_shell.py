@@ -6,12 +6,15 @@ Snakemake puts the path of Python as it is into commands that it gives to a shel
 import importlib
 import os
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from quadscape.cluster.slurm import partition_minutes
 from quadscape.errors import ConfigError
 
 _EXECUTORS = (
@@ -81,6 +84,44 @@ def tell_cancelled_jobs() -> None:
 
         told.tells_cancelled = True  # type: ignore[attr-defined]
         plugin.query_job_status = told
+
+
+def cap_time_limits() -> None:
+    """Has a head on SLURM ask for no more time than the partition gives: such a job would wait for ever.
+
+    What a job asks for has a factor of two or more to spare, and grows with every attempt. A long stage that comes to
+    its limit all the same goes on from there at the next one.
+    """
+    with suppress(ImportError):
+        plugin: Any = importlib.import_module("snakemake_executor_plugin_slurm")
+        ask = plugin.get_submit_command
+        if hasattr(ask, "caps_time"):
+            return
+        limits: dict[str, int] = {}
+        told: set[str] = set()
+
+        def capped(*arguments: Any, **options: Any) -> str:
+            call: str = ask(*arguments, **options)
+            given = dict(pairwise(shlex.split(call)))
+            partition, minutes = given.get("-p", ""), given.get("-t", "")
+            if not limits:
+                limits.update(partition_minutes() or {"": 0})
+            # Several partitions may be named, of which any is taken.
+            most = max((limits[name] for name in partition.split(",") if name in limits), default=None)
+            unlimited = any(name not in limits for name in partition.split(","))
+            if most is None or unlimited or not minutes.isdecimal() or int(minutes) <= most:
+                return call
+            if partition not in told:
+                told.add(partition)
+                print(
+                    f"Jobs in the partition '{partition}' get {most} minutes at most, and one asks for {minutes}: it "
+                    f"is given {most}. Long stages go on in another attempt.",
+                    file=sys.stderr,
+                )
+            return call.replace(f" -t {minutes}", f" -t {most}", 1)
+
+        capped.caps_time = True  # type: ignore[attr-defined]
+        plugin.get_submit_command = capped
 
 
 def force_outputs(workflow: Any, paths: Sequence[str]) -> None:

@@ -31,6 +31,8 @@ MARK = "# The throw-away cluster of quadscape's tests in "
 SAVED = ".before-quadscape"
 DATABASE_SOCKET = "/run/mysqld/mysqld.sock"
 
+# Less than any job of the workflow asks for.
+CPU_MINUTES = 9
 # Declared per node, whatever the machine has: nothing here is to wait for resources.
 CPUS, MEMORY_MB, GPUS = 16, 64000, 2
 SLOTS = 4
@@ -297,7 +299,7 @@ class Cluster:
             )
         preemptible = f"PriorityTier=1 PreemptMode=REQUEUE GraceTime={GRACE}"
         lines += [
-            f"PartitionName=cpu Nodes={workers} Default=YES PriorityTier=10 PreemptMode=OFF",
+            f"PartitionName=cpu Nodes={workers} Default=YES PriorityTier=10 PreemptMode=OFF MaxTime={CPU_MINUTES}",
             f"PartitionName=gpu Nodes={workers} {preemptible}",
             f"PartitionName=gpucancel Nodes={workers} PriorityTier=1 PreemptMode=CANCEL GraceTime={GRACE}",
             f"PartitionName=gpupatient Nodes={workers} PriorityTier=1 PreemptMode=REQUEUE GraceTime={LONG_GRACE}",

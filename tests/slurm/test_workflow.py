@@ -7,6 +7,7 @@ import pytest
 from conftest import Beside
 
 from quadscape.stage.events import read_events
+from tests.slurm.cluster import CPU_MINUTES
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -24,6 +25,9 @@ def test_one_figure_submits_its_chain_only(beside: Beside) -> None:
         {"prepare_data": 1, "train": 1, "extract_checkpoint": 2, GROUP: 2, "measure_spectrum": 2, "draw_figure": 1}
     )
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
+    # The partition gives no more; a job that asked for more would wait for ever.
+    assert {job["TimeLimit"] for job in jobs if job["Partition"] == "cpu"} == {f"00:{CPU_MINUTES:02}:00"}
+    assert all(job["TimeLimit"] >= "00:10:00" for job in jobs if job["Partition"] == "gpu")
 
 
 def test_everything_goes_through_slurm(beside: Beside) -> None:
