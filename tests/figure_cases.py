@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from identified_cases import plausible
 from measure_cases import GivenGradients, PlainBasis, chosen, random_orthogonal
 from scipy.sparse.linalg import aslinearoperator
 from view_cases import (
@@ -127,6 +128,7 @@ def checkpoint_tables(
     planes = chosen("surface", resolution=9, samples=4)
     tables |= rugged_tables(head)
     tables |= fractal_tables(head)
+    tables |= plausible(size, iteration, run=run)
     return tables | surface.measure(training, basis, theta, filters, planes, head)
 
 
@@ -152,7 +154,8 @@ def part_tables(eigenvalues: np.ndarray, vectors: np.ndarray, zero: float, head:
 def pair_tables(size: int, run: str, first: int, second: int, angle: float, **options) -> dict[str, Table]:
     values = [eigenvalues_at(size, stage, **options) for stage in (0.2, 0.8)]
     vectors = random_orthogonal(size, 1)
-    bases = [PlainBasis(values[0], vectors), PlainBasis(values[1], turned(vectors, angle, second))]
+    turning = (vectors, turned(vectors, angle, second))
+    bases = [PlainBasis(of, q, 1e-5 * of[0]) for of, q in zip(values, turning, strict=True)]
     head = {"run": run, "iteration_a": first, "iteration_b": second}
     return overlap.measure(*bases, 60, head)
 

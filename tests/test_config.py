@@ -415,9 +415,17 @@ def test_gallery_and_tiny_declare_the_same_and_the_study_has_five_seeds() -> Non
         assert all(experiment.is_measured(name, experiment.runs[0].name) for name in of_runs)
     assert [run.name for run in gallery.listed_runs] == [run.name for run in tiny.listed_runs]
     checkpoints = [[len(run.checkpoints) for run in experiment.listed_runs] for experiment in (gallery, tiny)]
-    assert checkpoints[0] == checkpoints[1]
-    subsets = [[sorted(run.curvature_on) for run in experiment.listed_runs] for experiment in (gallery, tiny)]
-    assert subsets[0] == subsets[1] == [[], ["few"], []]
+    assert checkpoints == [[3, 1, 1], [2, 1, 1]]
+    # One halving where the gallery has three, each at the last checkpoint.
+    first = ["half-0-a", "half-1-a", "order"]
+    subsets = [[list(run.curvature_on) for run in experiment.listed_runs] for experiment in (gallery, tiny)]
+    assert subsets[1] == [first, ["few"], []]
+    assert subsets[0] == [[*first[:2], *(f"half-{h}-{seed}" for seed in "bc" for h in (0, 1)), "order"], ["few"], []]
+    for experiment, halvings in ((gallery, 3), (tiny, 1)):
+        run = experiment.listed_runs[0]
+        assert run.subsets_at(run.checkpoints[-1]) == list(run.curvature_on)
+        halves = [experiment.subset(name) for name in run.curvature_on if name != "order"]
+        assert sorted((half.seed, half.half) for half in halves) == [(s, h) for s in range(halvings) for h in (0, 1)]
     assert tiny.model.factory == gallery.model.factory
     sizes = Problem.of(tiny).networks
     assert all(sizes[run.name].parameters <= 600 for run in tiny.listed_runs)

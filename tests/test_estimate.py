@@ -17,8 +17,12 @@ from results import small_experiment
 from tests.experiments import SMALL
 
 STAGES = ["training", "hessian_shard", "hessian", "gauss_newton", "eigenbasis"]
-# Of a Gauss–Newton matrix, which is not asked for.
-STAGES += [f"measure_{name}" for name, measure in MEASURES.items() if name != "parts" and measure.of not in GROUPS]
+# Of a Gauss–Newton matrix, which is not asked for, and of subsets of the data, of which there are none.
+STAGES += [
+    f"measure_{name}"
+    for name, measure in MEASURES.items()
+    if name != "parts" and measure.of not in GROUPS and not measure.reads_subsets
+]
 
 
 def by_stage(estimates: Estimates) -> dict[str, Need]:
@@ -136,3 +140,15 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = capsys.readouterr().err
     assert "did you mean 'training'" in error
     assert error.count("\n") == 1
+
+
+def test_curvature_on_subsets_is_counted_and_its_gauss_newton_matrix_is_not() -> None:
+    changes = {
+        "subsets": [{"name": "half", "half": 0}, {"name": "other", "half": 1}],
+        "runs": [{"name": "a", "checkpoints": [0, 40], "curvature_on": {"half": [40], "other": [40]}}],
+        "curvature": {"dtype": "float64", "gauss_newton": True},
+    }
+    needs = by_stage(estimate_experiment(Problem.of(small_experiment(**changes)), ["cuda"])[0])
+    jobs = {stage: needs[stage].jobs for stage in ("hessian_shard", "hessian", "gauss_newton", "eigenbasis")}
+    assert jobs == {"hessian_shard": 4, "hessian": 4, "gauss_newton": 2, "eigenbasis": 4}
+    assert needs["measure_identified"].jobs == 1

@@ -50,6 +50,11 @@ def family_tables(size: int) -> list[dict[str, Table]]:
     return [*usual, many, descent_tables(("adam",), seeds=2), layer_tables(depths=(8, 14, 22)), nets]
 
 
+def shown(spec: FigureSpec) -> tuple[str, ...]:
+    """Tables of a figure, those without which it is drawn too included."""
+    return (*spec.tables, *spec.also)
+
+
 @pytest.fixture(scope="module")
 def usual() -> dict[str, list[Table]]:
     return experiment(3, runs=2)
@@ -59,7 +64,7 @@ def usual() -> dict[str, list[Table]]:
 def drawn(request, usual, tmp_path_factory) -> tuple[FigureSpec, Figure, Path]:
     """A figure, laid out and saved, which takes most of the time."""
     spec = FIGURES[request.param]
-    figure = spec.draw({table: usual[table] for table in spec.tables})
+    figure = spec.draw({table: usual[table] for table in shown(spec)})
     path = tmp_path_factory.mktemp(spec.name) / "first.svg"
     save(figure, path)
     return spec, figure, path
@@ -67,7 +72,7 @@ def drawn(request, usual, tmp_path_factory) -> tuple[FigureSpec, Figure, Path]:
 
 def test_a_figure_is_drawn_saved_and_the_same_again(drawn, usual, tmp_path) -> None:
     spec, figure, first = drawn
-    save(spec.draw({table: usual[table] for table in spec.tables}), tmp_path / "second.svg")
+    save(spec.draw({table: usual[table] for table in shown(spec)}), tmp_path / "second.svg")
     save(figure, tmp_path / "first.png")
     assert first.read_bytes() == (tmp_path / "second.svg").read_bytes()
     assert (tmp_path / "first.png").stat().st_size > 10_000
@@ -144,7 +149,7 @@ def _dtype(kind: str) -> str:
 def test_other_numbers_of_checkpoints(name: str, checkpoints: int, tmp_path) -> None:
     tables = _cached(checkpoints)
     spec = FIGURES[name]
-    save(spec.draw({table: tables[table] for table in spec.tables}), tmp_path / "figure.png")
+    save(spec.draw({table: tables[table] for table in shown(spec)}), tmp_path / "figure.png")
 
 
 _CACHE: dict[int, dict[str, list[Table]]] = {}
@@ -159,7 +164,7 @@ def _cached(checkpoints: int) -> dict[str, list[Table]]:
 @pytest.mark.parametrize("name", ["spectrum", "line_searches"])
 def test_twelve_checkpoints(name: str, usual, tmp_path) -> None:
     spec = FIGURES[name]
-    tables = {table: list(itertools.islice(itertools.cycle(usual[table]), 12)) for table in spec.tables}
+    tables = {table: list(itertools.islice(itertools.cycle(usual[table]), 12)) for table in shown(spec)}
     save(spec.draw(tables), tmp_path / "figure.png")
 
 
@@ -168,7 +173,7 @@ def test_families_of_which_every_member_diverged(name: str, tmp_path) -> None:
     lost = [descent_tables(("sgd",), ("B=50",), seeds=2, diverged=(0, 1)), layer_tables(("tanh",), (8,), 1, (0,))]
     tables = gathered(lost)
     spec = FIGURES[name]
-    save(spec.draw({table: tables[table] for table in spec.tables}), tmp_path / "figure.png")
+    save(spec.draw({table: tables[table] for table in shown(spec)}), tmp_path / "figure.png")
 
 
 def test_reading_about_figures_loads_neither_matplotlib_nor_torch() -> None:
@@ -185,7 +190,8 @@ def test_specifications_are_complete() -> None:
         assert spec.category
         assert spec.labels
         assert len(spec.caption) > 200
-        assert set(spec.tables) <= set(SCHEMAS)
+        assert set(shown(spec)) <= set(SCHEMAS)
+        assert not set(spec.tables) & set(spec.also)
 
 
 def test_captions_are_restructured_text() -> None:

@@ -21,18 +21,22 @@ from quadscape.config.sections import MLP, Start
 from quadscape.curvature.hessian import HessianMatrix
 from quadscape.curvature.stored_basis import Eigenbasis
 from quadscape.data.info import data_info
+from quadscape.measures import SCHEMAS
+from quadscape.measures.result import table_path
 from quadscape.network.checkpoint import Checkpoint
 from quadscape.network.objective import CheckpointObjectives
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.problem import Problem
 from quadscape.planning.targets import Targets
 from quadscape.results.opened import open_results
+from quadscape.results.verify import verify_results
 from quadscape.store import read_store
+from quadscape.tables import read_table
 from quadscape.training.rate_tables import rates_digest, write_rates
 from quadscape.training.replay import replay
 from quadscape.training.start import StartPoint
 from quadscape.training.trajectory import Trajectory
-from results import hessian_and_basis
+from results import hessian_and_basis, measure
 from tests.checkouts import Checkout, jobs
 from tests.experiments import TINY
 
@@ -174,6 +178,30 @@ def test_curvature_on_a_subset_is_that_of_its_loss(made: Made) -> None:
 def test_all_of_it_is_as_it_was_written(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made.checkout.path)
     assert main(["verify", ROOT]) == 0
+
+
+def test_curvature_on_a_subset_is_compared_with_that_on_all(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made.checkout.path)
+    manifest = measure(made.checkout.path, parse_experiment({**TINY, **kinds()}), "identified", "a", "40")
+    table = read_table(table_path(manifest, "identified_maxima"), SCHEMAS["identified_maxima"])
+    # Half a halving is a subset like any other.
+    assert set(zip(table["kind"], table["subset"], table["examples"], strict=True)) == {
+        ("subset", "half 0, seed 0", 179)
+    }
+    assert 0.7 < table["median"][(table["sign"] == 1) & (table["first_rank"] == 1)][0] < 1 - 1e-4
+    assert {path: problem for path, problem in verify_results(made.root) if problem} == {}
+    # Of another basis on that subset it would not be.
+    place = made.root / "runs/a/checkpoints/40/on-half/eigenbasis"
+    away = place.rename(made.root / "away")
+    try:
+        assert not [problem for path, problem in verify_results(manifest.parent) if problem]
+        shutil.copytree(made.root / "runs/a/checkpoints/40/eigenbasis", place)
+        (problem,) = [problem for path, problem in verify_results(manifest.parent) if problem]
+        assert "was measured from other eigenbases on subsets than those in" in str(problem)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        away.rename(place)
+        shutil.rmtree(made.root / "tables/identified")
 
 
 def test_what_is_made_is_not_made_again_wherever_the_table_lies(asked: Checkout) -> None:

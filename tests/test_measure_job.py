@@ -21,6 +21,7 @@ from quadscape.network import checkpoint as checkpoint_module
 from quadscape.planning.labels import measure_label
 from quadscape.planning.problem import Problem
 from quadscape.planning.targets import Targets
+from quadscape.results.opened import open_results
 from quadscape.results.verify import verify_results
 from quadscape.tables import read_table
 from results import small_experiment
@@ -130,6 +131,21 @@ def test_another_input_is_measured_anew(root: Path) -> None:
     _, log = measured(root, "overlap", "0-40")
     assert not any("nothing is measured" in line for line in log)
     assert read_result(manifest)["origin"] != before["origin"]
+
+
+def test_a_result_from_before_a_measure_had_a_further_table_stays_whole(root: Path) -> None:
+    manifest, _ = measured(root, "overlap", "0-40")
+    further, document = table_path(manifest, "overlap_power"), json.loads(manifest.read_text())
+    del document["tables"]["overlap_power"], document["files"][further.name]
+    manifest.write_text(json.dumps(document))
+    # A table that is there belongs to it.
+    assert "does not agree with itself" in str(dict(verify_results(manifest.parent))[manifest])
+    further.unlink()
+    assert dict(verify_results(manifest.parent)) == {manifest: None}
+    found = open_results(root / "results/small").tables("overlap")
+    assert {name: len(tables) for name, tables in found.items()} == {
+        table: int(table != "overlap_power") for table in MEASURES["overlap"].schemas
+    }
 
 
 def test_a_job_asked_for_other_files_than_its_own_refuses(root: Path) -> None:

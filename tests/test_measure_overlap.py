@@ -2,9 +2,13 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from measure_cases import PlainBasis, random_orthogonal
 
 from quadscape.measures.overlap import compute as overlap
+from quadscape.measures.overlap.magnitudes import magnitude_bands, magnitude_edges
+from quadscape.tables import Table
 
 HEAD = {"run": "a", "iteration_a": 0, "iteration_b": 9}
 SIZE = 180
@@ -105,3 +109,115 @@ def test_bases_of_different_size_are_refused() -> None:
     other = PlainBasis(np.arange(3.0)[::-1], np.eye(3))
     with pytest.raises(ValueError, match="180 and 3"):
         overlap.measure(basis(1), other, 5, HEAD)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bands of |λ|
+
+
+def band_of(power: Table, side: str, value: float) -> np.ndarray:
+    """Rows whose band of one axis holds an eigenvalue beyond zero."""
+    within = (power[f"least_{side}"] < abs(value)) & (abs(value) <= power[f"most_{side}"])
+    return within & (power[f"sign_{side}"] == np.sign(value))
+
+
+# Pairs of eigenvectors, by index, and the angle by which they turn into each other: neighbours, across decades, across
+# the sign, with what cannot be told from zero.
+ANGLES = {(0, 1): 0.3, (4, 60): 0.5, (10, 170): 1.1, (20, 141): 0.2, (30, 100): math.pi / 2}
+ZERO = 1e-4
+
+
+@pytest.mark.parametrize("memory", [1, 150_000, None])
+def test_a_planted_rotation_is_found_exactly(memory: int | None) -> None:
+    first, second = random_orthogonal(SIZE, 3), random_orthogonal(SIZE, 3)
+    for (i, j), angle in ANGLES.items():
+        second[:, i] = math.cos(angle) * first[:, i] + math.sin(angle) * first[:, j]
+        second[:, j] = -math.sin(angle) * first[:, i] + math.cos(angle) * first[:, j]
+    bases = [PlainBasis(EIGENVALUES, vectors, ZERO) for vectors in (first, second)]
+    tables = overlap.measure(*bases, 20, HEAD, memory=memory)
+    rows, power = tables["overlap_rows"], tables["overlap_power"]
+    expected, partner = np.ones(SIZE), np.arange(SIZE)
+    for (i, j), angle in ANGLES.items():
+        expected[[i, j]] = max(math.cos(angle), math.sin(angle))
+        if math.sin(angle) > math.cos(angle):
+            partner[[i, j]] = j, i
+    np.testing.assert_allclose(rows["maximum"], expected, rtol=1e-12)
+    np.testing.assert_array_equal(rows["partner"], partner)
+
+    # What left a band is sin² of each eigenvector that left it, and lies where its partner does.
+    bands = magnitude_bands(bases[0], magnitude_edges(bases, 20))
+    place = np.repeat(np.arange(len(bands.starts)), bands.counts)
+    moved = np.diag(bands.counts.astype(float))
+    for (i, j), angle in ANGLES.items():
+        for own, other in ((i, j), (j, i)):
+            moved[place[own], place[own]] -= math.sin(angle) ** 2
+            moved[place[own], place[other]] += math.sin(angle) ** 2
+    found = (power["power"] * power["count_a"]).reshape(moved.shape)
+    np.testing.assert_allclose(found, moved, atol=1e-11)
+    assert (bands.signs == 0).sum() == 1
+    zero = power.where((power["sign_a"] == 0) & (power["sign_b"] == 0))
+    assert zero["count_a"].tolist() == [np.count_nonzero(np.abs(EIGENVALUES) <= ZERO)]
+    assert zero["most_a"].tolist() == [ZERO]
+    assert 0 < zero["power"][0] < 1
+    np.testing.assert_allclose(power["chance"], power["count_b"] / SIZE)
+    np.testing.assert_allclose(power["ratio"] * power["chance"], power["power"], atol=1e-15)
+
+
+def test_power_of_a_band_sums_to_one_and_has_its_expectation() -> None:
+    other = PlainBasis(np.linspace(3, -1, SIZE), random_orthogonal(SIZE, 2), 0.01)
+    power = overlap.measure(PlainBasis(EIGENVALUES, random_orthogonal(SIZE, 1), 1e-4), other, 16, HEAD)["overlap_power"]
+    for value in (4.0, 0.02, -0.5):
+        rows = power.where(band_of(power, "a", value))
+        assert rows["power"].sum() == pytest.approx(1)
+        assert rows["chance"].sum() == pytest.approx(1)
+        assert rows["count_b"].sum() == SIZE
+    # cos² is z²/P: its mean over m pairs fluctuates by √(2/m).
+    z = (power["ratio"] - 1) / np.sqrt(2 / (power["count_a"] * power["count_b"]))
+    assert np.sqrt(np.mean(z**2)) == pytest.approx(1, abs=0.35)
+    # Both axes have the same edges.
+    for value in (1.0, -0.3):
+        edges = {
+            tuple(power[f"{end}_{side}"][band_of(power, side, value)][0] for end in ("least", "most")) for side in "ab"
+        }
+        assert len(edges) == 1, edges
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.floats(-1e6, 1e6).filter(lambda v: v == 0 or abs(v) > 1e-12), min_size=1, max_size=40),
+    bands=st.integers(2, 60),
+    zero=st.sampled_from([0.0, 1e-9, 1.0, 1e7]),
+)
+def test_bands_of_magnitude_are_a_partition(values: list[float], bands: int, zero: float) -> None:
+    basis = PlainBasis(np.sort(values)[::-1], np.eye(len(values)), zero)
+    edges = magnitude_edges([basis], bands)
+    found = magnitude_bands(basis, edges)
+    assert found.starts[0] == 0
+    assert found.stops[-1] == len(values)
+    np.testing.assert_array_equal(found.starts[1:], found.stops[:-1])
+    assert (found.counts > 0).all()
+    assert (np.diff(edges) > 0).all()
+    for sign in (1, -1):
+        assert np.count_nonzero(found.signs == sign) <= max(1, bands // 2)
+    for start, stop, sign, least, most in zip(
+        found.starts, found.stops, found.signs, found.least, found.most, strict=True
+    ):
+        inside = basis.eigenvalues[start:stop]
+        if sign:
+            assert (np.sign(inside) == sign).all()
+            assert (np.abs(inside) > zero).all()
+            assert (np.abs(inside) >= least * (1 - 1e-12)).all()
+        assert (np.abs(inside) <= most * (1 + 1e-12)).all()
+    assert (np.abs(basis.eigenvalues) <= zero).sum() == found.counts[found.signs == 0].sum()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 17])
+def test_the_smallest_bases_and_those_of_zeros(size: int) -> None:
+    for values, zero in ((np.ones(size), 0.0), (np.zeros(size), 0.0), (np.linspace(1, -1, size), 2.0)):
+        basis = PlainBasis(values, np.eye(size), zero)
+        tables = overlap.measure(basis, basis, max(2, size), HEAD)
+        power = tables["overlap_power"]
+        assert power["count_a"].tolist() == [size]
+        assert power["sign_a"].tolist() == [0 if (np.abs(values) <= zero).all() else 1]
+        np.testing.assert_allclose(power["power"], 1)
+        np.testing.assert_allclose(tables["overlap_rows"]["maximum"], 1)

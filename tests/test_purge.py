@@ -1,5 +1,6 @@
 """Purging frees the P×P arrays and nothing else, survives kills, and what was purged can be computed again."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -214,3 +215,23 @@ def test_what_no_measure_asks_for_is_not_kept(root: Path) -> None:
     keep_asked(kept, {"b": ["spectrum"]})
     kept.save()
     assert removable(root)[LARGE[2]] == "needed by 1 unfinished measure: gradients"
+
+
+def test_what_is_computed_on_a_subset_is_kept_until_it_is_compared(root: Path) -> None:
+    basis = root / LARGE[2]
+    on_half = basis.parent / "on-half/eigenbasis"
+    shutil.copytree(basis, on_half)
+    place = str(on_half.relative_to(root))
+    unfinished = "needed by 1 unfinished measure: identified"
+    # The result that is there was measured before there was a subset.
+    assert removable(root) == {**dict.fromkeys(LARGE, ""), LARGE[2]: unfinished, place: unfinished}
+    result = root / "results/small/tables/identified/a/40/manifest-00000000.json"
+    result.write_text(json.dumps({"inputs": {"subset_eigenbasis": ["0"]}}))
+    assert removable(root) == dict.fromkeys([*LARGE, place], "")
+    result.unlink()
+    assert removable(root) == {**dict.fromkeys(LARGE, ""), LARGE[2]: unfinished, place: unfinished}
+    kept = Kept(root / "results/small/sizes.json")
+    keep_asked(kept, {"a": ["spectrum"]})
+    kept.save()
+    asked = "it is asked for by itself, on a subset of the data"
+    assert removable(root) == {**dict.fromkeys(LARGE, ""), place: asked}

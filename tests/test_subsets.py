@@ -14,6 +14,7 @@ from quadscape.data.info import data_info
 from quadscape.data.sets import DataSet, prepare
 from quadscape.data.subsets import choose_examples, write_subset
 from quadscape.errors import ConfigError
+from quadscape.measures import MEASURES
 from quadscape.measures.declaration import checkpoint_key, iteration_of_key, subset_of_key
 from quadscape.planning.experiment import Experiment
 from quadscape.planning.experiment_file import parse_experiment
@@ -155,3 +156,89 @@ def test_sizes_and_places_of_subsets() -> None:
     assert targets.on_subsets() == ["results/tiny/runs/a/checkpoints/40/on-half/eigenbasis/manifest.json"]
     assert set(targets.on_subsets()) <= set(targets.everything())
     assert targets.settings()["b"]["N"] == 50
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What compares a checkpoint on subsets
+
+
+COMPARED = {
+    **PARTS_OF_DATA,
+    "runs": [
+        {"name": "a", "checkpoints": [0, 30, 40], "curvature_on": {"half": [40], "order": [0, 40]}},
+        {"name": "b", "examples": "few", "checkpoints": [0, 40]},
+    ],
+}
+
+
+def compared(**changes: Any) -> Targets:
+    return Targets(Problem.of(parse_experiment({**TINY, **COMPARED, **changes})))
+
+
+def test_a_measure_of_subsets_exists_only_where_there_are_any() -> None:
+    targets = compared()
+    measure = MEASURES["identified"]
+    assert [targets.keys(measure, run) for run in "ab"] == [["0", "40"], []]
+    assert [Path(path).parent.name for path in targets.results("identified")] == ["0", "40"]
+    inputs = targets.inputs(measure, "a", "40")
+    place = "results/tiny/runs/a/checkpoints/40"
+    assert inputs == {
+        "data": ["results/tiny/data.zarr/zarr.json"],
+        "checkpoint": [f"{place}/checkpoint.zarr/zarr.json"],
+        "eigenbasis": [f"{place}/eigenbasis/manifest.json"],
+        "subset_data": [f"results/tiny/subsets/{name}.zarr/zarr.json" for name in ("half", "order")],
+        "subset_eigenbasis": [f"{place}/on-{name}/eigenbasis/manifest.json" for name in ("half", "order")],
+    }
+    assert len(targets.inputs(measure, "a", "0")["subset_eigenbasis"]) == 1
+    problem = Problem.of(parse_experiment({**TINY, **COMPARED}))
+    assert [problem.sizes(run).subsets for run in "ab"] == [2, 0]
+    assert targets.cost("identified", "a").flops == 2 * 2 * 235**3
+    # Other measures are as they were.
+    without = Targets(
+        Problem.of(parse_experiment({**TINY, **COMPARED, "runs": [{"name": "a", "checkpoints": [0, 40]}]}))
+    )
+    for name, other in MEASURES.items():
+        if other.of in {"run", "checkpoint", "checkpoint_pair"} and not other.reads_subsets:
+            key = {"run": "run", "checkpoint": "40", "checkpoint_pair": "0-40"}[other.of]
+            assert targets.inputs(other, "a", key) == without.inputs(other, "a", key)
+            assert targets.result(name, "a", key) == without.result(name, "a", key)
+    assert without.results("identified") == []
+
+
+def test_its_figure_shows_the_change_between_checkpoints_where_there_is_any() -> None:
+    targets = compared()
+    found = targets.figure_inputs("identified_directions")
+    assert found["identified"] == targets.results("identified")
+    # Of run a alone, and only pairs with a checkpoint that is shown.
+    assert [Path(path).parent.name for path in found["overlap"]] == ["0-30", "0-40", "30-40"]
+    assert all("/overlap/a/" in path for path in found["overlap"])
+    runs = [{"name": "a", "checkpoints": [0, 30, 40], "curvature_on": {"half": [40]}}]
+    pairs = compared(runs=runs).figure_inputs("identified_directions")["overlap"]
+    assert [Path(path).parent.name for path in pairs] == ["0-40", "30-40"]
+    alone = compared(runs=[{"name": "a", "checkpoints": [40], "curvature_on": {"half": [40]}}])
+    assert alone.figure_inputs("identified_directions").keys() == {"identified"}
+    assert any("identified_directions" in path for path in alone.figures())
+    off = compared(measures={**TINY["measures"], "overlap": False})
+    assert off.figure_inputs("identified_directions").keys() == {"identified"}
+    without = compared(runs=[{"name": "a", "checkpoints": [40]}])
+    assert not any("identified_directions" in path for path in without.figures())
+
+
+def test_what_was_purged_on_a_subset_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [{"name": "a", "checkpoints": [40], "curvature_on": {"half": [40], "order": [40]}}]
+    bases = compared(runs=runs).on_subsets()
+    assert len(bases) == 2
+    Path(bases[0]).parent.mkdir(parents=True)
+    Path(bases[0]).with_name("purged.json").write_text("{}")
+    targets = compared(runs=runs)
+    assert targets.on_subsets() == bases[1:]
+    assert targets.results("identified") == []
+    assert any("identified of a/40 is left out, since what it reads was purged" in one for one in targets.left_out())
+    # What is there stays, and who asks for it by name gets it.
+    result = Path(targets.result("identified", "a", "40"))
+    result.parent.mkdir(parents=True)
+    result.write_text("{}")
+    assert compared(runs=runs).results("identified") == [str(result)]
+    result.unlink()
+    assert compared(runs=runs, measures={"identified": True}).results("identified") == [str(result)]

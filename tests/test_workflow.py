@@ -40,6 +40,8 @@ PER_CHECKPOINT = {"extract_checkpoint", "compute_hessian_shard", "compute_hessia
 PER_CHECKPOINT |= {f"measure_{name}" for name, measure in MEASURES.items() if measure.of == "checkpoint"}
 # Of a Gauss–Newton matrix, which is not asked for, and what the experiment leaves out.
 PER_CHECKPOINT -= {"measure_parts", "measure_fractal", "measure_ruggedness", "measure_surface"}
+# Of subsets of the data, of which there are none.
+PER_CHECKPOINT -= {"measure_identified"}
 
 
 @pytest.mark.slow
@@ -135,6 +137,33 @@ def test_one_figure_lists_only_what_it_needs(tmp_path: Path) -> None:
     assert checkout.plan("results/tiny/figures/learning_curves.svg") == Counter(
         prepare_data=1, train=1, measure_curves=1, draw_figure=1
     )
+
+
+@pytest.mark.slow
+def test_figures_of_eigenvectors_list_only_what_they_need(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "checkout")
+    on = {"half-0": [40], "half-1": [40], "order": [40]}
+    subsets = [{"name": f"half-{half}", "half": half} for half in (0, 1)] + [{"name": "order", "shuffled": True}]
+
+    def bases(count: int) -> dict[str, int]:
+        return dict.fromkeys(
+            ("extract_checkpoint", "compute_hessian_shard", "compute_hessian", "compute_eigenbasis"), count
+        )
+
+    # One checkpoint, on all of the data and on three subsets.
+    checkout.configure(subsets=subsets, runs=[{"name": "a", "checkpoints": [40], "curvature_on": on}])
+    once = {"prepare_data": 1, "train": 1, "draw_figure": 1}
+    planned = checkout.plan("results/tiny/figures/identified_directions.svg")
+    assert planned == Counter(**once, **bases(4), select_subset=3, measure_identified=1)
+    # Where there is another checkpoint, the change between them stands beside it.
+    checkout.configure(subsets=subsets, runs=[{"name": "a", "checkpoints": [0, 40], "curvature_on": on}])
+    planned = checkout.plan("results/tiny/figures/identified_directions.svg")
+    assert planned == Counter(**once, **bases(5), select_subset=3, measure_identified=1, measure_overlap=1)
+    planned = checkout.plan("results/tiny/figures/eigenvector_overlap.svg")
+    assert planned == Counter(**once, **bases(2), measure_overlap=1)
+    code, listing = checkout.snakemake("-n")
+    assert code == 0, listing
+    assert "identified_directions" in listing
 
 
 def test_the_tiny_gallery_has_every_measure_and_few_jobs(tmp_path: Path) -> None:

@@ -652,6 +652,10 @@ class Run(Training):
                 )
         return self
 
+    def subsets_at(self, iteration: int) -> list[str]:
+        """Subsets on which the curvature of a checkpoint is computed, in their order."""
+        return [subset for subset, iterations in self.curvature_on.items() if iteration in iterations]
+
     def training(self) -> Training:
         """The training parameters alone: what the trajectory depends on, without name and checkpoint list."""
         return Training.model_construct(**{key: getattr(self, key) for key in Training.model_fields})

@@ -1,5 +1,6 @@
 """Eigenvectors of one checkpoint against those of another."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,31 +23,28 @@ def draw(tables: "Tables") -> "Figure":
     """Draws heat map, row maxima and subspace overlap for every pair of checkpoints.
 
     Args:
-        tables: `overlap_bands`, `overlap_rows`, `overlap_maxima` and `overlap_subspace`, one of each per pair.
+        tables: `overlap_power`, `overlap_rows`, `overlap_maxima` and `overlap_subspace`, one of each per pair.
 
     Returns:
         The figure.
     """
-    names = ("overlap_bands", "overlap_rows", "overlap_maxima", "overlap_subspace")
-    pairs = [found for found in zip(*(tables[name] for name in names), strict=True) if len(found[0])]
+    pairs = [found for found in zip(*(tables[name] for name in SPEC.tables), strict=True) if len(found[0])]
     if not pairs:
         return style.message(TITLE, "A pair of checkpoints of one run is needed, and there is none.")
     most = 4 if len(pairs) <= 12 else 6
     figure, axes = style.panels(len(pairs), stacked=3, heights=(3.0, 2.3, 2.1), width=3.3, most=most)
     columns = style.even_columns(len(pairs), most)
     scale = _scale(pairs)
-    for (bands, rows, maxima, subspace), (above, middle, below) in zip(pairs, axes.T, strict=True):
-        image = _heat(above, bands, scale)
+    for (power, rows, maxima, subspace), (above, middle, below) in zip(pairs, axes.T, strict=True):
+        image = _heat(above, power, scale)
         _maxima(middle, rows, maxima)
         _subspace(below, subspace)
-        head = bands.attributes
+        head = power.attributes
         above.set_title(f"run {head['run']}")
-        above.set_ylabel(f"rank at iteration {style.thousands(head['iteration_a'])}")
-        above.set_xlabel(f"rank at iteration {style.thousands(head['iteration_b'])}")
+        above.set_ylabel(f"λ at iteration {style.thousands(head['iteration_a'])}")
+        above.set_xlabel(f"λ at iteration {style.thousands(head['iteration_b'])}")
     # Beside the first row of heat maps only: one bar along a tall figure would be as tall.
-    bar = figure.colorbar(
-        image, ax=list(axes[0][:columns]), label="mean cos² ÷ chance (1/P)", extend="min", aspect=25, pad=0.01
-    )
+    bar = figure.colorbar(image, ax=list(axes[0][:columns]), label="power ÷ chance", extend="min", aspect=25, pad=0.01)
     bar.ax.axhline(1, color="white", linewidth=1.5)
     bar.ax.text(
         -0.25, 1, "chance", transform=bar.ax.get_yaxis_transform(), ha="right", va="center", fontsize=8.5, rotation=90
@@ -82,41 +80,60 @@ def _scale(pairs: list) -> Any:
     return LogNorm(0.1, max(largest, 10.0), clip=True)
 
 
-def _heat(axis: "Axes", bands: "Table", scale: Any) -> Any:
-    rows, columns = int(bands["band_a"].max()) + 1, int(bands["band_b"].max()) + 1
-    ratio = np.full((rows, columns), np.nan)
-    ratio[bands["band_a"], bands["band_b"]] = bands["ratio"]
-    image = axis.pcolormesh(ratio, cmap=style.MAP, norm=scale, rasterized=True)
+def _heat(axis: "Axes", power: "Table", scale: Any) -> Any:
+    ruler = _Ruler(power)
+    # Cells between all edges of an axis; where neither band of a pair has an eigenvalue, nothing is drawn.
+    (low_a, high_a), (low_b, high_b) = (ruler.ends(power, side) for side in "ab")
+    edges_a, edges_b = (np.unique(np.concatenate(ends)) for ends in ((low_a, high_a), (low_b, high_b)))
+    ratio = np.full((len(edges_a) - 1, len(edges_b) - 1), np.nan)
+    ratio[np.searchsorted(edges_a, low_a), np.searchsorted(edges_b, low_b)] = power["ratio"]
+    image = axis.pcolormesh(edges_b, edges_a, ratio, cmap=style.MAP, norm=scale, rasterized=True)
     axis.set_aspect("auto")
-    axis.invert_yaxis()
     axis.grid(visible=False)
-    for which, side, draw_line in ((axis.yaxis, "a", axis.axhline), (axis.xaxis, "b", axis.axvline)):
-        # Labels side by side need more room than labels above each other.
-        places, labels, border = _rank_ticks(bands, side, 0.07 if side == "a" else 0.13)
-        which.set_ticks(places, labels)
-        if border:
-            draw_line(border, color="white", linewidth=1.0)
+    # Labels side by side need more room than labels above each other.
+    for which, edges, apart in ((axis.yaxis, edges_a, 0.075), (axis.xaxis, edges_b, 0.18)):
+        which.set_ticks(*ruler.ticks(edges[0], edges[-1], apart))
+    for draw_line in (axis.axhline, axis.axvline):
+        for side in (-1, 1):
+            draw_line(side * ruler.half, color="white", linewidth=0.8)
+    shortest, longest = max(edges_a[0], edges_b[0]), min(edges_a[-1], edges_b[-1])
+    axis.plot([shortest, longest], [shortest, longest], color="white", linestyle=":", linewidth=1.0)
     return image
 
 
-def _rank_ticks(bands: "Table", side: str, apart: float) -> tuple[list[float], list[str], int]:
-    """Places of the ranks 1, 10, 100, … of both signs on an axis of bands, and of the border between the signs."""
-    _, first = np.unique(bands[f"band_{side}"], return_index=True)
-    signs, low, high = (bands[f"{name}_{side}"][first] for name in ("sign", "first_rank", "last_rank"))
-    places: list[float] = []
-    labels: list[str] = []
-    for rank in (10**k for k in range(10)):
-        for sign, text in ((1, ""), (-1, "−")):
-            if rank > high[signs == sign].max(initial=0):
-                continue
-            band = int(np.flatnonzero((signs == sign) & (low <= rank) & (rank <= high))[0])
-            inside = (rank - low[band] + 0.5) / (high[band] - low[band] + 1)
-            place = band + (inside if sign > 0 else 1 - inside)
-            if all(abs(place - other) > apart * len(signs) for other in places):
-                places.append(float(place))
-                labels.append(f"{text}{style.thousands(rank)}")
-    border = int(np.count_nonzero(signs > 0))
-    return places, labels, border if border < len(signs) else 0
+class _Ruler:
+    """Where eigenvalues of both signs lie on an axis: log |λ| outwards from a band of zero in the middle."""
+
+    half = 0.5
+    """Half of the width of the band of zero, in decades."""
+
+    def __init__(self, power: "Table") -> None:
+        least = np.concatenate([power[f"least_{side}"][power[f"sign_{side}"] != 0] for side in "ab"])
+        self._least = float(least.min()) if len(least) else 1.0
+
+    def place(self, size: Any) -> Any:
+        """Where a positive eigenvalue lies; a negative one is opposite."""
+        return self.half + np.log10(np.maximum(size, self._least) / self._least)
+
+    def ends(self, power: "Table", side: str) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper end of the bands of an axis; rounded, so that equal edges are equal."""
+        sign, near, far = power[f"sign_{side}"], *(self.place(power[f"{name}_{side}"]) for name in ("least", "most"))
+        low = np.select([sign > 0, sign < 0], [near, -far], -self.half)
+        high = np.select([sign > 0, sign < 0], [far, -near], self.half)
+        return low.round(6), high.round(6)
+
+    def ticks(self, low: float, high: float, apart: float) -> tuple[list[float], list[str]]:
+        """Zero, and powers of ten of both signs, the largest first, as far as there is room."""
+        places, labels = ([0.0], ["0"]) if low <= 0 <= high else ([], [])
+        most = math.floor(math.log10(self._least) + max(abs(low), abs(high)) - self.half + 1e-6)
+        for exponent in range(most, math.floor(math.log10(self._least)) - 1, -1):
+            place = float(self.half + exponent - math.log10(self._least))
+            for sign, text in ((1, ""), (-1, "-")):
+                room = all(abs(sign * place - other) > apart * (high - low) for other in places)
+                if place >= self.half - 1e-6 and low - 1e-6 <= sign * place <= high + 1e-6 and room:
+                    places.append(sign * place)
+                    labels.append(f"${text}10^{{{exponent}}}$")
+        return places, labels
 
 
 def _maxima(axis: "Axes", rows: "Table", maxima: "Table") -> None:
@@ -162,10 +179,11 @@ SPEC = FigureSpec(
 How much the eigenvectors of an earlier checkpoint are those of a later one, one column per pair of checkpoints of a
 run.
 
-Above: mean cos² between the eigenvectors of two bands of logarithmic rank, in units of the 1/P of random bases
-(marked on the colour bar). Ranks count from the largest eigenvalue; ranks with a minus count the negative
-eigenvalues from the most negative one. A bright diagonal means that eigenvectors turn only among neighbours in
-eigenvalue.
+Above: how much of the eigenvectors of one band of eigenvalues lies in the span of a band of the other checkpoint, in
+units of what lies there of a random vector (marked on the colour bar). Both axes are logarithmic in \\|λ\\| outwards
+from the band in the middle, which holds what cannot be told from zero. A bright diagonal (dotted: equal eigenvalues)
+means that eigenvectors turn only among neighbours; a bright band beside it, that their eigenvalues moved. White: no
+eigenvalue lies there.
 
 Middle: for each eigenvector of the earlier checkpoint its largest \\|cos\\| with any of the later one; lines are
 medians of bands, areas their quartiles. Random bases give √(2 ln P / P) for large P; the grey area holds 90 % of
@@ -174,6 +192,6 @@ such maxima at this P.
 Below: overlap of the span of the k highest (and k lowest) eigenvectors of both, mean cos² of the principal angles;
 k/P by chance.
 """,
-    tables=("overlap_bands", "overlap_rows", "overlap_maxima", "overlap_subspace"),
+    tables=("overlap_power", "overlap_rows", "overlap_maxima", "overlap_subspace"),
     draw=draw,
 )

@@ -35,7 +35,9 @@ def draw_figure(name: str, manifests: Mapping[str, Sequence[str]], paths: Sequen
         manifests: Manifests of results by measure.
         paths: Files to write, by their suffix SVG or PNG.
     """
-    figure = FIGURES[name].draw(shown_tables(FIGURES[name].tables, manifests))
+    spec = FIGURES[name]
+    beside = [table for table in spec.also if OWNERS[table].name in manifests]
+    figure = spec.draw(shown_tables([*spec.tables, *beside], manifests))
     for path in paths:
         save(figure, path)
 

@@ -22,7 +22,8 @@ class FigureSpec:
         category: Section of the report.
         labels: Labels of its line in the report.
         caption: How to read it, in reStructuredText.
-        tables: Names of the tables that it reads, of whatever measures.
+        tables: Names of the tables that it reads, of whatever measures; without any of them it is not drawn.
+        also: Names of further tables that it shows where they are there; absent from what `draw` gets otherwise.
         draw: Takes for each table name the tables in order; returns the figure.
     """
 
@@ -33,6 +34,7 @@ class FigureSpec:
     caption: str
     tables: tuple[str, ...]
     draw: "Callable[[Tables], Figure]"
+    also: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:

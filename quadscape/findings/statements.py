@@ -14,6 +14,7 @@ from quadscape.findings import (
     final_test,
     fractal,
     gradients,
+    identified,
     interpolation,
     layers,
     line_forms,
@@ -42,6 +43,7 @@ _MODULES = (
     sharpness,
     localisation,
     overlap,
+    identified,
     line_search,
     line_forms,
     ruggedness,
@@ -92,13 +94,15 @@ def in_order(statements: Sequence[Statement]) -> list[Statement]:
 
 def _with_primaries(statements: Sequence[Statement]) -> list[Statement]:
     """One statement of each measure is its primary finding: the first of its row, preferably one that was tested."""
+    # Where the declared finding has no published counterpart, the measure has marked it itself.
     chosen: dict[str, int] = {}
     for place, statement in enumerate(statements):
         if statement.known and PRIMARY.get(statement.measure) == statement.known:
             before = chosen.setdefault(statement.measure, place)
             if statements[before].verdict == NOT_TESTABLE and statement.verdict != NOT_TESTABLE:
                 chosen[statement.measure] = place
-    marked = set(chosen.values())
+    own = {place for place, one in enumerate(statements) if one.primary and not PRIMARY.get(one.measure)}
+    marked = own | set(chosen.values())
     return [replace(statement, primary=place in marked) for place, statement in enumerate(statements)]
 
 

@@ -219,13 +219,13 @@ def draw(name: str, *tables: Table | Mapping[str, Table | Sequence[Table]]) -> "
     if name not in FIGURES:
         raise ConfigError(f"There is no figure '{name}'; the figures are {listed(list(FIGURES))}.")
     found: dict[str, list[Table]] = {}
-    for table in FIGURES[name].tables:
+    for table in (*FIGURES[name].tables, *FIGURES[name].also):
         found[table] = []
         for given in tables:
             named = {given.schema.name: given} if isinstance(given, Table) else given
             one = named.get(table, ())
             found[table] += [one] if isinstance(one, Table) else list(one)
-        if not found[table]:
+        if not found[table] and table in FIGURES[name].tables:
             raise ConfigError(
                 f"The figure '{name}' reads the table '{table}' of the measure '{OWNERS[table].name}', which was not "
                 "given."

@@ -10,6 +10,7 @@ from quadscape.measures.escape.declaration import MEASURE as ESCAPE
 from quadscape.measures.final_test.declaration import MEASURE as FINAL_TEST
 from quadscape.measures.fractal.declaration import MEASURE as FRACTAL
 from quadscape.measures.gradients.declaration import MEASURE as GRADIENTS
+from quadscape.measures.identified.declaration import MEASURE as IDENTIFIED
 from quadscape.measures.interpolation.declaration import MEASURE as INTERPOLATION
 from quadscape.measures.layers.declaration import MEASURE as LAYERS
 from quadscape.measures.line_forms.declaration import MEASURE as LINE_FORMS
@@ -38,6 +39,7 @@ _ALL = (
     GRADIENTS,
     LOCALISATION,
     OVERLAP,
+    IDENTIFIED,
     RUGGEDNESS,
     FRACTAL,
     LAYERS,

@@ -15,7 +15,10 @@ from quadscape.tables import TableSchema
 
 Subject = Literal["run", "checkpoint", "checkpoint_pair", "family", "run_pair"]
 Options = Mapping[str, Any]
-STAGES = ("data", "trajectory", "checkpoint", "hessian", "gauss_newton", "eigenbasis")
+ON_SUBSETS = ("subset_data", "subset_eigenbasis")
+"""What a measure of checkpoints can read of all subsets on which the curvature of one is computed, in their order."""
+
+STAGES = ("data", "trajectory", "checkpoint", "hessian", "gauss_newton", "eigenbasis", *ON_SUBSETS)
 """What a measure can read, besides tables of other measures."""
 
 CHAPTERS = {
@@ -72,6 +75,7 @@ class Sizes:
         example_bytes: Size of one input in float64.
         itemsize: Bytes of one entry of Hessian and eigenbasis.
         members: Number of runs of a family; its other sizes are then the largest of any member.
+        subsets: Subsets on which the curvature of one checkpoint is computed, the most of any.
     """
 
     parameters: int
@@ -82,6 +86,7 @@ class Sizes:
     example_bytes: int
     itemsize: int
     members: int = 1
+    subsets: int = 0
 
     @property
     def images_bytes(self) -> int:
@@ -161,6 +166,11 @@ class Measure:
     def schemas(self) -> dict[str, TableSchema]:
         """Its tables by name."""
         return {schema.name: schema for schema in self.tables}
+
+    @property
+    def reads_subsets(self) -> bool:
+        """Whether it compares a checkpoint on subsets of the data, and so exists only where there are any."""
+        return any(name in self.reads for name in ON_SUBSETS)
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -448,13 +448,14 @@ class _Estimator:
         for run in runs:
             if count := sum(name == run.name for name, _ in starts):
                 needs.append(replace(self.extract_start(run), jobs=count))
-        checkpoints = sum(len(run.checkpoints) + sum(map(len, run.curvature_on.values())) for run in runs)
+        checkpoints = sum(len(run.checkpoints) for run in runs)
+        on_subsets = sum(len(iterations) for run in runs for iterations in run.curvature_on.values())
         if checkpoints:
-            each = [self.shards(), self.hessian(), self.eigenbasis()]
+            each = [(need, checkpoints + on_subsets) for need in (self.shards(), self.hessian(), self.eigenbasis())]
             if self.experiment.curvature.gauss_newton:
-                each.insert(2, self.gauss_newton())
+                each.insert(2, (self.gauss_newton(), checkpoints))  # no measure reads it on a subset
             needs += [
-                Need(n.stage, n.jobs * checkpoints, n.memory_bytes, n.disk_bytes, n.seconds + _START) for n in each
+                Need(n.stage, n.jobs * count, n.memory_bytes, n.disk_bytes, n.seconds + _START) for n, count in each
             ]
         return (*needs, *(self.measure(name) for name in MEASURES if self.targets.results(name)))
 

@@ -205,15 +205,16 @@ class Problem:
         Returns:
             The sizes.
         """
-        data = self.data
+        data, section = self.data, self.experiment.run(run)
         return Sizes(
             parameters=self.networks[run].parameters,
-            training=self.training_images(self.experiment.run(run)),
+            training=self.training_images(section),
             validation=data.validation,
             test=data.test,
             classes=len(data.classes),
             example_bytes=8 * data.shape[0] * data.shape[1] * data.shape[2],
             itemsize=4 if self.experiment.curvature.dtype == "float32" else 8,
+            subsets=max((len(section.subsets_at(iteration)) for iteration in section.checkpoints), default=0),
         )
 
     def _parameters(self, run: str | None) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from quadscape.config.values import resolved
 from quadscape.figures import FIGURES
 from quadscape.figures.pages import PAGES
+from quadscape.figures.specification import FigureSpec
 from quadscape.measures import MEASURES, OWNERS
 from quadscape.measures.declaration import (
     GROUPS,
@@ -107,7 +108,8 @@ class Targets:
         if measure.of == "run":
             return [WHOLE_RUN] if section.path is None else []
         if measure.of == "checkpoint":
-            return [str(iteration) for iteration in section.checkpoints]
+            compared = [i for i in section.checkpoints if not measure.reads_subsets or section.subsets_at(i)]
+            return [str(iteration) for iteration in compared]
         return [subject_key(pair) for pair in combinations(section.checkpoints, 2)]
 
     def result(self, measure: str, run: str, key: str) -> str:
@@ -152,10 +154,19 @@ class Targets:
         """Whether a result is there, is asked for by name, or can be made without computing again what was purged."""
         if self.experiment.measures.section(measure).on:
             return True
-        iterations = subject_iterations(key)
-        stages = {"hessian", "gauss_newton", "eigenbasis"}.intersection(MEASURES[measure].stages)
-        purged = any(self._is_purged(stage, run, iteration) for stage in stages for iteration in iterations)
+        iterations, reads = subject_iterations(key), MEASURES[measure].stages
+        stages = {"hessian", "gauss_newton", "eigenbasis"}.intersection(reads)
+        places = [(stage, iteration) for stage in stages for iteration in iterations]
+        if "subset_eigenbasis" in reads:
+            places += [("eigenbasis", place) for place in self._on_subsets(run, key)]
+        purged = any(self._is_purged(stage, run, place) for stage, place in places)
         return not purged or Path(self.result(measure, run, key)).exists()
+
+    def _on_subsets(self, run: str, key: str) -> list[str]:
+        """A checkpoint as it is analysed on subsets of the data, `<iteration>/on-<subset>`, in the order of the run."""
+        if subset_of_key(key) is not None:
+            return []
+        return [checkpoint_key(int(key), subset) for subset in self.experiment.run(run).subsets_at(int(key))]
 
     def _is_purged(self, stage: str, run: str, iteration: str) -> bool:
         subject = (stage, run, iteration)
@@ -196,7 +207,23 @@ class Targets:
         Returns:
             Manifests by measure, of at most `MOST_RUNS` runs.
         """
-        return self._shown_inputs(FIGURES[figure].tables)
+        spec = FIGURES[figure]
+        return self._shown_inputs(spec.tables) | self._also_shown(spec)
+
+    def _also_shown(self, spec: FigureSpec) -> dict[str, list[str]]:
+        """What a figure shows besides where it is there: of the same runs, and of pairs with the same checkpoints."""
+        shown: dict[str, set[str]] = {}
+        for name in dict.fromkeys(OWNERS[table].name for table in spec.tables if spec.also):
+            for run, key in self._shown_subjects(name):
+                shown.setdefault(run, set()).update(subject_iterations(key))
+        found = {}
+        for name in dict.fromkeys(OWNERS[table].name for table in spec.also):
+            found[name] = [
+                self.result(name, run, key)
+                for run, key in self.subjects(name)
+                if not shown.get(run, set()).isdisjoint(subject_iterations(key)) and self._is_wanted(name, run, key)
+            ]
+        return {name: paths for name, paths in found.items() if paths}
 
     def page_inputs(self, page: str) -> dict[str, list[str]]:
         """What an interactive page reads.
@@ -210,11 +237,15 @@ class Targets:
         return self._shown_inputs(PAGES[page].tables)
 
     def _shown_inputs(self, tables: tuple[str, ...]) -> dict[str, list[str]]:
-        found = {}
-        for name in dict.fromkeys(OWNERS[table].name for table in tables):
-            having = {run for run, key in self.subjects(name) if self._is_wanted(name, run, key)}
-            found[name] = self.results(name, [run for run in self._shown if run in having][:MOST_RUNS])
-        return found
+        names = dict.fromkeys(OWNERS[table].name for table in tables)
+        return {name: [self.result(name, *subject) for subject in self._shown_subjects(name)] for name in names}
+
+    def _shown_subjects(self, measure: str) -> list[tuple[str, str]]:
+        """Run and key of every result of a measure that figures show."""
+        wanted = [(run, key) for run, key in self.subjects(measure) if self._is_wanted(measure, run, key)]
+        having = {run for run, _ in wanted}
+        runs = [run for run in self._shown if run in having][:MOST_RUNS]
+        return [(run, key) for run, key in wanted if run in runs]
 
     def figures(self) -> list[str]:
         """Files of all figures for which there is anything to show (overlaps need two checkpoints of a run)."""
@@ -269,6 +300,10 @@ class Targets:
                 found[name] = [self.data(one, next(iter(iterations), "")) for one in runs]
             elif name == "trajectory":
                 found[name] = [self.places.trajectory(one) for one in runs]
+            elif name == "subset_data":
+                found[name] = [self.data(run, place) for place in self._on_subsets(run, key)]
+            elif name == "subset_eigenbasis":
+                found[name] = [self.places.eigenbasis(run, place) for place in self._on_subsets(run, key)]
             elif name in MEASURES and MEASURES[name].of == measure.of:
                 found[name] = [self.result(name, run, key)]
             elif name in MEASURES and grid is not None and MEASURES[name].of == "checkpoint":
@@ -339,12 +374,13 @@ class Targets:
         return rf"\d+(?:/on-(?:{names}))?" if names else r"\d+"
 
     def on_subsets(self) -> list[str]:
-        """Eigenbases that are asked for on subsets of the data."""
+        """Eigenbases that are asked for on subsets of the data; not those that were purged, whose tables are made."""
         return [
-            self.places.eigenbasis(run.name, checkpoint_key(iteration, subset))
+            self.places.eigenbasis(run.name, key)
             for run in self.experiment.runs
             for subset, iterations in run.curvature_on.items()
-            for iteration in iterations
+            for key in (checkpoint_key(iteration, subset) for iteration in iterations)
+            if not self._is_purged("eigenbasis", run.name, key)
         ]
 
     def training(self, run: str) -> dict[str, Any]:

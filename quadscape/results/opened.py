@@ -110,9 +110,11 @@ class Results:
             for folder in sorted(folders, key=lambda path: _in_order(path.name)):
                 manifests = sorted(folder.glob("manifest-*.json"), key=lambda path: path.stat().st_mtime_ns)
                 if manifests:
-                    read_result(manifests[-1])
+                    # A result of an earlier version may lack a table that the measure was given since.
+                    known = read_result(manifests[-1])["tables"]
                     for name, schema in MEASURES[measure].schemas.items():
-                        found[name].append(read_table(table_path(manifests[-1], name), schema))
+                        if name in known:
+                            found[name].append(read_table(table_path(manifests[-1], name), schema))
         return found
 
     def _groups(self, measure: str) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from quadscape.curvature.shards import checkpoint_of, is_shard
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
-from quadscape.measures.declaration import STAGES
+from quadscape.measures.declaration import ON_SUBSETS, STAGES, Measure
 from quadscape.results.places import Located, locate
 from quadscape.results.sizes import Kept, asked_measures, basis_steps
 from quadscape.results.status import directory_size, find_stages, owner_lives
@@ -22,6 +22,7 @@ from quadscape.stage.events import Log
 from quadscape.stage.finished import changed_parameters, finished_manifest
 from quadscape.stage.purging import array_bytes, purge_stage
 from quadscape.stage.superseded import is_superseded, remove, stage_directory
+from quadscape.stored import stored_document
 
 LARGE_ARRAYS = {"hessian_shard": ["matrix"], "gauss_newton": ["matrix"], "eigenbasis": ["eigenvectors"]}
 """Arrays of P×P entries, by stage."""
@@ -116,7 +117,7 @@ def _needed_by(directory: Path, stage: str) -> str:
         stepping = [name for name in runs if not _is_finished(located.root / "runs" / name / "trajectory")]
         if stepping:
             return f"needed by {len(stepping)} unfinished run{'s' if len(stepping) > 1 else ''}: {', '.join(stepping)}"
-    if not checkpoint.name.isdecimal() and stage != "hessian_shard":
+    if not checkpoint.name.isdecimal() and stage != "hessian_shard" and not _is_compared(located, stage):
         return "it is asked for by itself, on a subset of the data"
     if not missing:
         return ""
@@ -126,22 +127,42 @@ def _needed_by(directory: Path, stage: str) -> str:
 def _unfinished(checkpoint: Path, located: Located, stage: str) -> list[str]:
     """Measures that read a stage of a checkpoint, of it and of each pair with another one, and have no result yet."""
     if not checkpoint.name.isdecimal():
-        return []  # no measure reads what is computed on a subset
-    tables = located.root / "tables"
+        # On a subset it is read by what compares the whole checkpoint.
+        checkpoint, stage = checkpoint.parent, f"subset_{stage}"
     iterations = sorted((path.name for path in checkpoint.parent.iterdir() if path.name.isdecimal()), key=int)
     pairs = [f"{a}-{b}" for a, b in combinations(iterations, 2) if checkpoint.name in {a, b}]
     there = {name for name in STAGES if (checkpoint / name).exists()} | {"data", "checkpoint", "trajectory"}
-    asked = asked_measures(Kept(located.root / "sizes.json"), located.run)
+    subsets = len([*checkpoint.glob("on-*/eigenbasis")])
+    there |= set(ON_SUBSETS) if subsets else set()
     missing = []
-    for measure in MEASURES.values():
-        is_on = measure.by_default if asked is None else measure.name in asked
+    for measure in _asked(located):
         # What reads a stage that was never asked for is not asked for either.
-        if stage not in measure.reads or not is_on or not there.issuperset(measure.stages):
+        if stage not in measure.reads or not there.issuperset(measure.stages):
             continue
         for key in pairs if measure.of == "checkpoint_pair" else [checkpoint.name]:
-            if not any((tables / measure.name / located.run / key).glob("manifest-*.json")):
+            folder = located.root / "tables" / measure.name / located.run / key
+            if not any(_reads_all(path, measure, subsets) for path in folder.glob("manifest-*.json")):
                 missing.append(measure.name if key == checkpoint.name else f"{measure.name} {key}")
     return missing
+
+
+def _asked(located: Located) -> list[Measure]:
+    """Measures that are asked for of a run, as far as that is known."""
+    asked = asked_measures(Kept(located.root / "sizes.json"), located.run)
+    return [one for one in MEASURES.values() if (one.by_default if asked is None else one.name in asked)]
+
+
+def _is_compared(located: Located, stage: str) -> bool:
+    """Whether a measure reads a stage on subsets of the data: it is then asked for by that."""
+    return any(f"subset_{stage}" in measure.reads for measure in _asked(located))
+
+
+def _reads_all(manifest: Path, measure: Measure, subsets: int) -> bool:
+    """Whether a result was measured of all subsets of its checkpoint, where it compares them."""
+    if not measure.reads_subsets:
+        return True
+    inputs = (stored_document(manifest) or {}).get("inputs", {})
+    return len(inputs.get("subset_eigenbasis", ())) >= subsets
 
 
 def purge(found: Removable, log: Log) -> None:

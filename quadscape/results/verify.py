@@ -236,14 +236,16 @@ def _verify_result(manifest: Path) -> None:
         name = manifest_name(fingerprint_digits(options, found["label"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{manifest} is damaged ({error}); remove that file and run the workflow again.") from error
-    if (origin, name) != (found.get("origin"), manifest.name) or found["tables"].keys() != measure.schemas.keys():
+    # A measure may have been given a further table since; but one that is there belongs to the result.
+    there = {table for table in measure.schemas if table in found["tables"] or table_path(manifest, table).exists()}
+    if (origin, name) != (found.get("origin"), manifest.name) or not there or found["tables"].keys() != there:
         _refuse_file(manifest, "does not agree with itself")
     located = locate_tables(folder)
     if located is not None and not folder.is_relative_to(located.root / "tables" / measure.name):
         _refuse_file(manifest, f"is of the measure '{measure.name}'")
-    for table, schema in measure.schemas.items():
+    for table in found["tables"]:
         path = table_path(manifest, table)
-        content = read_table(path, schema)
+        content = read_table(path, measure.schemas[table])
         checksum = sha256(path.read_bytes()).hexdigest()
         if (content.digest(), checksum) != (found["tables"][table], found.get("files", {}).get(path.name)):
             _refuse_file(path, "differs from what its manifest says")
@@ -274,6 +276,8 @@ def _check_sources(manifest: Path, measure: Measure, found: Mapping[str, Any], l
     members = found["options"].get("family", {}).get("members", []) if measure.of in GROUPS else []
     runs = [member["run"] for member in members] or [located.run]
     checkpoints = [located.folder / "checkpoints" / key for key in subject_iterations(located.key)]
+    if measure.reads_subsets:
+        _check_subsets(manifest, inputs.get("subset_eigenbasis", []), checkpoints)
     for name in measure.stages:
         places = {
             # Which data a run has is not known here, where there are several.
@@ -287,10 +291,27 @@ def _check_sources(manifest: Path, measure: Measure, found: Mapping[str, Any], l
             except StoreError:
                 continue  # not there, or named on its own
             if now != digest:
-                raise _MisplacedError(
-                    f"{manifest} was measured from another {name} than the one in {path.parent}; it is whole: remove "
-                    "that file and run the workflow again, which measures what is there."
-                )
+                _refuse_source(manifest, f"another {name} than the one in {path.parent}")
+
+
+def _refuse_source(manifest: Path, source: str) -> None:
+    raise _MisplacedError(
+        f"{manifest} was measured from {source}; it is whole: remove that file and run the workflow again, which "
+        "measures what is there."
+    )
+
+
+def _check_subsets(manifest: Path, digests: list[str], checkpoints: list[Path]) -> None:
+    """Compares digests of eigenbases on subsets with those that lie below the checkpoint, whatever they are called."""
+    there = []
+    for path in [path for place in checkpoints for path in sorted(place.glob("on-*/eigenbasis/"))]:
+        try:
+            there.append(input_digest(path / "manifest.json"))
+        except StoreError:
+            continue  # not finished, or named on its own
+    # One that is missing here may have been removed; where there are as many, each should be among them.
+    if len(there) >= len(digests) and not set(digests) <= set(there):
+        _refuse_source(manifest, f"other eigenbases on subsets than those in {checkpoints[0]}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

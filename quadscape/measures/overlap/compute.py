@@ -1,15 +1,15 @@
 """Are the eigenvectors constant? |QₐᵀQ_b| between two checkpoints, in tiles."""
 
-import math
 from collections.abc import Mapping
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from quadscape.measures.interfaces import BasisLike, merged
 from quadscape.measures.job import Job
-from quadscape.measures.overlap.declaration import BANDS, MAXIMA, ROWS, SUBSPACE
+from quadscape.measures.overlap.declaration import BANDS, MAXIMA, POWER, ROWS, SUBSPACE
+from quadscape.measures.overlap.magnitudes import MagnitudeBands, magnitude_bands, magnitude_edges
+from quadscape.measures.partners import Partners, chance_maximum
 from quadscape.measures.ranks import RankBands, direction_rows, log_indices, log_ranks, rank_bands
 from quadscape.tables import Table
 
@@ -18,23 +18,6 @@ ROWS_PER_SIGN = 1000
 
 SUBSPACES = 60
 """Sizes k, log-spaced from 1 to P, at which subspaces are compared."""
-
-
-def chance_maximum(size: int) -> dict[str, float]:
-    """The largest |cos| of a given vector with the vectors of a random basis.
-
-    Args:
-        size: P.
-
-    Returns:
-        chance_maximum, √(2 ln P / P), which holds for large P; and chance_maximum_q05, _median and _q95, quantiles of
-        the largest of P independent |z|/√P, z standard normal, whose median it exceeds by a tenth at P = 2,000.
-    """
-    found = {"chance_maximum": min(1.0, math.sqrt(2 * math.log(max(size, 2)) / size))}
-    for name, q in (("q05", 0.05), ("median", 0.5), ("q95", 0.95)):
-        z = NormalDist().inv_cdf((1 + q ** (1 / size)) / 2)
-        found[f"chance_maximum_{name}"] = min(1.0, z / math.sqrt(size))
-    return found
 
 
 def compute(job: Job) -> dict[str, Table]:
@@ -65,13 +48,13 @@ def measure(
     Args:
         first: Qₐ, the rows.
         second: Q_b, the columns.
-        bands: Bands of log rank per axis.
+        bands: Bands of log rank per axis, and at most as many of log |λ|.
         attributes: Head of the tables: run, iteration_a, iteration_b and the like.
         memory: Bytes that tiles may take; see `overlap_tiles`.
         device: Device of the products.
 
     Returns:
-        Tables `overlap_rows`, `overlap_maxima`, `overlap_bands` and `overlap_subspace`. The attribute
+        Tables `overlap_rows`, `overlap_maxima`, `overlap_bands`, `overlap_power` and `overlap_subspace`. The attribute
         `norm_error` is the largest |Σⱼ Oᵢⱼ² − 1| of a row, 0 but for rounding for two orthonormal bases.
 
     Raises:
@@ -85,17 +68,19 @@ def measure(
     if len(second.eigenvalues) != size:
         raise ValueError(f"the bases have {size} and {len(second.eigenvalues)} eigenvectors")
     bands_a, bands_b = rank_bands(first.eigenvalues, bands), rank_bands(second.eigenvalues, bands)
+    edges = magnitude_edges((first, second), bands)
+    powers_a, powers_b = magnitude_bands(first, edges), magnitude_bands(second, edges)
     ks = log_ranks(size, SUBSPACES)
-    # One partition per axis that is finer than the bands and than the subspaces: everything is a sum over its blocks.
-    cuts_a, cuts_b = (np.unique(np.concatenate([[0], b.stops, ks, size - ks])) for b in (bands_a, bands_b))
+    # One partition per axis that is finer than all bands and than the subspaces: everything is a sum over its blocks.
+    cuts_a, cuts_b = (
+        np.unique(np.concatenate([[0], ranked.stops, powers.stops, ks, size - ks]))
+        for ranked, powers in ((bands_a, powers_a), (bands_b, powers_b))
+    )
     blocks = np.zeros((len(cuts_a) - 1, len(cuts_b) - 1))
-    maximum, partner, norms = np.full(size, -1.0), np.zeros(size, dtype=np.int64), np.zeros(size)
+    partners, norms = Partners(size), np.zeros(size)
     for tile in overlap_tiles(first, second, memory=memory, device=device):
         rows, columns = tile.rows, tile.columns
-        best, where = (found.cpu().numpy() for found in tile.values.abs().max(dim=1))
-        better = best > maximum[rows]
-        maximum[rows] = np.where(better, best, maximum[rows])
-        partner[rows] = np.where(better, where + columns.start, partner[rows])
+        partners.add_tile(tile)
         # Sums of squares in float64: thousands of tiny terms beside a few large ones.
         square = tile.values.double().square_()
         norms[rows] += square.sum(dim=1).cpu().numpy()
@@ -108,9 +93,10 @@ def measure(
         norm_error=float(np.abs(norms - 1).max()),
     )
     return {
-        "overlap_rows": _rows(first.eigenvalues, second.eigenvalues, maximum, partner, head),
-        "overlap_maxima": _maxima(first.eigenvalues, bands_a, maximum, head),
+        "overlap_rows": _rows(first.eigenvalues, second.eigenvalues, partners, head),
+        "overlap_maxima": _maxima(first.eigenvalues, bands_a, partners.maximum, head),
         "overlap_bands": _bands(bands_a, bands_b, _coarse(blocks, cuts_a, cuts_b, bands_a, bands_b), size, head),
+        "overlap_power": _power(powers_a, powers_b, _coarse(blocks, cuts_a, cuts_b, powers_a, powers_b), size, head),
         "overlap_subspace": _subspace(blocks, cuts_a, cuts_b, ks, size, head),
     }
 
@@ -122,21 +108,23 @@ def _membership(cuts: np.ndarray, part: slice, torch: Any, device: Any) -> Any:
 
 
 def _coarse(
-    blocks: np.ndarray, cuts_a: np.ndarray, cuts_b: np.ndarray, bands_a: RankBands, bands_b: RankBands
+    blocks: np.ndarray,
+    cuts_a: np.ndarray,
+    cuts_b: np.ndarray,
+    bands_a: RankBands | MagnitudeBands,
+    bands_b: RankBands | MagnitudeBands,
 ) -> np.ndarray:
     by_row = np.add.reduceat(blocks, np.searchsorted(cuts_a, bands_a.starts), axis=0)
     return np.add.reduceat(by_row, np.searchsorted(cuts_b, bands_b.starts), axis=1)
 
 
-def _rows(
-    values_a: np.ndarray, values_b: np.ndarray, maximum: np.ndarray, partner: np.ndarray, head: dict[str, Any]
-) -> Table:
+def _rows(values_a: np.ndarray, values_b: np.ndarray, partners: Partners, head: dict[str, Any]) -> Table:
     keep = log_indices(values_a, ROWS_PER_SIGN)
     columns = {
         **direction_rows(values_a, keep),
-        "maximum": maximum[keep],
-        "partner": partner[keep],
-        "partner_eigenvalue": np.asarray(values_b)[partner[keep]],
+        "maximum": partners.maximum[keep],
+        "partner": partners.partner[keep],
+        "partner_eigenvalue": np.asarray(values_b)[partners.partner[keep]],
     }
     return Table(ROWS, columns, head)
 
@@ -167,6 +155,21 @@ def _bands(bands_a: RankBands, bands_b: RankBands, power: np.ndarray, size: int,
         "ratio": (power / pairs * size).ravel(),
     }
     return Table(BANDS, columns, head)
+
+
+def _power(
+    bands_a: MagnitudeBands, bands_b: MagnitudeBands, power: np.ndarray, size: int, head: dict[str, Any]
+) -> Table:
+    i, j = (axis.ravel() for axis in np.indices(power.shape))
+    mean, chance = (power / bands_a.counts[:, None]).ravel(), bands_b.counts[j] / size
+    columns = {
+        **bands_a.described("_a", i),
+        **bands_b.described("_b", j),
+        "power": mean,
+        "chance": chance,
+        "ratio": mean / chance,
+    }
+    return Table(POWER, columns, head)
 
 
 def _subspace(

@@ -44,6 +44,30 @@ BANDS = TableSchema(
 )
 
 
+def _magnitudes(suffix: str, whose: str) -> tuple[Column, ...]:
+    return (
+        Column(f"sign{suffix}", "1", f"Sign of the eigenvalues of the band of {whose}; 0: |λ| ≤ ε_λ.", "int"),
+        Column(f"least{suffix}", "loss / parameter²", f"|λ| of the band of {whose} is above this; 0 for that of zero."),
+        Column(
+            f"most{suffix}", "loss / parameter²", f"|λ| of the band of {whose} is at most this; ε_λ for that of zero."
+        ),
+        Column(f"count{suffix}", "1", f"Eigenvectors in the band of {whose}.", "int"),
+    )
+
+
+POWER = TableSchema(
+    "overlap_power",
+    "A band of log |λ| of the first basis against one of the second; bands without an eigenvalue are left out.",
+    (
+        *_magnitudes("_a", "the first basis"),
+        *_magnitudes("_b", "the second basis"),
+        Column("power", "1", "Σ cos² over the second band, mean over the eigenvectors of the first: what lies in it."),
+        Column("chance", "1", "Its expectation for a random basis, the second band's share of all directions."),
+        Column("ratio", "1", "power / chance."),
+    ),
+)
+
+
 SUBSPACE = TableSchema(
     "overlap_subspace",
     "The span of the k highest, or of the k lowest, eigenvectors of one basis against that of the other.",
@@ -67,13 +91,13 @@ MEASURE = Measure(
     chapter=2,
     of="checkpoint_pair",
     reads=("eigenbasis",),
-    tables=(ROWS, MAXIMA, BANDS, SUBSPACE),
+    tables=(ROWS, MAXIMA, BANDS, POWER, SUBSPACE),
     cost=_cost,
     options=(
         Option(
             "bands",
             60,
-            "Logarithmic bands of eigenvalue rank, per axis of the heat map.",
+            "Logarithmic bands of eigenvalue rank per axis, and at most as many of |λ|.",
             at_least=2,
             parameters_at_most=True,
         ),

@@ -1,0 +1,1 @@
+"""Eigenvectors of one checkpoint on different data."""

@@ -1,0 +1,315 @@
+"""Which eigenvectors do the data determine? Eigenbases of one checkpoint on other data, compared in tiles."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from quadscape.measures.identified.declaration import DIMENSION, MAXIMA
+from quadscape.measures.interfaces import BasisLike, merged
+from quadscape.measures.job import Job
+from quadscape.measures.partners import Partners, chance_maximum
+from quadscape.measures.ranks import RankBands, rank_bands, signed_ranks
+from quadscape.tables import Table
+
+ENOUGH = 0.7
+"""Median |cos|, or captured norm, from which on a band counts as determined."""
+
+ENDS = (("top", 1), ("bottom", -1))
+
+
+@dataclass(frozen=True)
+class Side:
+    """An eigenbasis and the data that it is of.
+
+    Attributes:
+        basis: The eigenbasis.
+        subset: Definition of the subset; empty for all data.
+        examples: Number of training examples.
+    """
+
+    basis: BasisLike
+    subset: Mapping[str, Any]
+    examples: int
+
+    @classmethod
+    def stored(cls, basis: BasisLike, data: Any) -> "Side":
+        """That of a data store, which says what it is."""
+        from quadscape.store import open_store
+
+        attributes: Mapping[str, Any] = dict(open_store(data).attrs)
+        return cls(basis, attributes.get("subset") or {}, int(attributes["counts"]["train"]))
+
+    @property
+    def seed(self) -> int:
+        """Seed of what is drawn."""
+        return int(self.subset.get("seed", 0))
+
+    def drawn(self) -> tuple[Any, ...]:
+        """What tells which examples these are, whatever their order."""
+        kept = self.subset.get("classes")
+        parts = (self.subset.get("per_class"), self.subset.get("half"))
+        return (None if kept is None else sorted(kept), *parts, self.seed if parts != (None, None) else 0)
+
+    def words(self, *, half: bool = True) -> str:
+        """What it is, in words; without `half`, what both halves are."""
+        found = [] if self.subset.get("classes") is None else [f"classes {', '.join(map(str, self.subset['classes']))}"]
+        if self.subset.get("per_class") is not None:
+            found.append(f"{self.subset['per_class']} per class")
+        if self.subset.get("half") is not None:
+            found.append(f"half {self.subset['half']}" if half else "halves")
+        if self.subset.get("shuffled"):
+            found.append("another order")
+        return ", ".join([*found, f"seed {self.seed}"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two eigenbases of a checkpoint.
+
+    Attributes:
+        kind: `order`, `halves` or `subset`.
+        first: Whose eigenvectors are looked for.
+        second: Where they are looked for.
+    """
+
+    kind: str
+    first: Side
+    second: Side
+
+    def columns(self, number: int, rows: int) -> dict[str, np.ndarray]:
+        """What identifies it in a table."""
+        found: dict[str, Any] = {
+            "comparison": number,
+            "kind": self.kind,
+            "subset": self.second.words(half=self.kind != "halves"),
+            "seed": self.second.seed,
+            "examples": min(self.first.examples, self.second.examples),
+        }
+        return {name: np.repeat(value, rows) for name, value in found.items()}
+
+
+def comparisons(own: Side, subsets: Sequence[Side]) -> list[Comparison]:
+    """What is compared with what: two halves of one drawing with each other, everything else with the own basis.
+
+    Args:
+        own: The checkpoint's own.
+        subsets: On the subsets that the experiment lists.
+
+    Returns:
+        In the order of the subsets; two halves take the place of the one that comes first.
+    """
+    found: list[Comparison] = []
+    taken: set[int] = set()
+    for place, side in enumerate(subsets):
+        if place in taken:
+            continue
+        if side.subset.get("half") is not None:
+            wanted = {**side.subset, "half": 1 - side.subset["half"]}
+            other = next((n for n, one in enumerate(subsets) if n not in taken and one.subset == wanted), None)
+            if other is not None:
+                taken.add(other)
+                pair = (side, subsets[other])
+                found.append(Comparison("halves", *(pair if side.subset["half"] == 0 else pair[::-1])))
+                continue
+        same = bool(side.subset.get("shuffled")) and side.drawn() == own.drawn()
+        found.append(Comparison("order" if same else "subset", own, side))
+    return found
+
+
+def compute(job: Job) -> dict[str, Table]:
+    """Compares the eigenbases of one checkpoint on all data that the experiment lists.
+
+    Args:
+        job: Reads them, and what the data stores say of themselves.
+
+    Returns:
+        The tables of `measure`.
+    """
+    from quadscape.curvature.stored_basis import Eigenbasis
+
+    own = Side.stored(job.basis, job.path("data"))
+    paths = zip(job.inputs["subset_eigenbasis"], job.inputs["subset_data"], strict=True)
+    subsets = [Side.stored(Eigenbasis(basis), data) for basis, data in paths]
+    return measure(comparisons(own, subsets), job.options.bands, job.basis_head, device=job.device)
+
+
+def measure(
+    compared: Sequence[Comparison],
+    bands: int,
+    attributes: Mapping[str, Any],
+    *,
+    memory: int | None = None,
+    device: Any = "cpu",
+) -> dict[str, Table]:
+    """Compares eigenbases of one checkpoint, each pair in one pass over tiles.
+
+    Args:
+        compared: What with what.
+        bands: Bands of log rank.
+        attributes: Head of the tables, with P.
+        memory: Bytes that tiles may take; see `quadscape.curvature.projections.overlap_tiles`.
+        device: Device of the products.
+
+    Returns:
+        Tables `identified_maxima` and `identified_dimension`.
+    """
+    head = merged(attributes, **chance_maximum(int(attributes["P"])), enough=ENOUGH, halvings=0)
+    rows: list[dict[str, np.ndarray]] = []
+    agreed: list[dict[str, Any]] = []
+    for number, one in enumerate(compared):
+        maximum, captured, chance = agreement(one.first.basis, one.second.basis, memory=memory, device=device)
+        values = np.asarray(one.first.basis.eigenvalues, dtype=np.float64)
+        told = np.flatnonzero(np.abs(values) > one.first.basis.zero_threshold)
+        if not len(told):
+            continue
+        cut = rank_bands(values[told], min(bands, len(told)))
+        rows.append(
+            {
+                **one.columns(number, len(cut)),
+                **_bands(cut, values[told], *(a[told] for a in (maximum, captured, chance))),
+            }
+        )
+        if one.kind == "halves":
+            head["halvings"] += 1
+            agreed += _agreed(cut, rows[-1])
+    return {"identified_maxima": _table(MAXIMA, rows, head), "identified_dimension": _dimension(agreed, head)}
+
+
+def agreement(
+    first: BasisLike, second: BasisLike, *, memory: int | None = None, device: Any = "cpu"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How well each eigenvector of a basis is found in another one.
+
+    Args:
+        first: Qₐ, the rows.
+        second: Q_b, the columns.
+        memory: Bytes that tiles may take.
+        device: Device of the products.
+
+    Returns:
+        Of each row: the largest |cos| with any column; the norm of its projection onto the eigenvectors of the same
+        sign whose ranks are half to twice its own; and what that is of a random vector. Float64, shape (P,).
+
+    Raises:
+        ValueError: The bases differ in size.
+    """
+    import torch  # here, as the head of the workflow reads schemas beside this without loading it
+
+    from quadscape.curvature.projections import overlap_tiles
+
+    size = len(first.eigenvalues)
+    if len(second.eigenvalues) != size:
+        raise ValueError(f"the bases have {size} and {len(second.eigenvalues)} eigenvectors")
+    starts, stops = rank_windows(first.eigenvalues, second.eigenvalues)
+    partners, captured = Partners(size), np.zeros(size)
+    for tile in overlap_tiles(first, second, memory=memory, device=device):
+        partners.add_tile(tile)
+        columns = torch.arange(tile.columns.start, tile.columns.stop, device=device)
+        start, stop = (torch.as_tensor(ends[tile.rows], device=device)[:, None] for ends in (starts, stops))
+        square = tile.values.double().square_()
+        captured[tile.rows] += (square * ((columns >= start) & (columns < stop))).sum(dim=1).cpu().numpy()
+    return partners.maximum, np.sqrt(captured), np.sqrt(np.maximum(stops - starts, 0) / size)
+
+
+def rank_windows(values: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenvectors of another basis whose sign is the same and whose rank is half to twice that of each.
+
+    Args:
+        values: Eigenvalues of the one, in descending order, shape (P,).
+        others: Those of the other.
+
+    Returns:
+        First indices, and indices after the last; no smaller than the first where there is any.
+    """
+    signs, ranks = signed_ranks(values)
+    size, positive = len(others), int(np.count_nonzero(np.asarray(others) >= 0))
+    least = (ranks + 1) // 2
+    most = np.minimum(2 * ranks, np.where(signs > 0, positive, size - positive))
+    starts = np.where(signs > 0, least - 1, size - most)
+    return starts, np.where(signs > 0, most, size - least + 1)
+
+
+def _bands(
+    bands: RankBands, values: np.ndarray, maximum: np.ndarray, captured: np.ndarray, chance: np.ndarray
+) -> dict[str, np.ndarray]:
+    quartiles = bands.quartiles(maximum)
+    return {
+        **bands.rows(values),
+        "largest": values[bands.starts],
+        "smallest": values[bands.stops - 1],
+        "median": quartiles["median"],
+        "lower_quartile": quartiles["lower"],
+        "upper_quartile": quartiles["upper"],
+        "captured": bands.quartiles(captured)["median"],
+        "captured_chance": bands.quartiles(chance)["median"],
+    }
+
+
+def last_rank(bands: RankBands, medians: np.ndarray, sign: int) -> int:
+    """The largest rank up to which every band of one sign is determined.
+
+    Args:
+        bands: Bands of log rank.
+        medians: One number for each.
+        sign: +1 or −1.
+
+    Returns:
+        The rank within the sign; 0 where the first band is not determined.
+    """
+    found = 0
+    order = np.argsort(bands.first_ranks, kind="stable")
+    for band in order[bands.signs[order] == sign]:
+        if not medians[band] >= ENOUGH:
+            break
+        found = int(bands.last_ranks[band])
+    return found
+
+
+def _agreed(bands: RankBands, rows: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """One row of `identified_dimension` for each end."""
+    found = []
+    for end, sign in ENDS:
+        by_chance = bands.first_ranks[(bands.signs == sign) & (rows["captured_chance"] >= ENOUGH)]
+        k_vec, k_sub = (last_rank(bands, rows[name], sign) for name in ("median", "captured"))
+        found.append(
+            {
+                "end": end,
+                "halving": int(rows["comparison"][0]),
+                "seed": int(rows["seed"][0]),
+                "halvings": 1,
+                "examples": int(rows["examples"][0]),
+                "directions": int(bands.last_ranks[bands.signs == sign].max(initial=0)),
+                "chance_from": int(by_chance.min()) if len(by_chance) else 0,
+                **{name: float(k) for name, k in (("k_vec", k_vec), ("k_sub", k_sub))},
+                **dict.fromkeys(("k_vec_low", "k_vec_high", "k_sub_low", "k_sub_high"), np.nan),
+            }
+        )
+    return found
+
+
+def _dimension(agreed: list[dict[str, Any]], head: dict[str, Any]) -> Table:
+    rows = list(agreed)
+    for end, _ in ENDS:
+        of_end = [row for row in agreed if row["end"] == end]
+        if of_end:
+            together = {"end": end, "halving": -1, "seed": -1, "halvings": len(of_end)}
+            together["examples"] = min(row["examples"] for row in of_end)
+            # As that of the ranks, so that none is beyond it.
+            together["directions"] = int(np.ceil(np.median([row["directions"] for row in of_end])))
+            together["chance_from"] = min((row["chance_from"] for row in of_end if row["chance_from"]), default=0)
+            for name in ("k_vec", "k_sub"):
+                values = [row[name] for row in of_end]
+                together |= {name: np.median(values), f"{name}_low": min(values), f"{name}_high": max(values)}
+            rows.append(together)
+    return _table(DIMENSION, [{name: np.array([value]) for name, value in row.items()} for row in rows], head)
+
+
+def _table(schema: Any, rows: Sequence[Mapping[str, np.ndarray]], head: dict[str, Any]) -> Table:
+    kinds = {"float": "float64", "int": "int64", "bool": "bool", "str": "U1"}
+    columns = {
+        name: np.concatenate([row[name] for row in rows]) if rows else np.empty(0, kinds[column.kind])
+        for name, column in schema.all_columns().items()
+    }
+    return Table(schema, columns, dict(head))
