@@ -122,8 +122,11 @@ def _purge(arguments: argparse.Namespace) -> int:
         if arguments.yes:
             purge(found, print)
         word = "removed" if arguments.yes else "remove "
-        reason = f": all of it, {found.superseded}" if found.superseded else ""
-        print(f"{word} {format_bytes(found.size_bytes):>8}  {found.directory}{reason}", flush=True)
+        reason = f"all of it, {found.superseded}" if found.superseded else found.what
+        print(
+            f"{word} {format_bytes(found.size_bytes):>8}  {found.directory}{f': {reason}' if reason else ''}",
+            flush=True,
+        )
     for path in replaced_tables(Path(arguments.path)):
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         freed += size
@@ -312,8 +315,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(run=_verify)
     purge = commands.add_parser(
         "purge",
-        help="free the disk of results that were set aside, and of Hessians and eigenbases whose tables are made; "
-        "lists them, and removes with --yes",
+        help="free the disk of results that were set aside, and of Hessians, eigenbases and losses of single examples "
+        "whose tables are made; lists them, and removes with --yes",
     )
     purge.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
     purge.add_argument("--yes", action="store_true", help="remove what is listed")

@@ -74,6 +74,19 @@ class SeparableObjective:
         return self._vectors @ (np.array(curvatures) * (self._vectors.T @ v))
 
 
+class InFloat32:
+    """An objective whose parameters and losses are rounded to float32, as a network in that precision does."""
+
+    def __init__(self, objective: SeparableObjective) -> None:
+        self._objective = objective
+        self.size, self.count, self.evaluations = objective.size, objective.count, 0
+
+    def example_losses(self, theta: np.ndarray) -> np.ndarray:
+        self.evaluations += 1
+        losses = self._objective.example_losses(theta.astype(np.float32).astype(np.float64))
+        return losses.astype(np.float32).astype(np.float64)
+
+
 class GivenGradients:
     """An objective of which only the gradients of single examples are wanted."""
 

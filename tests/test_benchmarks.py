@@ -18,6 +18,7 @@ import benchmarks.eigenbasis
 import benchmarks.gpu_eigenbasis
 import benchmarks.gpu_hessian
 import benchmarks.hessian
+import benchmarks.lines
 import benchmarks.scale
 import benchmarks.scaling
 import benchmarks.tiles
@@ -154,6 +155,34 @@ def test_topk(capsys: pytest.CaptureFixture[str]) -> None:
     largest = [row["largest"] for row in summary["results"].values()]
     assert largest == pytest.approx([largest[0]] * len(largest), rel=1e-4)
     assert all(row["residual"] <= summary["tolerance"] and row["products"] > 2 for row in summary["results"].values())
+
+
+def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = benchmarks.lines.main(
+        ["--images", "3", "--demo-images", "20", "--points", "4", "--rounds", "1", "--device", "cpu"]
+    )
+    assert last_json(capsys) == summary
+    ways = {(row["network"], row["dtype"], row["points_at_once"], row["chunk"]) for row in summary["rows"]}
+    chunks = {"demo": (20, 16), "resnet9 w=1": (3,)}
+    assert ways == {(n, d, k, c) for n in chunks for d in ("float32", "float64") for k in (1, 4) for c in chunks[n]}
+    for row in summary["rows"]:
+        assert row["ms_per_loss"] > 0
+        assert row["error"] < {"float32": 1e-4, "float64": 1e-12}[row["dtype"]]
+    # Of both ways and chunks the same operations are counted.
+    work = {
+        (row["network"], row["points_at_once"], row["chunk"]): row["share"] * row["gemm_gflops"] * row["ms_per_loss"]
+        for row in summary["rows"]
+    }
+    assert work["demo", 1, 20] == pytest.approx(work["demo", 4, 16])
+    assert work["demo", 1, 20] * 1e6 == pytest.approx(20 * flops_of_demo())
+
+
+def flops_of_demo() -> int:
+    """Operations of the demo's network on one image, as torch counts them."""
+    objective, theta = benchmarks.lines.demo_problem(1, torch.float32, "cpu")
+    with FlopCounterMode(display=False) as counter:
+        objective.example_losses(theta)
+    return counter.get_total_flops()
 
 
 def test_tiles(capsys: pytest.CaptureFixture[str]) -> None:

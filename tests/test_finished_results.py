@@ -84,12 +84,16 @@ def test_tables_are_taken_over_and_the_rest_is_said(upgraded: Upgraded) -> None:
     results = upgraded.use("old")
     first, listing = upgraded.first_plan("old")
     # What is new and reads nothing that was purged: test data in a measure of their own, views of runs, and findings.
-    views = {"measure_line_forms", "measure_interpolation", "measure_path", "measure_embedding", "measure_sharpness"}
+    views = {"measure_interpolation", "measure_path", "measure_embedding", "measure_sharpness"}
     assert set(first) == {"draw_figure", "draw_page", "measure_final_test", "write_findings"} | views
-    assert "localisation of a/40 is left out, since what it reads was purged" in listing
+    # Lines are other tables now, and their basis was purged; what reads these alone does not ask for them.
+    for name in ("localisation", "line_search", "line_forms"):
+        assert f"{name} of a/40 is left out, since what it reads was purged" in listing
+    assert "measured again, for line_search" not in listing
     for name, measure in MEASURES.items():
         key = "run" if measure.of == "run" else "40"
-        for table, path in earlier_tables(results, measure, "a", key).items():
+        taken = {} if name == "line_search" else earlier_tables(results, measure, "a", key)
+        for table, path in taken.items():
             arrays, attributes = read_store(path)
             manifest = next((results / "tables" / name / "a" / key).glob("manifest-*.json"))
             found = read_table(table_path(manifest, table), measure.schemas[table])
@@ -97,7 +101,7 @@ def test_tables_are_taken_over_and_the_rest_is_said(upgraded: Upgraded) -> None:
             assert found.attributes == attributes["table_attributes"]
             for column, values in found.columns.items():
                 np.testing.assert_array_equal(values, arrays[column][kept])
-    assert len(list(replaced_tables(results))) == 11
+    assert len(list(replaced_tables(results))) == 9
     # Other options are other tables.
     path = upgraded.path / "tiny.yaml"
     path.write_text(path.read_text().replace("vectors: 2", "vectors: 3"))
@@ -107,6 +111,16 @@ def test_tables_are_taken_over_and_the_rest_is_said(upgraded: Upgraded) -> None:
     assert "measured again, for density: the options differ (vectors was 2): a/40" in upgraded.listing
     upgraded.use("old")
     assert upgraded.plan() == first, "options set back find their tables"
+
+
+@pytest.mark.slow
+def test_what_is_measured_again_is_said_with_the_reason(upgraded: Upgraded) -> None:
+    planned, listing = upgraded.first_plan("theirs")
+    assert planned["measure_line_search"] == planned["measure_line_forms"] == 2
+    reason = "the code of the measure has changed"
+    assert re.search(
+        rf"Tables of an earlier version are measured again, for line_search: {reason}: \w+/\d+, \w+/\d+\.", listing
+    )
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from quadscape.measures.declaration import GROUPS, effective_options
 from quadscape.measures.earlier import earlier_tables
 from quadscape.measures.family import Family
 from quadscape.measures.job import Job
+from quadscape.measures.line_search.losses import SplitLosses
 from quadscape.measures.members import columns_of
 from quadscape.measures.result import table_path
 from quadscape.network.checkpoint import Checkpoint
@@ -141,6 +143,8 @@ class Reference:
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(Checkpoint, "of", nearby)
+                # Float32 rounds all of these θ alike: what another processor makes of it is put in where it decides.
+                patch.setattr(SplitLosses, "short_floor", property(partial(_moved_floor, factor=4.0 ** (seed / 2 - 1))))
                 found.append(self.tables(name))
         return found
 
@@ -159,6 +163,13 @@ class Reference:
         if name == "curves":
             found["evaluations"] = found["evaluations"].where(found["evaluations"]["split"] != "test")
         return found
+
+
+_SHORT_FLOOR = SplitLosses.short_floor.func
+
+
+def _moved_floor(losses: SplitLosses, factor: float) -> float:
+    return factor * _SHORT_FLOOR(losses)
 
 
 def on_subsets() -> dict[str, list[str]]:
@@ -275,7 +286,7 @@ def test_a_new_label_has_other_tables_than_the_one_before(reference: Reference, 
         pytest.skip("the first label")
     try:
         before = reference.expected(name, str(int(label) - 1))
-    except StoreError:  # tables with other columns are other tables
+    except (StoreError, ValueError):  # tables with other columns are other tables
         return
     assert differences(reference.tables(name), before, reference.rounded(name)), "the old label would do"
 

@@ -15,7 +15,7 @@ from quadscape.errors import StoreError
 from quadscape.measures import MEASURES, items
 from quadscape.measures import job as job_module
 from quadscape.measures.job import Job
-from quadscape.measures.result import read_result, table_path
+from quadscape.measures.result import items_directory, open_kept, read_result, table_path
 from quadscape.measures.run import run_measure
 from quadscape.network import checkpoint as checkpoint_module
 from quadscape.planning.labels import measure_label
@@ -77,8 +77,10 @@ def test_the_checkpoint_is_loaded_once_and_one_network_is_built(root: Path, monk
     build, read_store = checkpoint_module.build_model, job_module.read_store
     monkeypatch.setattr(checkpoint_module, "build_model", lambda *given: built.append(given) or build(*given))
     monkeypatch.setattr(job_module, "read_store", lambda path: read.append(path) or read_store(path))
-    measured(root, "line_search", "40")
+    measured(root, "density", "40")
     assert (len(read), len(built)) == (1, 1)
+    measured(root, "line_search", "40")
+    assert (len(read), len(built)) == (2, 3), "one more network, in float32"
 
 
 @pytest.mark.parametrize(("name", "key"), [("spectrum", "40"), ("curves", "run"), ("final_test", "run")])
@@ -165,7 +167,8 @@ def test_a_long_measure_goes_on_after_a_kill_with_the_same_result(
         monkeypatch.setattr(module, "CHAIN", 2)
     key = "run" if MEASURES[name].of == "run" else "40"
     whole, _ = measured(root, name, key)
-    expected = {path.name: path.read_bytes() for path in whole.parent.iterdir()}
+    expected = {path.name: path.read_bytes() for path in whole.parent.iterdir() if path.is_file()}
+    kept = {array: open_kept(whole).read(array) for array in MEASURES[name].keeps}
     shutil.rmtree(whole.parent)
     monkeypatch.setattr(items, "UNIT_SECONDS", 0.0)
     done: list[slice] = []
@@ -185,7 +188,10 @@ def test_a_long_measure_goes_on_after_a_kill_with_the_same_result(
     (found,) = [match for line in log if (match := re.search(r"(\d+) of (\d+) units to compute", line))]
     left, total = map(int, found.groups())
     assert left == total - 2 >= 2
-    assert {path.name: path.read_bytes() for path in manifest.parent.iterdir()} == expected
+    assert {path.name: path.read_bytes() for path in manifest.parent.iterdir() if path.is_file()} == expected
+    for array, values in kept.items():
+        np.testing.assert_array_equal(open_kept(manifest).read(array), values)
+    assert items_directory(manifest).exists() == bool(kept)
 
 
 def test_pandas_reads_a_table_with_what_holds_for_all_of_it(root: Path) -> None:

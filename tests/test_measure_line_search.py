@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from measure_cases import PlainBasis, SeparableObjective, chosen, random_orthogonal
+from measure_cases import InFloat32, PlainBasis, SeparableObjective, chosen, random_orthogonal
 
 from quadscape.measures.line_search import compute as line_search
 from quadscape.measures.line_search.analysis import (
@@ -18,7 +18,8 @@ from quadscape.measures.line_search.analysis import (
     second_derivative,
 )
 from quadscape.measures.line_search.compute import choose_directions
-from quadscape.measures.line_search.declaration import PARAMETERS
+from quadscape.measures.line_search.declaration import PARAMETERS, TOLERANCE
+from quadscape.measures.line_search.losses import ROUNDINGS, SplitLosses, read_off
 
 T = grid(61, 2.0, 1.0, 100.0)
 FLOOR = 1e-16
@@ -223,7 +224,8 @@ def test_directions_are_as_many_as_asked_and_reach_both_ends(count: int, negativ
         assert chosen[-1] == len(eigenvalues) - 1
 
 
-def test_measure_on_a_separable_loss() -> None:
+@pytest.mark.parametrize("short", [False, True], ids=["float64", "float32 where that is enough"])
+def test_measure_on_a_separable_loss(short: bool) -> None:
     size = 6
     vectors = random_orthogonal(size, 4)
     eigenvalues = np.array([4.0, 2.0, 1.0, 0.1, -0.2, -1.0])
@@ -240,7 +242,13 @@ def test_measure_on_a_separable_loss() -> None:
     head = {"run": "a", "iteration": 0, "P": size, "N": 16, "weight_decay": 0.01, "zero_threshold": 1e-9}
     basis = PlainBasis(eigenvalues, vectors.astype(np.float32))
     tables = line_search.measure(
-        training, validation, basis, theta, chosen("line_search", directions=6, loss_rise=1.0), head
+        training,
+        validation,
+        basis,
+        theta,
+        chosen("line_search", directions=6, loss_rise=1.0),
+        head,
+        short=(InFloat32(training), InFloat32(validation)) if short else None,
     )
     fits, lines = tables["line_fit"], tables["line_search"]
     assert fits["index"].tolist() == list(range(6))
@@ -268,6 +276,96 @@ def test_measure_on_a_separable_loss() -> None:
     assert inside.sum() > 55
     np.testing.assert_allclose(top["difference"][inside], top["fitted"][inside], atol=1e-6)
     assert (top["difference_low"] <= top["difference"]).all()
+    # Both ends of every line are far above the floors of float32, and no point next to the centre is.
+    ends = np.abs(lines["t"]) == np.repeat(fits["reach"], 2 * 61)
+    assert (lines["rounding"][ends] > 1e-9).all() == short
+    assert (lines["rounding"][~ends & (np.abs(lines["t"]) < 1e-2)] < 1e-12).all()
+
+
+def separable(fourths: list[float], curvatures: list[float], slopes: list[float]):
+    """A loss Σ gᵢt + ½λᵢt² + cᵢt⁴ in coordinates of eigenvectors, its basis, and a θ that is not 0."""
+    size = len(curvatures)
+    vectors = random_orthogonal(size, 3)
+    functions = [
+        lambda t, g=g, h=h, c=c: g * t + 0.5 * h * t**2 + c * t**4
+        for g, h, c in zip(slopes, curvatures, fourths, strict=True)
+    ]
+    theta = vectors @ np.linspace(-4, 4, size)
+    return SeparableObjective(vectors, functions, theta), PlainBasis(np.array(curvatures), vectors), theta
+
+
+HEAD = {"run": "a", "iteration": 0, "P": 4, "N": 16, "weight_decay": 0.01, "zero_threshold": 1e-9}
+CURVATURES = [4.0, 1.0, 0.1, -1.0]
+
+
+@pytest.mark.parametrize("short", [False, True], ids=["float64", "float32 where that is enough"])
+@pytest.mark.parametrize("fourth", [0.0, 1.0])
+def test_radius_minimum_and_form_of_an_exact_model(fourth: float, short: bool) -> None:
+    slopes = [-0.2, 0.0, 0.01, 0.05]
+    loss, basis, theta = separable([fourth] * 4, CURVATURES, slopes)
+    options = chosen("line_search", directions=4, loss_rise=1.0, reach=1.0)
+    fits = line_search.measure(
+        loss, loss, basis, theta, options, HEAD, short=(InFloat32(loss), InFloat32(loss)) if short else None
+    )["line_fit"]
+    assert fits["form"].tolist() == ["quartic" if fourth else "quadratic"] * 4
+    for suffix, shift in (("", 0.0), ("_decayed", 0.01)):
+        for side in ("positive", "negative"):
+            name = f"radius{suffix}_{side}"
+            if not fourth:  # a quadratic never ends
+                assert set(fits[f"{name}_status"]) == {"censored"}
+                np.testing.assert_array_equal(fits[name], fits["reach"])
+                continue
+            assert set(fits[f"{name}_status"]) == {"measured"}
+            # c·t⁴ = 0.1·½|λ|t²
+            expected = np.sqrt(TOLERANCE * 0.5 * np.abs(np.array(CURVATURES) + shift) / fourth)
+            np.testing.assert_allclose(fits[name], expected, rtol=1e-3 if short else 1e-6)
+    for row in range(3):
+        roots = np.roots([4 * fourth, 0.0, CURVATURES[row], slopes[row]] if fourth else [CURVATURES[row], slopes[row]])
+        (least,) = roots[np.abs(roots.imag) < 1e-12].real
+        assert fits["minimum_low"][row] - 1e-4 <= least <= fits["minimum_high"][row] + 1e-4
+        assert fits["minimum"][row] == pytest.approx(least, abs=1e-4)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 1.0 - 1e-4])
+@pytest.mark.parametrize("slope", [0.0, 1e-3, 0.03, 3000.0])
+@pytest.mark.parametrize("fourth", [0.0, 1e-3, 0.3])
+def test_float32_is_used_only_where_its_error_is_small_beside_what_is_read_off(
+    fourth: float, slope: float, weight_decay: float
+) -> None:
+    loss, basis, theta = separable([0.0, 0.0, 0.0, fourth], CURVATURES, [0.0, 0.0, 0.0, slope])
+    q, t = basis.vectors(3, 4)[:, 0], grid(61, -1.0, 1.0, 1.0)
+    short = InFloat32(loss)
+    exact = SplitLosses(loss, theta, 2e-16, 0).along(q, t, -1.0, weight_decay)
+    mixed = SplitLosses(loss, theta, 2e-16, 0, short).along(q, t, -1.0, weight_decay, keep=True)
+    used = mixed.rounding > exact.rounding
+    error = np.abs(mixed.mean - exact.mean)
+    sizes = [read_off(place, rise, slope, -1.0, weight_decay) for place, rise in zip(t, exact.mean, strict=True)]
+    assert (error[used] <= np.array(sizes)[used] / ROUNDINGS).all()
+    assert (error[~used] == 0).all()
+    # From the ends inwards, without a gap, and beside the centre never.
+    half = len(t) // 2
+    assert (np.diff(used[:half].astype(int)) <= 0).all()
+    assert (np.diff(used[half:].astype(int)) >= 0).all()
+    assert not used[half - 1 : half + 2].any()
+    # Where a slope hides the curvature nothing is right enough, and beside λ̃ ≈ 0 only a departure.
+    assert used.any() == (slope < 3000 and (weight_decay == 0 or fourth > 0))
+    np.testing.assert_allclose(mixed.examples.mean(axis=1, dtype=np.float64), mixed.mean, rtol=1e-6, atol=1e-9)
+    assert mixed.examples.dtype == np.float32
+
+
+def test_what_is_not_finite_in_float32_is_evaluated_in_the_precision_asked_for() -> None:
+    loss, basis, theta = separable([0.0] * 4, CURVATURES, [0.0] * 4)
+
+    class Overflowing(InFloat32):
+        def example_losses(self, point: np.ndarray) -> np.ndarray:
+            found = super().example_losses(point)
+            return np.where(np.linalg.norm(point - theta) > 0.5, np.inf, found)
+
+    q, t = basis.vectors(0, 1)[:, 0], grid(61, 4.0, 1.0, 1.0)
+    exact = SplitLosses(loss, theta, 2e-16, 0).along(q, t, 4.0, 0.0)
+    mixed = SplitLosses(loss, theta, 2e-16, 0, Overflowing(loss)).along(q, t, 4.0, 0.0)
+    np.testing.assert_array_equal(mixed.mean, exact.mean)
+    np.testing.assert_array_equal(mixed.rounding, exact.rounding)
 
 
 @pytest.mark.parametrize("points", [9, 11, 13, 41, 61])

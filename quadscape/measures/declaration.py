@@ -104,6 +104,7 @@ class Cost:
         gradients: Gradients of single examples.
         products: Hessian products of single examples.
         flops: Operations of products of plain matrices.
+        kept_bytes: What is kept on disk beside the tables.
     """
 
     memory_bytes: float
@@ -111,6 +112,7 @@ class Cost:
     gradients: float = 0.0
     products: float = 0.0
     flops: float = 0.0
+    kept_bytes: float = 0.0
 
     @property
     def nominal_seconds(self) -> float:
@@ -136,6 +138,8 @@ class Measure:
         items: Whether it takes more than a few minutes at full size: its module then also has a class `Work`, which
             cuts the work into items, and the protocol of long stages keeps what is done
             (`quadscape.measures.items`).
+        keeps: Of a measure with items, what stays beside the tables once these are written: names of its layout, large,
+            float32, and read by `quadscape.measures.job.Job.kept_values`.
         by_default: Whether it is measured where nothing is said, and everything that it reads is computed.
     """
 
@@ -150,6 +154,7 @@ class Measure:
     evaluates: bool = False
     gpu: bool = False
     items: bool = False
+    keeps: tuple[str, ...] = ()
     by_default: bool = True
 
     @property

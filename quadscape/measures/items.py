@@ -1,7 +1,8 @@
 """Long measures: their work is cut into items, and the protocol of long stages keeps what is done.
 
 The values of all items lie in a stage directory beside the tables until these are written; a job that was killed goes
-on after the last unit of items that it finished.
+on after the last unit of items that it finished. Of a measure that keeps values, such as losses of single examples, the
+directory stays: `verify` checks it, `purge` frees what is large in it, and a job without it measures again.
 """
 
 import math
@@ -16,6 +17,7 @@ import numpy as np
 
 from quadscape.measures.declaration import Measure
 from quadscape.measures.job import Job
+from quadscape.measures.result import items_directory
 from quadscape.numerics import apply_numerics
 from quadscape.stage.finished import open_stage
 from quadscape.stage.protocol import Arrays, Needs, StageStore
@@ -35,7 +37,7 @@ class Work(Protocol):
         """Number of items, none of which depends on another."""
 
     def layout(self) -> dict[str, tuple[int, ...]]:
-        """Shape of the float64 array that is stored of each item, by name."""
+        """Shape of the array that is stored of each item, by name: float64, or float32 of what the measure keeps."""
 
     def measure(self, part: slice) -> dict[str, np.ndarray]:
         """Values of some items: arrays of the layout's shapes with one axis for the items in front."""
@@ -87,8 +89,11 @@ class ItemsTask:
         for name, shape in plan["layout"].items():
             axes = tuple(f"{name}_{axis}" for axis in range(len(shape)))
             chunks = (plan["together"], *shape)
-            found.append(ArraySpec(name, (plan["items"], *shape), "float64", ("item", *axes), chunks))
+            found.append(ArraySpec(name, (plan["items"], *shape), self._dtype(name), ("item", *axes), chunks))
         return found
+
+    def _dtype(self, name: str) -> str:
+        return "float32" if name in self._measure.keeps else "float64"
 
     def units(self, plan: dict[str, Any]) -> int:
         """Number of units."""
@@ -96,8 +101,8 @@ class ItemsTask:
 
     def estimate(self, plan: dict[str, Any]) -> Needs:
         """Memory by the measure's law, and the size of all values."""
-        disk = 8 * plan["items"] * sum(math.prod(shape) for shape in plan["layout"].values())
-        return Needs(int(self._cost.memory_bytes), int(disk) + (1 << 20))
+        disk = sum(spec.nbytes for spec in self.arrays(plan))
+        return Needs(int(self._cost.memory_bytes), disk + (1 << 20))
 
     def start(self, plan: dict[str, Any]) -> None:
         """The threads of the plan, whatever this job was given."""
@@ -108,7 +113,7 @@ class ItemsTask:
         part = slice(unit * plan["together"], min(plan["items"], (unit + 1) * plan["together"]))
         values = self.work.measure(part)
         return {
-            name: ((part, *(slice(0, length) for length in shape)), np.asarray(values[name], dtype=np.float64))
+            name: ((part, *(slice(0, length) for length in shape)), np.asarray(values[name], dtype=self._dtype(name)))
             for name, shape in plan["layout"].items()
         }
 
@@ -118,11 +123,6 @@ class ItemsTask:
     def results(self, plan: dict[str, Any], store: StageStore) -> dict[str, Any]:
         """Nothing besides the arrays."""
         return {}
-
-
-def items_directory(manifest: Path) -> Path:
-    """Where the values of the items of a result lie until its tables are written."""
-    return manifest.with_name(manifest.stem.replace("manifest", "items"))
 
 
 def measure_items(measure: Measure, job: Job, origin: str, manifest: Path) -> dict[str, Table]:
@@ -144,7 +144,8 @@ def measure_items(measure: Measure, job: Job, origin: str, manifest: Path) -> di
     stage = open_stage(directory, task.name)
     # As planned when the work began, whatever this job was given.
     apply_numerics(stage.manifest["plan"]["threads"])
-    return task.work.tables({name: stage.read(name) for name in task.work.layout()})
+    names = [name for name in task.work.layout() if name not in measure.keeps]
+    return task.work.tables({name: stage.read(name) for name in names})
 
 
 def remove_items(manifest: Path) -> None:

@@ -23,8 +23,29 @@ if TYPE_CHECKING:
     from quadscape.data.sources import Split
     from quadscape.network.checkpoint import Checkpoint
     from quadscape.network.objective import Objective
+    from quadscape.stage.finished import FinishedStage
     from quadscape.training.trajectory import Curves, Trajectory
-from quadscape.measures.result import table_path
+from quadscape.measures.result import open_kept, table_path
+
+
+class KeptValues:
+    """Values of single items that a measure keeps, read where they are sliced and checked against their checksums.
+
+    Attributes:
+        shape: Items in front.
+        dtype: Of an entry.
+    """
+
+    def __init__(self, stage: "FinishedStage", name: str) -> None:
+        self._stage, self._name = stage, name
+        array = stage.array(name)
+        self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, selection: Any) -> np.ndarray:
+        return self._stage.read(self._name, selection)
 
 
 class Job:
@@ -56,7 +77,7 @@ class Job:
         self.run, self.iterations, self.threads, self.log = run, tuple(iterations), threads, log
         self.options = SimpleNamespace(**options)
         self.inputs, self._family, self._device = inputs, family, device
-        self._objectives: dict[Split, Objective] = {}
+        self._objectives: dict[torch.dtype, dict[Split, Objective]] = {}
 
     @property
     def family(self) -> Family:
@@ -162,16 +183,40 @@ class Job:
         """
         return read_table(table_path(self.path(measure, which), schema.name), schema)
 
+    def kept_values(self, measure: str, name: str, which: int = 0) -> "KeptValues":
+        """What another measure that the measure reads keeps beside its tables.
+
+        Args:
+            measure: The other measure.
+            name: One of those that it `keeps`.
+            which: Which of them, where there are several.
+
+        Returns:
+            Sliceable: only what is sliced is read.
+        """
+        return KeptValues(open_kept(self.path(measure, which)), name)
+
     def objective(self, split: "Split") -> "Objective":
         """The loss at the checkpoint on one split; all splits share one network."""
+        return self._objective_in(self.dtype, split)
+
+    def short_objective(self, split: "Split") -> "Objective | None":
+        """The same in float32, images rounded once; None where that is the precision anyway."""
+        import torch
+
+        return None if self.dtype == torch.float32 else self._objective_in(torch.float32, split)
+
+    def _objective_in(self, dtype: "torch.dtype", split: "Split") -> "Objective":
         from quadscape.network.objective import objective_for
 
-        first = next(iter(self._objectives.values()), None)
+        of_dtype = self._objectives.setdefault(dtype, {})
+        first = next(iter(of_dtype.values()), None)
         if first is None:
-            self._objectives[split] = objective_for(self.checkpoint, self._data, split, self.dtype, self.device)
-        elif split not in self._objectives:
-            self._objectives[split] = first.over(*self._data.split(split))
-        return self._objectives[split]
+            of_dtype[split] = objective_for(self.checkpoint, self._data, split, dtype, self.device)
+        elif split not in of_dtype:
+            images, labels = self._data.split(split)
+            of_dtype[split] = first.over(images.to(self.device, dtype), labels.to(self.device))
+        return of_dtype[split]
 
     @cached_property
     def head(self) -> dict[str, Any]:

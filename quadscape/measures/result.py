@@ -19,7 +19,7 @@ from quadscape.measures.declaration import Measure
 from quadscape.tables import Table, read_table, table_head
 
 if TYPE_CHECKING:
-    pass
+    from quadscape.stage.finished import FinishedStage
 
 
 def read_document(path: str | Path) -> dict[str, Any]:
@@ -109,6 +109,48 @@ def table_path(manifest: str | Path, table: str) -> Path:
     """File of a table, beside the manifest of its result."""
     manifest = Path(manifest)
     return manifest.with_name(f"{table}-{manifest.stem.removeprefix('manifest-')}.parquet")
+
+
+def items_directory(manifest: str | Path) -> Path:
+    """Where the values of the items of a long measure lie: until its tables are written, or, if it keeps any, on."""
+    manifest = Path(manifest)
+    return manifest.with_name(manifest.stem.replace("manifest", "items"))
+
+
+def open_kept(manifest: str | Path) -> "FinishedStage":
+    """What a result keeps beside its tables.
+
+    Args:
+        manifest: The declared file of the result.
+
+    Returns:
+        The stage of its items; what it keeps are arrays of it, with one axis for the items in front.
+
+    Raises:
+        StoreError: It is not there, or damaged, or of another origin than the tables.
+    """
+    from quadscape.stage.finished import open_stage  # here, as reading tables needs no Zarr
+
+    again = f"remove {manifest} and run the workflow again, which measures what is missing"
+    try:
+        stage = open_stage(items_directory(manifest), "measure")
+    except StoreError as error:
+        raise StoreError(f"What {manifest} keeps beside its tables cannot be read ({error}); {again}.") from error
+    if stage.manifest["parameters"].get("origin") != read_result(manifest)["origin"]:
+        raise StoreError(f"What lies in {items_directory(manifest)} is of another origin than {manifest}; {again}.")
+    return stage
+
+
+def has_kept(manifest: Path, measure: Measure, origin: str) -> bool:
+    """Whether what a measure keeps beside its tables is there, of this origin, by the sizes of its files."""
+    if not measure.keeps:
+        return True
+    from quadscape.stage.finished import open_stage
+
+    try:
+        return open_stage(items_directory(manifest), "measure").manifest["parameters"].get("origin") == origin
+    except StoreError:
+        return False
 
 
 def read_result(manifest: str | Path) -> dict[str, Any]:

@@ -8,7 +8,14 @@ from typing import Any
 from quadscape.errors import StoreError
 from quadscape.measures.declaration import Measure, fingerprint_digits
 from quadscape.measures.job import Job
-from quadscape.measures.result import Provenance, has_tables, manifest_name, write_manifest, write_result
+from quadscape.measures.result import (
+    Provenance,
+    has_kept,
+    has_tables,
+    manifest_name,
+    write_manifest,
+    write_result,
+)
 
 
 def run_measure(measure: Measure, label: str, job: Job, options: Mapping[str, Any], manifest: str | Path) -> None:
@@ -32,13 +39,14 @@ def run_measure(measure: Measure, label: str, job: Job, options: Mapping[str, An
             f"{digits} in their names; ask for that one."
         )
     provenance = Provenance.of(measure, label, {**options, **job.described()}, job.inputs)
-    if has_tables(manifest, measure, provenance.origin):
+    if has_tables(manifest, measure, provenance.origin) and has_kept(manifest, measure, provenance.origin):
         job.log("The tables are there already, from the same options, code and inputs; nothing is measured.")
         write_manifest(manifest, provenance)
     elif measure.items:
         from quadscape.measures.items import measure_items, remove_items
 
         write_result(manifest, provenance, measure_items(measure, job, provenance.origin, manifest))
-        remove_items(manifest)
+        if not measure.keeps:
+            remove_items(manifest)
     else:
         write_result(manifest, provenance, import_module(measure.module).compute(job))

@@ -421,7 +421,9 @@ class _Estimator:
             seconds += evaluations / self.count * self.evaluation(dtype)
         if cost.products:
             seconds += cost.products / self.count * self.product(dtype)
-        return Need(f"measure_{name}", jobs, 1e6 * memory_mb(cost.memory_bytes / 1e6, 1), 1e5, seconds)
+        return Need(
+            f"measure_{name}", jobs, 1e6 * memory_mb(cost.memory_bytes / 1e6, 1), 1e5 + cost.kept_bytes, seconds
+        )
 
     def trainings(self) -> list[Need]:
         """Runs that are trained each in a job of its own."""

@@ -152,15 +152,18 @@ class Targets:
 
     def _is_wanted(self, measure: str, run: str, key: str) -> bool:
         """Whether a result is there, is asked for by name, or can be made without computing again what was purged."""
-        if self.experiment.measures.section(measure).on:
+        if self.experiment.measures.section(measure).on or Path(self.result(measure, run, key)).exists():
             return True
-        iterations, reads = subject_iterations(key), MEASURES[measure].stages
-        stages = {"hessian", "gauss_newton", "eigenbasis"}.intersection(reads)
+        declared, iterations = MEASURES[measure], subject_iterations(key)
+        stages = {"hessian", "gauss_newton", "eigenbasis"}.intersection(declared.stages)
         places = [(stage, iteration) for stage in stages for iteration in iterations]
-        if "subset_eigenbasis" in reads:
+        if "subset_eigenbasis" in declared.reads:
             places += [("eigenbasis", place) for place in self._on_subsets(run, key)]
-        purged = any(self._is_purged(stage, run, place) for stage, place in places)
-        return not purged or Path(self.result(measure, run, key)).exists()
+        if any(self._is_purged(stage, run, place) for stage, place in places):
+            return False
+        # What reads tables of the same subject alone can be made unless these are left out.
+        tables = [name for name in declared.reads if name in MEASURES and MEASURES[name].of == declared.of]
+        return all(self._is_wanted(name, run, key) for name in tables)
 
     def _on_subsets(self, run: str, key: str) -> list[str]:
         """A checkpoint as it is analysed on subsets of the data, `<iteration>/on-<subset>`, in the order of the run."""
@@ -271,9 +274,9 @@ class Targets:
                     continue
                 options, inputs = self.options(name, run), self.inputs(measure, run, key)
                 reason = take_over(measure, measure_label(name), options, inputs, earlier, manifest)
-                if reason:
+                if reason and self._is_wanted(name, run, key):
                     refused.setdefault(f"{name}: {reason}", []).append(f"{run}/{key}")
-                else:
+                elif not reason:
                     taken += 1
         found = [f"{taken} results of an earlier version were taken over; nothing was measured."] if taken else []
         return found + [

@@ -85,6 +85,19 @@ def locate_tables(folder: Path) -> Located | None:
     return None
 
 
+def measure_of(folder: Path, located: Located) -> str:
+    """Name of the measure whose tables lie in a folder.
+
+    Args:
+        folder: Its absolute path.
+        located: Of the folder.
+
+    Returns:
+        The name, which need not be one of a measure.
+    """
+    return folder.relative_to(located.root / "tables").parts[0]
+
+
 class Places:
     """Where the results of an experiment lie.
 

@@ -1,12 +1,13 @@
-"""Frees the disk of what nothing needs: results that were set aside, and P×P arrays of stages whose tables are made.
+"""Frees the disk of what nothing needs: results that were set aside, and large arrays whose tables are made.
 
-A Hessian is needed until its eigenbasis is finished, and all of them until every measure is that reads them. Verified
+A Hessian is needed until its eigenbasis is finished, and all P×P arrays until every measure is that reads them; what a
+measure keeps beside its tables, until those are that read this measure. Verified
 results, eigenvalues, plans and journals always stay, except those of other parameters, which were set aside
 (`<stage>.superseded`) and are removed whole.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,7 +16,7 @@ from quadscape.curvature.shards import checkpoint_of, is_shard
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import ON_SUBSETS, STAGES, Measure
-from quadscape.results.places import Located, locate
+from quadscape.results.places import Located, locate, locate_tables, measure_of
 from quadscape.results.sizes import Kept, asked_measures, basis_steps
 from quadscape.results.status import directory_size, find_stages, owner_lives
 from quadscape.stage.events import Log
@@ -26,6 +27,9 @@ from quadscape.stored import stored_document
 
 LARGE_ARRAYS = {"hessian_shard": ["matrix"], "gauss_newton": ["matrix"], "eigenbasis": ["eigenvectors"]}
 """Arrays of P×P entries, by stage."""
+
+ITEMS = "measure"
+"""Stage of the items of a long measure, some of which are kept."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Removable:
         size_bytes: What its large arrays take, or all of it where it was set aside.
         kept_for: Why they are kept; empty when they can be removed.
         superseded: Why all of it can go; empty where it was not set aside.
+        what: Which part goes, where that is not what the stage is called.
     """
 
     directory: Path
@@ -45,6 +50,7 @@ class Removable:
     size_bytes: int
     kept_for: str
     superseded: str = ""
+    what: str = ""
 
 
 def find_removable(root: str | Path) -> Iterator[Removable]:
@@ -68,16 +74,17 @@ def find_removable(root: str | Path) -> Iterator[Removable]:
                 reason = f"it is damaged ({error})"
         else:
             reason = ""
-        if stage not in LARGE_ARRAYS:
-            continue
-        size = array_bytes(directory, LARGE_ARRAYS[stage])
+        arrays = large_arrays(directory, stage)
+        size = array_bytes(directory, arrays) if arrays else 0
         if not size:
             continue
         if owner_lives(directory):
             reason = "a process is at work in it"
         elif not reason and (directory / "manifest.json").exists():
-            reason = _needed_by(directory.absolute(), stage)
-        yield Removable(directory, stage, size, reason)
+            needed = _items_needed_by if stage == ITEMS else _needed_by
+            reason = needed(directory.absolute(), stage)
+        what = " and ".join(arrays) + ", of single examples; its tables stay" if stage == ITEMS else ""
+        yield Removable(directory, stage, size, reason, what=what)
 
 
 def _find_superseded(root: Path) -> Iterator[Removable]:
@@ -92,7 +99,26 @@ def _find_superseded(root: Path) -> Iterator[Removable]:
 
 
 def _stage_of(directory: Path) -> str:
+    if directory.name.startswith("items-"):
+        return ITEMS
     return "hessian_shard" if is_shard(directory) else directory.name
+
+
+def large_arrays(directory: Path, stage: str) -> list[str]:
+    """Names of the arrays of a stage that are large and can be computed again.
+
+    Args:
+        directory: The stage's directory.
+        stage: Its name.
+
+    Returns:
+        Of the items of a measure what it keeps; empty where nothing is large.
+    """
+    if stage != ITEMS:
+        return LARGE_ARRAYS.get(stage, [])
+    located = locate_tables(directory.absolute().parent)
+    measure = None if located is None else MEASURES.get(measure_of(directory.absolute().parent, located))
+    return [] if measure is None else list(measure.keeps)
 
 
 def _is_finished(directory: Path) -> bool:
@@ -119,6 +145,28 @@ def _needed_by(directory: Path, stage: str) -> str:
             return f"needed by {len(stepping)} unfinished run{'s' if len(stepping) > 1 else ''}: {', '.join(stepping)}"
     if not checkpoint.name.isdecimal() and stage != "hessian_shard" and not _is_compared(located, stage):
         return "it is asked for by itself, on a subset of the data"
+    return _needed(missing)
+
+
+def _items_needed_by(directory: Path, _: str) -> str:
+    """What is not finished yet and may read what a measure keeps; empty when nothing is."""
+    # Of whatever options: which of them are asked for now is not known here.
+    if not directory.with_name(directory.name.replace("items", "manifest") + ".json").exists():
+        return "its tables are not written yet"
+    located = locate_tables(directory.parent)
+    assert located is not None
+    name = measure_of(directory.parent, located)
+    missing = [
+        reader.name
+        for reader in _asked(located)
+        if name in reader.reads
+        and not any((located.root / "tables" / reader.name / located.run / located.key).glob("manifest-*.json"))
+    ]
+    return _needed(missing)
+
+
+def _needed(missing: Sequence[str]) -> str:
+    """Why something is kept for measures; empty where there are none."""
     if not missing:
         return ""
     return f"needed by {len(missing)} unfinished measure{'s' if len(missing) > 1 else ''}: {', '.join(missing)}"
@@ -175,4 +223,4 @@ def purge(found: Removable, log: Log) -> None:
     if found.superseded:
         remove(found.directory)
         return
-    purge_stage(found.directory, LARGE_ARRAYS[found.stage], log)
+    purge_stage(found.directory, large_arrays(found.directory, found.stage), log)

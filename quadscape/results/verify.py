@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import zarr
 
@@ -24,7 +24,14 @@ from quadscape.measures.declaration import (
     subject_iterations,
     subject_key,
 )
-from quadscape.measures.result import Provenance, input_digest, manifest_name, read_result, table_path
+from quadscape.measures.result import (
+    Provenance,
+    input_digest,
+    items_directory,
+    manifest_name,
+    read_result,
+    table_path,
+)
 from quadscape.results.places import Located, locate, locate_tables
 from quadscape.stage.files import PURGED, fingerprint_of, forbidden, remedy
 from quadscape.stage.finished import finished_manifest, verify_stage
@@ -229,7 +236,6 @@ def _verify_result(manifest: Path) -> None:
     measure, folder = MEASURES.get(str(found.get("measure"))), manifest.absolute().parent
     if measure is None:
         _refuse_file(manifest, f"is of a measure '{found.get('measure')}', which does not exist")
-    assert measure is not None
     try:
         origin = Provenance(measure, found["label"], found["options"], found["inputs"]).origin
         options = {key: value for key, value in found["options"].items() if key != "family" or measure.of not in GROUPS}
@@ -253,11 +259,24 @@ def _verify_result(manifest: Path) -> None:
             _refuse_file(path, "is of another origin than its manifest")
         if located is not None:
             _check_subject(path, content.attributes, located)
+    if measure.keeps:
+        _check_kept(manifest, origin)
     if located is not None:
         _check_sources(manifest, measure, found, located)
 
 
-def _refuse_file(path: Path, what: str) -> None:
+def _check_kept(manifest: Path, origin: str) -> None:
+    """Looks whether what a result keeps is there, or was purged, and is of its origin; it is read as a stage itself."""
+    directory = items_directory(manifest)
+    try:
+        kept = finished_manifest(directory)
+    except StoreError as error:
+        _refuse_file(manifest, f"has not beside it what its measure keeps ({error})")
+    if kept["parameters"].get("origin") != origin:
+        _refuse_file(manifest, f"is of another origin than what lies in {directory}")
+
+
+def _refuse_file(path: Path, what: str) -> NoReturn:
     raise StoreError(f"{path} {what}; remove that file and run the workflow again.")
 
 

@@ -88,8 +88,8 @@ def rises(fits: Table) -> np.ndarray:
     return np.where(usable, 0.5 * np.abs(fits["eigenvalue"]) * np.where(usable, shortest, 0.0) ** 2, np.nan)
 
 
-def _beyond(lines: Table, fits: Table, row: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Distances beyond both radii of a line and the even part of the training loss there, and its rounding floor."""
+def _beyond(lines: Table, fits: Table, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distances beyond both radii of a line and the even part of the training loss there, and its rounding floors."""
     line = lines.where((lines["index"] == fits["index"][row]) & (lines["split"] == "train"))
     line = line.where(np.argsort(line["t"]))
     half = len(line) // 2
@@ -98,17 +98,18 @@ def _beyond(lines: Table, fits: Table, row: int) -> tuple[np.ndarray, np.ndarray
     start = max(float(fits[f"radius_{side}"][row]) for side in _SIDES) if left else math.inf
     t = line["t"][half + 1 :]
     even = 0.5 * (line["difference"][half + 1 :] + line["difference"][:half][::-1])
+    floors = np.maximum(line["rounding"][half + 1 :], line["rounding"][:half][::-1])
     inside = (t >= start) & (t <= fits["form_reach"][row])
-    return t[inside], even[inside], float(fits["floor"][row])
+    return t[inside], even[inside], floors[inside]
 
 
-def growth(t: np.ndarray, even: np.ndarray, floor: float) -> tuple[float, float, float]:
+def growth(t: np.ndarray, even: np.ndarray, floor: float | np.ndarray) -> tuple[float, float, float]:
     """The exponent p of a power law |ΔL| ∝ tᵖ.
 
     Args:
         t: Distances, positive and ascending, shape (n,).
         even: ½(ΔL(t) + ΔL(−t)) at them, into which no slope enters.
-        floor: Rounding floor of `even`.
+        floor: Rounding floor of `even`, of all points or of each.
 
     Returns:
         Least squares in both logarithms over the points that lie `RESOLUTION` floors or more from zero, on the side on
@@ -117,11 +118,13 @@ def growth(t: np.ndarray, even: np.ndarray, floor: float) -> tuple[float, float,
         throughout, as along negative curvature that turns.
     """
     nothing = (math.nan,) * 3
-    even, t = even[np.isfinite(even)], t[np.isfinite(even)]
+    finite = np.isfinite(even)
+    even, t, floor = even[finite], t[finite], np.broadcast_to(floor, np.shape(t))[finite]
     if len(even) < LEAST_BEYOND:
         return nothing
     size = math.copysign(1.0, float(np.median(even))) * even
-    t, size = t[size >= RESOLUTION * floor], size[size >= RESOLUTION * floor]
+    above = size >= RESOLUTION * floor
+    t, size = t[above], size[above]
     if len(size) < LEAST_BEYOND or (np.diff(size) <= 0).any():
         return nothing
     x, y, middle = np.log(t), np.log(size), len(size) // 2

@@ -97,7 +97,7 @@ def rounding_floor(
     return max(worst, least)
 
 
-def second_derivative(t: np.ndarray, rise: np.ndarray, floor: float) -> tuple[float, float]:
+def second_derivative(t: np.ndarray, rise: np.ndarray, floor: float | np.ndarray) -> tuple[float, float]:
     """f″(0) from the values of f on a symmetric grid.
 
     The even part is 2(f(t) + f(−t))/2t² = f″ + f⁗t²/12 + …; the second term is removed with the point at twice the
@@ -106,7 +106,7 @@ def second_derivative(t: np.ndarray, rise: np.ndarray, floor: float) -> tuple[fl
     Args:
         t: Symmetric grid with 0 in the middle.
         rise: f(t) − f(0).
-        floor: Rounding floor of `rise`.
+        floor: Rounding floor of `rise`, of all points or of each.
 
     Returns:
         f″(0) and its estimated error; NaN and infinity if no pair of points is finite.
@@ -115,14 +115,17 @@ def second_derivative(t: np.ndarray, rise: np.ndarray, floor: float) -> tuple[fl
     side = t[half + 1 :]
     with np.errstate(invalid="ignore", over="ignore"):
         even = (rise[half + 1 :] + rise[:half][::-1]) / side**2
+    floors = np.broadcast_to(floor, np.shape(t))
+    worst = np.maximum(floors[half + 1 :], floors[:half][::-1])
     near = np.arange(half // 2)
     far = 2 * near + 1
+    worst = np.maximum(worst[near], worst[far])
     squares = (side[far] / side[near]) ** 2
     with np.errstate(invalid="ignore", over="ignore"):
         estimate = (squares * even[near] - even[far]) / (squares - 1)
         steps = np.abs(np.diff(estimate))
         truncation = np.maximum(np.append(steps, 0), np.insert(steps, 0, 0))
-        error = truncation + 2 * floor / side[near] ** 2 * (squares + 1) / (squares - 1)
+        error = truncation + 2 * worst / side[near] ** 2 * (squares + 1) / (squares - 1)
     error = np.where(np.isfinite(error), error, np.inf)
     best = int(np.argmin(error))
     return (float(estimate[best]), float(error[best])) if np.isfinite(error[best]) else (math.nan, math.inf)
@@ -295,13 +298,13 @@ class Estimate:
     status: str = "measured"
 
 
-def minimum(t: np.ndarray, rise: np.ndarray, floor: float) -> Estimate:
+def minimum(t: np.ndarray, rise: np.ndarray, floor: float | np.ndarray) -> Estimate:
     """Where a line is least, from the cubic spline through its points.
 
     Args:
         t: Ascending grid.
         rise: Values; points that are not finite are left out.
-        floor: Rounding floor of the values.
+        floor: Rounding floor of the values, of all points or of each.
 
     Returns:
         The place with the interval within which the spline rises by less than the floor (in second order); NaN where
@@ -311,7 +314,8 @@ def minimum(t: np.ndarray, rise: np.ndarray, floor: float) -> Estimate:
     finite = np.isfinite(rise)
     if np.count_nonzero(finite) < 4:
         return nothing
-    spline = CubicSpline(t[finite], rise[finite])
+    t, rise, floors = t[finite], rise[finite], np.broadcast_to(floor, t.shape)[finite]
+    spline = CubicSpline(t, rise)
     places = spline.derivative().roots(extrapolate=False)
     places = places[np.isfinite(places)]
     places = places[spline(places, 2) > 0]
@@ -319,9 +323,13 @@ def minimum(t: np.ndarray, rise: np.ndarray, floor: float) -> Estimate:
         return nothing
     values = spline(places)
     best = float(places[np.argmin(values)])
-    if values.min() > min(rise[finite][0], rise[finite][-1]) - RESOLUTION * floor:
+    # What a point moves the spline by falls by 2 − √3 with every knot from it on, and the floor enters as its root.
+    knots = np.maximum(np.abs(np.arange(len(t)) - np.searchsorted(t, best) + 0.5) - 0.5, 0)
+    around = float((floors * (2 - math.sqrt(3)) ** (2 * knots)).max())
+    end = min((0, -1), key=lambda place: float(rise[place]))
+    if values.min() > rise[end] - RESOLUTION * max(around, float(floors[end])):
         return nothing
-    width = math.sqrt(2 * floor / float(spline(best, 2)))
+    width = math.sqrt(2 * around / float(spline(best, 2)))
     return Estimate(best, best - width, best + width)
 
 
@@ -388,6 +396,7 @@ def analyse(
     t: np.ndarray,
     rise: np.ndarray,
     centre: Centre,
+    rounding: np.ndarray | None = None,
     *,
     weight_decay: float,
     loss_rise: float,
@@ -400,6 +409,8 @@ def analyse(
         t: Symmetric grid with 0 in the middle, shape (T,).
         rise: ΔL at it, exactly 0 in the middle.
         centre: What is known at t = 0.
+        rounding: Rounding floor of each value, where some are of less precision than the others, and right to a small
+            part of what radii and forms read off them; None: `floor`.
         weight_decay: δ.
         loss_rise: Largest change of the loss over which forms are compared.
         floor: Rounding floor of `rise` near t = 0.
@@ -411,7 +422,8 @@ def analyse(
     half, gradient, curvature = len(t) // 2, centre.gradient, centre.curvature
     decayed = rise + decay_rise(t, centre.position, weight_decay)
     floors = floor + epsilon * (np.abs(np.where(np.isfinite(rise), rise, 0.0)) + np.abs(gradient * t))
-    second, error = second_derivative(t, rise, floor)
+    rounding = np.full(len(t), floor) if rounding is None else rounding
+    second, error = second_derivative(t, rise, rounding)
     window = fit_window(t, rise, loss_rise)
     fits = fit_forms(t[window], rise[window])
     chosen = choose_form(fits, rise[window], floor)
@@ -436,8 +448,8 @@ def analyse(
     if centre.eigenvalue != 0:
         ratio, spread = second / centre.eigenvalue, error / abs(centre.eigenvalue)
     enter_estimate(row, "curvature_ratio", Estimate(ratio, ratio - spread, ratio + spread))
-    enter_estimate(row, "minimum", minimum(t, rise, floor))
-    enter_estimate(row, "minimum_decayed", minimum(t, decayed, floor))
+    enter_estimate(row, "minimum", minimum(t, rise, rounding))
+    enter_estimate(row, "minimum_decayed", minimum(t, decayed, rounding))
     ends = rise[[0, -1]] - gradient * t[[0, -1]]
     row["asymmetry"] = float((ends[1] - ends[0]) / np.abs(ends).sum()) if np.abs(ends).sum() > 2 * floor else math.nan
     departure = rise - gradient * t - 0.5 * curvature * t**2

@@ -6,25 +6,17 @@ minimised is L̃ = L + (δ/2)|θ|², so that along q the slope is g̃ = gᵀq + 
 is exactly quadratic: ΔL̃ − g̃t − ½λ̃t² = ΔL − gt − ½λt², and the two radii differ only by the tolerance's λ̃ or λ.
 """
 
+import math
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from quadscape.measures.interfaces import BasisLike, ObjectiveLike, as_array, merged
 from quadscape.measures.job import Job
-from quadscape.measures.line_search.analysis import (
-    Centre,
-    analyse,
-    decay_rise,
-    enter_estimate,
-    grid,
-    minimum,
-    rounding_floor,
-    scan,
-)
-from quadscape.measures.line_search.declaration import FITS, LINES, TOLERANCE
+from quadscape.measures.line_search.analysis import Centre, analyse, decay_rise, enter_estimate, grid, minimum
+from quadscape.measures.line_search.declaration import EXAMPLES, FITS, LINES, TOLERANCE
+from quadscape.measures.line_search.losses import SplitLosses
 from quadscape.measures.ranks import direction_rows, log_ranks
 from quadscape.tables import Table
 
@@ -35,8 +27,12 @@ LINE_SHAPES = {
     "curvature": ("splits",),
     "difference": ("splits", "points"),
     "error": ("splits", "points"),
+    "rounding": ("splits", "points"),
 }
-"""What is stored of each line, by name, with its axes."""
+"""What is known of each line, by name, with its axes."""
+
+ROW = "values"
+"""All of it in one row, as it is stored."""
 
 
 def choose_directions(eigenvalues: np.ndarray, count: int) -> np.ndarray:
@@ -72,11 +68,12 @@ class Lines:
 
     def __init__(
         self,
-        training: ObjectiveLike,
-        validation: ObjectiveLike,
+        training: SplitLosses,
+        validation: SplitLosses,
         basis: BasisLike,
         theta: np.ndarray,
         options: Any,
+        weight_decay: float,
     ) -> None:
         """Chooses the directions.
 
@@ -86,83 +83,74 @@ class Lines:
             basis: Eigenbasis of the Hessian of L at θ.
             theta: θ, float64, shape (P,).
             options: directions, points, loss_rise and reach.
+            weight_decay: δ of the training.
         """
         self.splits = {"train": training, "validation": validation}
-        self._basis, self._theta, self._options = basis, as_array(theta), options
+        self._basis, self._theta, self._options, self._decay = basis, as_array(theta), options, weight_decay
         self._eigenvalues = np.asarray(basis.eigenvalues, dtype=np.float64)
         self.directions = choose_directions(self._eigenvalues, options.directions)
-
-    @cached_property
-    def _centres(self) -> dict[str, np.ndarray]:
-        return {name: as_array(objective.example_losses(self._theta)) for name, objective in self.splits.items()}
-
-    @cached_property
-    def _gradients(self) -> dict[str, np.ndarray]:
-        return {name: as_array(objective.gradient(self._theta)) for name, objective in self.splits.items()}
 
     @property
     def limit(self) -> float:
         """Largest |t| of any line."""
         return self._options.reach * float(np.linalg.norm(self._theta))
 
-    def values(self, part: slice) -> dict[str, np.ndarray]:
+    def values(self, part: slice, *, keep: bool = False) -> dict[str, np.ndarray]:
         """The losses along some of the lines.
 
         Args:
             part: Which of `directions`.
+            keep: Whether to keep the differences of single training examples, too.
 
         Returns:
-            t, shape (lines, points); difference and error, shape (lines, splits, points); slope and curvature, shape
-            (lines, splits); position θᵀq, shape (lines,).
+            t, shape (lines, points); difference, error and rounding, shape (lines, splits, points); slope and
+            curvature, shape (lines, splits); position θᵀq, shape (lines,); example_differences, float32, shape (lines,
+            points, N), or without examples.
         """
-        return {name: np.array(rows) for name, rows in self._rows(self.directions[part]).items()}
+        found = [self._line(int(index), keep) for index in self.directions[part]]
+        return {name: np.array([one[name] for one in found]) for name in (*LINE_SHAPES, EXAMPLES)}
 
-    def _rows(self, directions: np.ndarray) -> dict[str, list[Any]]:
-        found: dict[str, list[Any]] = {name: [] for name in LINE_SHAPES}
-        for index in directions:
-            direction = as_array(self._basis.vectors(int(index), int(index) + 1))[:, 0]
-            # A stored float32 vector is a unit vector to 1e-7 only, and the decay term takes |q| = 1.
-            direction /= np.linalg.norm(direction)
-            t = grid(self._options.points, float(self._eigenvalues[index]), self._options.loss_rise, self.limit)
-            found["t"].append(t)
-            found["position"].append(float(self._theta @ direction))
-            found["slope"].append([float(self._gradients[name] @ direction) for name in self.splits])
-            products = [objective.hessian_product(self._theta, direction) for objective in self.splits.values()]
-            found["curvature"].append([float(direction @ as_array(product)) for product in products])
-            scans = [
-                scan(objective.example_losses, self._theta, direction, t, self._centres[name])
-                for name, objective in self.splits.items()
-            ]
-            found["difference"].append([mean for mean, _ in scans])
-            found["error"].append([error for _, error in scans])
-        return found
+    def _line(self, index: int, keep: bool) -> dict[str, Any]:
+        direction = as_array(self._basis.vectors(index, index + 1))[:, 0]
+        # A stored float32 vector is a unit vector to 1e-7 only, and the decay term takes |q| = 1.
+        direction /= np.linalg.norm(direction)
+        t = grid(self._options.points, float(self._eigenvalues[index]), self._options.loss_rise, self.limit)
+        curvatures = [losses.curvature(direction) for losses in self.splits.values()]
+        lines = [
+            losses.along(direction, t, curvature, self._decay, keep=keep and name == "train")
+            for (name, losses), curvature in zip(self.splits.items(), curvatures, strict=True)
+        ]
+        return {
+            "t": t,
+            "position": float(self._theta @ direction),
+            "slope": [float(losses.gradient @ direction) for losses in self.splits.values()],
+            "curvature": curvatures,
+            "difference": [line.mean for line in lines],
+            "error": [line.error for line in lines],
+            "rounding": [line.rounding for line in lines],
+            EXAMPLES: lines[0].examples,
+        }
 
     def tables(
-        self, values: Mapping[str, np.ndarray], attributes: Mapping[str, Any], epsilon: float, seed: int = 0
+        self, values: Mapping[str, np.ndarray], attributes: Mapping[str, Any], epsilon: float
     ) -> dict[str, Table]:
         """What the lines say.
 
         Args:
             values: From `values`, of all directions.
-            attributes: Head of the tables; see `quadscape.measures.job.Job.basis_head`. `weight_decay` and
-                `zero_threshold` are used.
-            epsilon: Machine epsilon of the objectives' dtype.
-            seed: Seed of the displacements that measure the rounding floor.
+            attributes: Head of the tables; see `quadscape.measures.job.Job.basis_head`. `zero_threshold` is used.
+            epsilon: Machine epsilon of the precision asked for.
 
         Returns:
             Tables `line_search` and `line_fit`.
         """
-        decay, threshold = float(attributes["weight_decay"]), float(attributes["zero_threshold"])
-        floors = {
-            name: rounding_floor(objective, self._theta, self._gradients[name], epsilon, seed)
-            for name, objective in self.splits.items()
-        }
+        threshold = float(attributes["zero_threshold"])
         head = merged(
             attributes,
             loss_rise=self._options.loss_rise,
             reach_limit=self.limit,
             tolerance=TOLERANCE,
-            validation_N=self.splits["validation"].count,
+            validation_N=self.splits["validation"].exact.count,
         )
         rows: list[dict[str, Any]] = []
         fitted = np.full_like(values["difference"], np.nan)
@@ -173,24 +161,26 @@ class Lines:
                 t,
                 values["difference"][line, 0],
                 Centre(float(slope), float(curvature), float(self._eigenvalues[index]), position),
-                weight_decay=decay,
+                values["rounding"][line, 0],
+                weight_decay=self._decay,
                 loss_rise=self._options.loss_rise,
-                floor=floors["train"],
+                floor=self.splits["train"].floor,
                 epsilon=epsilon,
             )
             fitted[line, 0] = np.where(np.abs(t) <= row["form_reach"], form(t), np.nan)
             row |= {"validation_gradient": other_slope, "validation_curvature": other_curvature}
-            enter_estimate(row, "minimum_validation", minimum(t, values["difference"][line, 1], floors["validation"]))
+            validated = minimum(t, values["difference"][line, 1], values["rounding"][line, 1])
+            enter_estimate(row, "minimum_validation", validated)
             rows.append(row)
         which = direction_rows(self._eigenvalues, self.directions)
         fits = {name: np.array([row[name] for row in rows]) for name in FITS.all_columns() if rows and name in rows[0]}
         fits |= which | {"is_zero": np.abs(which["eigenvalue"]) <= threshold}
         return {
-            "line_search": Table(LINES, self._points(values, fitted, decay), head),
+            "line_search": Table(LINES, self._points(values, fitted), head),
             "line_fit": Table(FITS, fits, head),
         }
 
-    def _points(self, values: Mapping[str, np.ndarray], fitted: np.ndarray, decay: float) -> dict[str, np.ndarray]:
+    def _points(self, values: Mapping[str, np.ndarray], fitted: np.ndarray) -> dict[str, np.ndarray]:
         """Columns of `LINES`: line by line, split by split."""
         difference, error = values["difference"], values["error"]
         t = np.broadcast_to(values["t"][:, None, :], difference.shape)
@@ -203,7 +193,8 @@ class Lines:
             "difference": difference,
             "difference_low": difference - 1.96 * error,
             "difference_high": difference + 1.96 * error,
-            "decayed": difference + decay_rise(t, position, decay),
+            "rounding": values["rounding"],
+            "decayed": difference + decay_rise(t, position, self._decay),
             "quadratic": slope * t + 0.5 * curvature * t**2,
             "fitted": fitted,
         }
@@ -220,6 +211,7 @@ def measure(
     *,
     epsilon: float = float(np.finfo(np.float64).eps),
     seed: int = 0,
+    short: tuple[ObjectiveLike, ObjectiveLike] | None = None,
 ) -> dict[str, Table]:
     """Line searches along eigenvectors, on all examples of the training and of the validation split.
 
@@ -229,25 +221,36 @@ def measure(
         basis: Eigenbasis of the Hessian of L at θ.
         theta: θ, float64, shape (P,).
         options: directions, points, loss_rise and reach.
-        attributes: Head of the tables; see `Lines.tables`.
+        attributes: Head of the tables; see `Lines.tables`. `weight_decay` is used, too.
         epsilon: Machine epsilon of the objectives' dtype.
         seed: Seed of the displacements that measure the rounding floor.
+        short: Both losses in float32, for where that is enough; None: they are not used.
 
     Returns:
         Tables `line_search` and `line_fit`.
     """
-    lines = Lines(training, validation, basis, theta, options)
-    return lines.tables(lines.values(slice(None)), attributes, epsilon, seed)
+    pairs = zip((training, validation), short or (None, None), strict=True)
+    first, second = (SplitLosses(exact, as_array(theta), epsilon, seed, also) for exact, also in pairs)
+    lines = Lines(first, second, basis, theta, options, float(attributes["weight_decay"]))
+    return lines.tables(lines.values(slice(None)), attributes, epsilon)
+
+
+def _lines_of(job: Job) -> Lines:
+    theta = job.checkpoint.theta
+    first, second = (
+        SplitLosses(job.objective(split), theta, job.epsilon, 0, job.short_objective(split))
+        for split in ("train", "validation")
+    )
+    return Lines(first, second, job.basis, theta, job.options, job.checkpoint.weight_decay)
 
 
 class Work:
     """The lines of a checkpoint as items of a long measure."""
 
     def __init__(self, job: Job) -> None:
-        self._job = job
-        self._lines = Lines(
-            job.objective("train"), job.objective("validation"), job.basis, job.checkpoint.theta, job.options
-        )
+        self._job, self._lines = job, _lines_of(job)
+        lengths = {"points": job.options.points, "splits": len(self._lines.splits)}
+        self._shapes = {name: tuple(lengths[axis] for axis in axes) for name, axes in LINE_SHAPES.items()}
 
     @property
     def items(self) -> int:
@@ -255,21 +258,29 @@ class Work:
         return len(self._lines.directions)
 
     def layout(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of what is stored of each line."""
-        lengths = {"points": self._job.options.points, "splits": 2}
-        return {name: tuple(lengths[axis] for axis in axes) for name, axes in LINE_SHAPES.items()}
+        """All that is known of a line in one row, which is one file, and the differences of single examples."""
+        width = sum(math.prod(shape) for shape in self._shapes.values())
+        return {ROW: (width,), EXAMPLES: (self._job.options.points, self._lines.splits["train"].exact.count)}
 
     def measure(self, part: slice) -> dict[str, np.ndarray]:
         """Losses along some of the lines."""
-        return self._lines.values(part)
+        values = self._lines.values(part, keep=True)
+        count = len(values["t"])
+        row = np.concatenate([values[name].reshape(count, -1) for name in self._shapes], axis=1)
+        return {ROW: row, EXAMPLES: values[EXAMPLES]}
 
     def tables(self, values: Mapping[str, np.ndarray]) -> dict[str, Table]:
         """What all of them say."""
-        return self._lines.tables(values, self._job.basis_head, self._job.epsilon)
+        found, start = {}, 0
+        for name, shape in self._shapes.items():
+            stop = start + math.prod(shape)
+            found[name] = values[ROW][:, start:stop].reshape(-1, *shape)
+            start = stop
+        return self._lines.tables(found, self._job.basis_head, self._job.epsilon)
 
 
 def compute(job: Job) -> dict[str, Table]:
-    """Line searches of one checkpoint, in one piece.
+    """Line searches of one checkpoint, in one piece; losses of single examples are not kept.
 
     Args:
         job: Reads checkpoint, data and eigenbasis.
@@ -277,5 +288,5 @@ def compute(job: Job) -> dict[str, Table]:
     Returns:
         The tables of `measure`.
     """
-    work = Work(job)
-    return work.tables(work.measure(slice(0, work.items)))
+    lines = _lines_of(job)
+    return lines.tables(lines.values(slice(None)), job.basis_head, job.epsilon)

@@ -21,6 +21,10 @@ outputs of a confident network.
 """
 
 
+EXAMPLES = "example_differences"
+"""Kept beside the tables: ℓₙ(θ + tq) − ℓₙ(θ) of every training example, float32, by line and point."""
+
+
 LINES = TableSchema(
     "line_search",
     "The loss of one data split at one point of the line θ + tq.",
@@ -31,8 +35,13 @@ LINES = TableSchema(
         Column(
             "difference",
             "loss",
-            "L(θ + tq) − L(θ): mean over the split of single examples' differences, in float64.",
+            "L(θ + tq) − L(θ): mean over the split of single examples' differences, added up in float64.",
             interval="95 %, normal, over examples",
+        ),
+        Column(
+            "rounding",
+            "loss",
+            "Rounding floor of `difference`, measured; larger where float32 was enough.",
         ),
         Column("decayed", "loss", "The same with weight decay: difference + (δ/2)(|θ + tq|² − |θ|²)."),
         Column("quadratic", "loss", "Quadratic expectation gt + ½qᵀHq t² of the split's own slope and curvature."),
@@ -112,9 +121,12 @@ FITS = TableSchema(
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
     examples = sizes.training + sizes.validation
-    memory = sizes.images_bytes + 3e9 + 2 * 48 * 8 * sizes.parameters
+    # Images in float64 and in float32, and the losses of all examples along one line, in both.
+    kept = 4 * options["points"] * sizes.training
+    memory = 1.5 * sizes.images_bytes + 3e9 + 2 * 48 * 8 * sizes.parameters + 3 * kept
     lines = options["directions"] * examples
-    return Cost(memory, evaluations=lines * options["points"], products=lines)
+    points = lines * options["points"]
+    return Cost(memory, evaluations=points, products=lines, kept_bytes=options["directions"] * kept)
 
 
 MEASURE = Measure(
@@ -148,4 +160,5 @@ MEASURE = Measure(
     evaluates=True,
     gpu=True,
     items=True,
+    keeps=(EXAMPLES,),
 )
