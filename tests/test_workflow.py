@@ -234,6 +234,18 @@ def test_a_changed_measure_is_measured_again(checkout: Checkout) -> None:
 
 
 @pytest.mark.slow
+def test_one_option_measures_one_measure_again(checkout: Checkout) -> None:
+    checkout.configure(measures={**TINY["measures"], "overlap": {"bands": 9}})
+    assert checkout.plan() == Counter(measure_overlap=1, draw_figure=1, write_findings=1)
+    assert checkout.figures() == {"eigenvector_overlap"}
+    # And what reads its tables.
+    checkout.configure(measures={**TINY["measures"], "line_search": {"directions": 6, "points": 25}})
+    assert checkout.plan() == Counter(measure_line_search=2, measure_line_forms=2, draw_figure=3, write_findings=1)
+    checkout.configure()
+    assert not checkout.plan()
+
+
+@pytest.mark.slow
 def test_a_new_hessian_version_recomputes_what_follows(checkout: Checkout) -> None:
     path = checkout.path / "quadscape/provenance/versions.py"
     text = path.read_text()
