@@ -210,7 +210,6 @@ def measure(
     attributes: Mapping[str, Any],
     *,
     epsilon: float = float(np.finfo(np.float64).eps),
-    seed: int = 0,
     short: tuple[ObjectiveLike, ObjectiveLike] | None = None,
 ) -> dict[str, Table]:
     """Line searches along eigenvectors, on all examples of the training and of the validation split.
@@ -223,14 +222,13 @@ def measure(
         options: directions, points, loss_rise and reach.
         attributes: Head of the tables; see `Lines.tables`. `weight_decay` is used, too.
         epsilon: Machine epsilon of the objectives' dtype.
-        seed: Seed of the displacements that measure the rounding floor.
         short: Both losses in float32, for where that is enough; None: they are not used.
 
     Returns:
         Tables `line_search` and `line_fit`.
     """
     pairs = zip((training, validation), short or (None, None), strict=True)
-    first, second = (SplitLosses(exact, as_array(theta), epsilon, seed, also) for exact, also in pairs)
+    first, second = (SplitLosses(exact, as_array(theta), epsilon, 0, also) for exact, also in pairs)
     lines = Lines(first, second, basis, theta, options, float(attributes["weight_decay"]))
     return lines.tables(lines.values(slice(None)), attributes, epsilon)
 
