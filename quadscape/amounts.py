@@ -11,8 +11,10 @@ def format_bytes(size: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for people: `2 h 05 min`, `3 min 20 s`, `12 s`."""
+    """A duration for people: `3 d 04 h`, `2 h 05 min`, `3 min 20 s`, `12 s`."""
     whole = round(seconds)
+    if whole >= 2 * 86400:
+        return f"{whole // 86400:,} d {whole % 86400 // 3600:02d} h"
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     if whole >= 60:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from quadscape.amounts import format_seconds
 from quadscape.cli import main
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import GROUPS
@@ -110,6 +111,14 @@ def test_the_real_experiment_is_told_for_a_gpu_that_is_not_here() -> None:
     assert needs["eigenbasis"].disk_bytes == pytest.approx(2 * 43.5e9, rel=0.05)  # half of it only on the way
     assert 5 * 60 < needs["hessian_shard"].seconds < 5 * 3600
     assert 5 * 60 < needs["eigenbasis"].seconds < 5 * 3600
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3.21, "3.2 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (47.9 * 3600, "47 h 54 min"), (3.2e8, "3,703 d 16 h")],
+)
+def test_times_for_people(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
 
 
 def test_rates_are_plausible() -> None:

@@ -9,7 +9,7 @@ reads of plain matrices. A GPU that is not here has nominal rates, which small n
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +45,8 @@ _UNIT_STEPS = 256
 """Most steps of a unit of training."""
 _START = 0.5
 """Seconds until a process has used everything for the first time (measured)."""
+_MEASURED_SECONDS = 0.3
+"""After which no piece of work is timed again: there are some for each network."""
 _DISK_RATE = 1e9
 _CUDA_SHARE = 0.25
 """Part of the nominal rate of a GPU that convolutions and the products of the Hessian reach (docs/performance.md)."""
@@ -180,7 +182,7 @@ class _ImaginedGaussNewton(GaussNewtonTask):
 
 
 def _seconds_of(work: Callable[[], Any], device: str, repeats: int = 3) -> float:
-    """The usual time of a piece of work: the median, after one that warms up."""
+    """The usual time of a piece of work: the median, after one that warms up; of few repetitions where it is long."""
     work()
     found: list[float] = []
     for _ in range(repeats):
@@ -189,7 +191,7 @@ def _seconds_of(work: Callable[[], Any], device: str, repeats: int = 3) -> float
         if device == "cuda":
             torch.cuda.synchronize()
         found.append(time.perf_counter() - began)
-        if sum(found) > 2.0:
+        if sum(found) > _MEASURED_SECONDS:
             break
     return float(np.median(found))
 
@@ -204,13 +206,18 @@ def measure_rates(device: str, size: int) -> Rates:
     Returns:
         Bandwidth, and the rates of products.
     """
-    n = min(max(size, 256), 8192 if device == "cuda" else 2048)
+    # The matrix of a product with a vector: larger than caches only if that of the experiment is.
+    products, rows = (8192, 16384) if device == "cuda" else (2048, 6144)
+    return _measured_rates(device, min(max(size, 256), products), min(max(size, 256), rows))
+
+
+@cache
+def _measured_rates(device: str, n: int, rows: int) -> Rates:
+    """The same on matrices of n×n entries, and of rows × rows for products with a vector; once for each."""
     rates = {}
     for name in ("float32", "float64"):
         matrix = torch.full((n, n), 1.0 / n, dtype=getattr(torch, name), device=device)
         rates[name] = 2 * n**3 / _seconds_of(partial(torch.matmul, matrix, matrix), device)
-    # The matrix of a product with a vector: larger than caches only if that of the experiment is.
-    rows = min(max(size, 256), 16384 if device == "cuda" else 6144)
     matrix, vector = torch.ones(rows, rows, device=device), torch.ones(rows, device=device)
     return Rates(4 * rows**2 / _seconds_of(lambda: matrix @ vector, device, 5), rates["float32"], rates["float64"])
 
@@ -234,7 +241,7 @@ class _Estimator:
         self.rates = measure_rates(device, self.size) if measured else NOMINAL_RATES[device]
         forward, backward = flops_per_example(self.objective(torch.float32), self.objectives.theta)
         self.forward, self.backward = float(forward), float(backward)
-        self._products: dict[torch.dtype, float] = {}
+        self._timed: dict[tuple[Any, ...], float] = {}
 
     def objective(self, dtype: torch.dtype) -> Objective:
         return self.objectives.get(dtype, self.here)
@@ -242,6 +249,12 @@ class _Estimator:
     def rate(self, dtype: torch.dtype) -> float:
         """Operations per second of convolutions where they are not measured."""
         return _CUDA_SHARE * (self.rates.float64 if dtype == torch.float64 else self.rates.float32)
+
+    def once(self, what: tuple[Any, ...], seconds: Callable[[], float]) -> float:
+        """A time that is measured when it is first asked for."""
+        if what not in self._timed:
+            self._timed[what] = seconds()
+        return self._timed[what]
 
     def over_examples(self, work: Callable[[Objective], Any], dtype: torch.dtype) -> float:
         """Seconds of work that goes over all examples, measured on some whole chunks."""
@@ -254,20 +267,22 @@ class _Estimator:
 
     def product(self, dtype: torch.dtype) -> float:
         """Seconds of one Hessian product over all examples."""
-        if dtype not in self._products:
-            theta, vector = self.objectives.theta, np.ones(self.size)
-            if self.measured:
-                seconds = self.over_examples(lambda part: part.hessian_product(theta, vector), dtype)
-            else:
-                seconds = 2 * self.count * (self.forward + self.backward) / self.rate(dtype)
-            self._products[dtype] = seconds
-        return self._products[dtype]
+        if not self.measured:
+            return 2 * self.count * (self.forward + self.backward) / self.rate(dtype)
+        theta, vector = self.objectives.theta, np.ones(self.size)
+        return self.once(
+            ("product", dtype),
+            lambda: self.over_examples(lambda part: part.hessian_product(theta, vector), dtype),
+        )
 
     def evaluation(self, dtype: torch.dtype) -> float:
         """Seconds of the loss over all training examples."""
         if not self.measured:
             return self.count * self.forward / self.rate(dtype)
-        return self.over_examples(lambda part: part.loss(self.objectives.theta), dtype)
+        return self.once(
+            ("evaluation", dtype),
+            lambda: self.over_examples(lambda part: part.loss(self.objectives.theta), dtype),
+        )
 
     def training(self, run: Run) -> Need:
         data, dtype = self.problem.data, DTYPES[run.dtype]
@@ -296,7 +311,10 @@ class _Estimator:
         """Seconds of one training step, with what stands between gradient and optimizer."""
         dtype = DTYPES[run.dtype]
         if self.measured:
-            seconds = self.step(run, dtype)
+            # Neither rates nor coefficients change what is computed, but for those that are zero.
+            parts = (run.optimizer.method, run.nesterov, *(bool(x) for x in (run.momentum, run.weight_decay)))
+            kind = ("step", dtype, run.batch_size, *parts)
+            seconds = self.once(kind, lambda: self.step(run, dtype))
         else:
             seconds = _CUDA_LAUNCH + 3 * run.batch_of(self.count) * self.forward / self.rate(dtype)
         # The vectors pass by twice in float64; of a basis that is kept, not read from disk.
