@@ -108,6 +108,29 @@ def _costs(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _repair(arguments: argparse.Namespace) -> int:
+    from quadscape.results.repair import find_damaged, give_up
+
+    count = kept = 0
+    for found in find_damaged(Path(arguments.path)):
+        count += 1
+        print(f"DAMAGED {found.path}: {found.problem}", flush=True)
+        if found.given_up is None:
+            kept += 1
+            print(f"kept    {found.path}: {found.kept_for}", flush=True)
+            continue
+        if arguments.yes:
+            give_up(found)
+        print(f"{'removed' if arguments.yes else 'remove '} {found.given_up}: {found.later}", flush=True)
+    if not count:
+        print("nothing is damaged")
+    elif arguments.yes:
+        print("Run the workflow: it makes again what was given up.")
+    elif count > kept:
+        print("Nothing was removed; `quadscape repair --yes` removes this, and the workflow then makes it again.")
+    return 1 if kept or (count and not arguments.yes) else 0
+
+
 def _purge(arguments: argparse.Namespace) -> int:
     from quadscape.amounts import format_bytes
     from quadscape.measures.earlier import replaced_tables
@@ -313,6 +336,14 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="read every store and compare it with its checksums")
     verify.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
     verify.set_defaults(run=_verify)
+    repair = commands.add_parser(
+        "repair",
+        help="give up what is damaged, and no more than that, so that the workflow makes it again in place; lists it, "
+        "and removes with --yes",
+    )
+    repair.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
+    repair.add_argument("--yes", action="store_true", help="remove what is listed")
+    repair.set_defaults(run=_repair)
     purge = commands.add_parser(
         "purge",
         help="free the disk of results that were set aside, and of Hessians, eigenbases and losses of single examples "

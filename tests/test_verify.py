@@ -334,3 +334,46 @@ def test_how_much_was_checked_is_said(results: Path, capsys: pytest.CaptureFixtu
     assert "1 result checked: everything is as it was written" in capsys.readouterr().out
     assert main(["verify", str(results / "runs/a/checkpoints")]) == 0
     assert "9 results checked: everything is as it was written" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Repair
+
+
+def _files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_repair_gives_up_what_is_damaged_and_nothing_else(
+    results: Path, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["repair", str(results)]) == 0
+    assert "nothing is damaged" in capsys.readouterr().out
+    harmed = content_files(results, store)[-1]
+    flip(harmed, 100)
+    before = _files(results)
+    assert main(["repair", str(results)]) == 1
+    assert _files(results) == before, "it only lists what it would remove"
+    said = capsys.readouterr().out
+    assert "DAMAGED" in said
+    assert "--yes" in said
+    assert main(["repair", str(results), "--yes"]) == 0
+    gone = before.keys() - _files(results).keys()
+    if store.endswith(".zarr"):
+        assert gone == {name for name in before if name.startswith(f"{store}/")}
+    else:
+        (name,) = gone
+        assert Path(name).parent == Path(store)
+        assert Path(name).name.startswith("manifest")
+    assert main(["repair", str(results)]) == 0
+    assert main(["verify", str(results)]) == 0
+
+
+def test_repair_leaves_what_was_set_aside(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    aside = (results / BASIS).rename(results / f"{BASIS}.superseded")
+    flip(sorted(path for path in aside.glob("store.zarr/eigenvectors/c/**/*") if path.is_file())[0], 5)
+    before = _files(results)
+    assert main(["repair", str(results), "--yes"]) == 1
+    assert _files(results) == before
+    assert "nothing uses it" in capsys.readouterr().out
