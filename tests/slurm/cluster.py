@@ -35,7 +35,7 @@ DATABASE_SOCKET = "/run/mysqld/mysqld.sock"
 CPU_MINUTES = 9
 # Declared per node, whatever the machine has: nothing here is to wait for resources.
 CPUS, MEMORY_MB, GPUS = 16, 64000, 2
-SLOTS = 4
+SLOTS = 5
 # Character devices that are there anyway stand for GPUs; SLURM does not open them.
 FAKE_GPUS = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")[:GPUS]
 
