@@ -112,8 +112,8 @@ def _problem(check: Callable[[Path], None], path: Path) -> str | None:
     except _MisplacedError as error:
         return Misplaced(error)
     except (StoreError, PermissionError) as error:
-        # A table's rights, where the path is that of its manifest.
-        if sentence := forbidden(path.parent):
+        # Of a result the path is that of its manifest, and tables lie beside it.
+        if path.is_file() and (sentence := forbidden(path.parent)):
             return Forbidden(sentence)
         return str(error)
     return None
