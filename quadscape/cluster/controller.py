@@ -386,7 +386,7 @@ class Controller:
             start_new_session=True,
             preexec_fn=lambda: _signal_at_parents_death(signal.SIGKILL),
         )
-        self._report("at work", f"head running (process {self._head.pid})")
+        self._report("at work", self._at_work())
         looked = time.monotonic()
         # Polled: Popen.wait would hold a lock that the handler of the time limit needs.
         while (code := self._head.poll()) is None:
@@ -430,17 +430,20 @@ class Controller:
                 self._say(f"Job {job.id} ({job.rule}) was preempted for good: it is put back into the queue.")
         return True
 
+    def _at_work(self) -> str:
+        return "head running" if self._head is None else f"head running (process {self._head.pid})"
+
     def _tell_shared_limit(self, active: Sequence[Job]) -> None:
         """Says it where every job waits for a share of its QOS or account: this controller may hold all of that."""
-        reasons = {job.reason for job in active}
-        activity = f"head running (process {self._head.pid})" if self._head is not None else "head running"
+        activity = self._at_work()
         if self.kind == "slurm" and active and all(job.waits_for_others for job in active):
-            activity += f"; its jobs wait ({', '.join(sorted(reasons))})"
+            reasons = ", ".join(sorted({job.reason for job in active}))
+            activity += f"; its jobs wait ({reasons})"
             if self._state.activity != activity:
                 self._say(
-                    f"All jobs wait ({', '.join(sorted(reasons))}). If the limit is on jobs at a time, this "
-                    "controller's own job may hold the last that you may have: cancel it, and submit it with --qos to "
-                    "another QOS, or with --local on a machine where processes may stay."
+                    f"All jobs wait ({reasons}). If the limit is on jobs at a time, this controller's own job may hold "
+                    "the last that you may have: cancel it, and submit it with --qos to another QOS, or with --local "
+                    "on a machine where processes may stay."
                 )
         if self._state.activity != activity:
             self._report("at work", activity)

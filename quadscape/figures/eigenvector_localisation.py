@@ -59,7 +59,7 @@ def _participation(axis: "Axes", table: "Table", bands: "Table") -> None:
             rows["rank"], rows["participation"], color=colour, linestyle="", marker=marker, markersize=2.2, alpha=0.5
         )
         some = bands.where((bands["sign"] == sign) & ~bands["is_zero"] & (bands["count"] > 1))
-        middle = np.sqrt(some["first_rank"] * some["last_rank"])
+        middle = style.middle_rank(some)
         # Over what a random subspace of this dimension has, in units of one vector's.
         relative = some["participation"] / some["chance"] * table.attributes["chance_participation"]
         axis.plot(middle, relative, color=colour, linewidth=1.6)

@@ -154,7 +154,7 @@ def _maxima(axis: "Axes", rows: "Table", maxima: "Table") -> None:
         )
         bands = maxima.where(maxima["sign_a"] == sign)
         bands = bands.where(np.argsort(bands["first_rank_a"]))
-        middle = np.sqrt(bands["first_rank_a"] * bands["last_rank_a"])
+        middle = style.middle_rank(bands, "_a")
         axis.fill_between(
             middle, bands["lower_quartile"], bands["upper_quartile"], color=colour, alpha=0.25, linewidth=0
         )

@@ -59,7 +59,7 @@ def draw(tables: "Tables") -> "Figure":
             _mark(axis, ends, name, corner)
             axis.set(xscale="log", ylim=(0, 1.05))
             axis.axhline(maxima.attributes["enough"], color=style.BLACK, linewidth=0.9)
-        above.set_xlim(*_reach(bands, pairs))
+        above.set_xlim(*_reach(bands))
         below.set_xlim(*above.get_xlim())
         above.set_title(f"{style.checkpoint_title(maxima)}\n{word}")
     style.outer_labels(axes[0], columns, "", "largest |cos|")
@@ -76,15 +76,11 @@ def _is_of(pair: "Table", head: Any) -> bool:
     }
 
 
-def _middle(bands: "Table", suffix: str = "") -> np.ndarray:
-    return np.sqrt(bands[f"first_rank{suffix}"] * bands[f"last_rank{suffix}"])
-
-
 def _sorted(bands: "Table", suffix: str = "") -> "Table":
     return bands.where(np.argsort(bands[f"first_rank{suffix}"], kind="stable"))
 
 
-def _reach(bands: "Table", pairs: "list[Table]") -> tuple[float, float]:
+def _reach(bands: "Table") -> tuple[float, float]:
     """From the first rank to the last that is beyond zero; further only where nothing else would be seen."""
     return 0.8, max(1.25 * float(bands["last_rank"].max()), 3.0)
 
@@ -95,10 +91,10 @@ def _maxima(axis: "Axes", bands: "Table", pairs: "list[Table]") -> None:
     _, colour, dash, marker = CHANGE
     for pair in pairs:
         own = _sorted(pair, "_a")
-        _area(axis, _middle(own, "_a"), own, (colour, dash, marker))
+        _area(axis, style.middle_rank(own, "_a"), own, (colour, dash, marker))
     for number in np.unique(bands["comparison"])[::-1]:
         own = _sorted(bands.where(bands["comparison"] == number))
-        _area(axis, _middle(own), own, KINDS[str(own["kind"][0])][1:])
+        _area(axis, style.middle_rank(own), own, KINDS[str(own["kind"][0])][1:])
 
 
 def _area(axis: "Axes", middle: np.ndarray, rows: "Table", look: Any) -> None:
@@ -111,9 +107,17 @@ def _captured(axis: "Axes", bands: "Table") -> None:
     for number in np.unique(bands["comparison"])[::-1]:
         own = _sorted(bands.where(bands["comparison"] == number))
         _, colour, dash, marker = KINDS[str(own["kind"][0])]
-        axis.plot(_middle(own), own["captured_chance"], color=style.GREY, linestyle=(0, (1, 2)), linewidth=1.2)
         axis.plot(
-            _middle(own), own["captured"], color=colour, linestyle=dash, marker=marker, markersize=2.6, linewidth=1.3
+            style.middle_rank(own), own["captured_chance"], color=style.GREY, linestyle=(0, (1, 2)), linewidth=1.2
+        )
+        axis.plot(
+            style.middle_rank(own),
+            own["captured"],
+            color=colour,
+            linestyle=dash,
+            marker=marker,
+            markersize=2.6,
+            linewidth=1.3,
         )
 
 

@@ -249,6 +249,19 @@ def checkpoint_title(table: "Table") -> str:
     return f"{table.attributes['run']}, iteration {thousands(table.attributes['iteration'])}"
 
 
+def middle_rank(bands: "Table", suffix: str = "") -> "np.ndarray":
+    """Where bands of rank are drawn on a logarithmic axis: the middle of their ends.
+
+    Args:
+        bands: A table with the columns of `quadscape.measures.columns.band_columns`.
+        suffix: Of their names.
+
+    Returns:
+        One rank for each band.
+    """
+    return (bands[f"first_rank{suffix}"] * bands[f"last_rank{suffix}"]) ** 0.5
+
+
 def outer_labels(axes: "np.ndarray", columns: int, x: str, y: str) -> None:
     """Labels the lowest panel of each column and the first of each row.
 

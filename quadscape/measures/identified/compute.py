@@ -9,6 +9,7 @@ import numpy as np
 from quadscape.measures.identified.declaration import DIMENSION, MAXIMA
 from quadscape.measures.interfaces import BasisLike, merged
 from quadscape.measures.job import Job
+from quadscape.measures.members import columns_of
 from quadscape.measures.partners import Partners, chance_maximum
 from quadscape.measures.ranks import RankBands, rank_bands, signed_ranks
 from quadscape.tables import Table
@@ -156,7 +157,7 @@ def measure(
         Tables `identified_maxima` and `identified_dimension`.
     """
     head = merged(attributes, **chance_maximum(int(attributes["P"])), enough=ENOUGH, halvings=0)
-    rows: list[dict[str, np.ndarray]] = []
+    rows: list[dict[str, Any]] = []
     agreed: list[dict[str, Any]] = []
     for number, one in enumerate(compared):
         maximum, captured, chance = agreement(one.first.basis, one.second.basis, memory=memory, device=device)
@@ -165,16 +166,16 @@ def measure(
         if not len(told):
             continue
         cut = rank_bands(values[told], min(bands, len(told)))
-        rows.append(
-            {
-                **one.columns(number, len(cut)),
-                **_bands(cut, values[told], *(a[told] for a in (maximum, captured, chance))),
-            }
-        )
+        part = one.columns(number, len(cut))
+        part |= _bands(cut, values[told], *(a[told] for a in (maximum, captured, chance)))
+        rows += [dict(zip(part, row, strict=True)) for row in zip(*part.values(), strict=True)]
         if one.kind == "halves":
             head["halvings"] += 1
-            agreed += _agreed(cut, rows[-1])
-    return {"identified_maxima": _table(MAXIMA, rows, head), "identified_dimension": _dimension(agreed, head)}
+            agreed += _agreed(cut, part)
+    return {
+        "identified_maxima": Table(MAXIMA, columns_of(rows, MAXIMA.all_columns()), dict(head)),
+        "identified_dimension": Table(DIMENSION, columns_of(_together(agreed), DIMENSION.all_columns()), dict(head)),
+    }
 
 
 def agreement(
@@ -289,7 +290,8 @@ def _agreed(bands: RankBands, rows: Mapping[str, np.ndarray]) -> list[dict[str, 
     return found
 
 
-def _dimension(agreed: list[dict[str, Any]], head: dict[str, Any]) -> Table:
+def _together(agreed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of single halvings, and after them one of all of them for each end."""
     rows = list(agreed)
     for end, _ in ENDS:
         of_end = [row for row in agreed if row["end"] == end]
@@ -303,13 +305,4 @@ def _dimension(agreed: list[dict[str, Any]], head: dict[str, Any]) -> Table:
                 values = [row[name] for row in of_end]
                 together |= {name: np.median(values), f"{name}_low": min(values), f"{name}_high": max(values)}
             rows.append(together)
-    return _table(DIMENSION, [{name: np.array([value]) for name, value in row.items()} for row in rows], head)
-
-
-def _table(schema: Any, rows: Sequence[Mapping[str, np.ndarray]], head: dict[str, Any]) -> Table:
-    kinds = {"float": "float64", "int": "int64", "bool": "bool", "str": "U1"}
-    columns = {
-        name: np.concatenate([row[name] for row in rows]) if rows else np.empty(0, kinds[column.kind])
-        for name, column in schema.all_columns().items()
-    }
-    return Table(schema, columns, dict(head))
+    return rows
