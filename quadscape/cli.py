@@ -57,6 +57,13 @@ def _submit(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _partitions(_: argparse.Namespace) -> int:
+    from quadscape.cluster.partitions import describe_partitions
+
+    print(describe_partitions())
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from quadscape.results.verify import Forbidden, Misplaced, verify_results
     from quadscape.stage.files import PURGED
@@ -300,6 +307,28 @@ def _reference(_: argparse.Namespace) -> int:
     return 0
 
 
+def _add_slurm(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    submit = commands.add_parser(
+        "submit",
+        help="keep snakemake at work for days: a controller that goes on after kills, time limits and preemption",
+        usage="quadscape submit [--local] [--partition P] [--account A] [--qos Q] [--minutes M] -- <snakemake "
+        "arguments>",
+    )
+    submit.add_argument("--local", action="store_true", help="as a process of this machine, not as a small SLURM job")
+    submit.add_argument("--partition", help="of the controller's job (default: the profile's, without GPUs)")
+    submit.add_argument("--account", help="of the controller's job (default: the profile's)")
+    submit.add_argument("--qos", help="of the controller's job (default: what SBATCH_QOS says, or SLURM)")
+    submit.add_argument("--minutes", type=int, help="after which the controller is queued again (default: 1440)")
+    submit.add_argument("arguments", nargs="*", help="snakemake's, after --")
+    submit.set_defaults(run=_submit)
+    partitions = commands.add_parser(
+        "partitions",
+        help="where SLURM's jobs may go, as YAML to be looked through: quadscape partitions > "
+        "profiles/slurm/partitions.yaml",
+    )
+    partitions.set_defaults(run=_partitions)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quadscape", description="Exact loss landscapes of 100k-parameter networks.")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -317,19 +346,7 @@ def _parser() -> argparse.ArgumentParser:
     spent = commands.add_parser("costs", help="jobs and CPU time that an experiment took, by section of the report")
     spent.add_argument("path", help="folder of the experiment's logs: logs/<name>")
     spent.set_defaults(run=_costs)
-    submit = commands.add_parser(
-        "submit",
-        help="keep snakemake at work for days: a controller that goes on after kills, time limits and preemption",
-        usage="quadscape submit [--local] [--partition P] [--account A] [--qos Q] [--minutes M] -- <snakemake "
-        "arguments>",
-    )
-    submit.add_argument("--local", action="store_true", help="as a process of this machine, not as a small SLURM job")
-    submit.add_argument("--partition", help="of the controller's job (default: the profile's slurm_partition)")
-    submit.add_argument("--account", help="of the controller's job (default: the profile's slurm_account)")
-    submit.add_argument("--qos", help="of the controller's job (default: what SBATCH_QOS says, or SLURM)")
-    submit.add_argument("--minutes", type=int, help="after which the controller is queued again (default: 1440)")
-    submit.add_argument("arguments", nargs="*", help="snakemake's, after --")
-    submit.set_defaults(run=_submit)
+    _add_slurm(commands)
     findings = commands.add_parser("findings", help="what was found, in words, with verdicts on published results")
     findings.add_argument("path", nargs="?", default="results", help="where to look (default: results)")
     findings.set_defaults(run=_findings)

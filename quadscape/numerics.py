@@ -53,6 +53,22 @@ def resolve_device(requested: str) -> torch.device:
     return torch.device("cpu")
 
 
+def check_gpu_is_there(requested: str) -> None:
+    """Refuses weeks on a CPU that nobody has asked for: called in SLURM jobs of stages that ask for a GPU.
+
+    Args:
+        requested: As for `resolve_device`.
+
+    Raises:
+        StageError: `auto` would fall back to the CPU.
+    """
+    if requested == "auto" and resolve_device(requested).type == "cpu":
+        raise StageError(
+            "This SLURM job was given no GPU, though its stage asks for one, and a slow run on its CPU is refused; see "
+            "that the profile gives it one (gpu: 1, and a partition that has them), or set device to 'cpu'."
+        )
+
+
 def apply_numerics(threads: int, tf32: bool = False) -> None:
     """Makes torch deterministic with a fixed number of CPU threads.
 

@@ -14,13 +14,12 @@ from quadscape.figures.pages import PAGES
 from quadscape.cluster.heads import record_head
 from quadscape.planning.labels import figure_hash, findings_hash, page_hash
 from quadscape.results.sizes import Kept
+from quadscape.cluster.slurm_head import mark_submitted_job, prepare_slurm_head
 from quadscape.cluster.snakemake_shell import (
-    cap_time_limits,
     check_working_directory,
     force_outputs,
     let_waiting_threads_sleep,
     quote_interpreter,
-    tell_cancelled_jobs,
 )
 from quadscape.planning.targets import Targets, measure_rules
 from quadscape.provenance.versions import (
@@ -38,6 +37,10 @@ from quadscape.config.yaml_files import (
 
 quote_interpreter()
 let_waiting_threads_sleep()
+if workflow.is_main_process:
+    prepare_slurm_head()
+else:
+    mark_submitted_job()
 
 try:
     # Snakemake has read them, but of a key that is given twice its reader keeps the last.
@@ -94,9 +97,6 @@ onstart:
         check_working_directory(Path.cwd(), on_slurm=not workflow.local_exec)
     except QuadscapeError as error:
         raise WorkflowError(str(error)) from None
-    if not workflow.local_exec:
-        tell_cancelled_jobs()
-        cap_time_limits()
     record_head("running", on_slurm=not workflow.local_exec, logs=log)
 
 
@@ -149,6 +149,11 @@ def runtime(job):
     return lambda wildcards, attempt: problem.runtime_minutes(
         job, attempt, wildcards.get("run")
     )
+
+
+def gpus(asks=True):
+    """GPUs of a job: one where it gains from it, and the experiment does not do without."""
+    return int(asks and experiment.device != "cpu")
 
 
 def threads_of(wildcards):

@@ -18,6 +18,7 @@ rule compute_hessian_shard:
     resources:
         mem_mb=memory("hessian_shard"),
         runtime=runtime("hessian_shard"),
+        gpu=gpus(),
     params:
         version=STAGE_VERSIONS["hessian"],
         dtype=experiment.curvature.dtype,
@@ -43,6 +44,7 @@ rule compute_hessian:
     resources:
         mem_mb=memory("hessian"),
         runtime=runtime("hessian"),
+        gpu=gpus(),
     params:
         version=STAGE_VERSIONS["hessian"],
         dtype=experiment.curvature.dtype,
@@ -70,6 +72,7 @@ rule compute_eigenbasis:
     resources:
         mem_mb=memory("eigenbasis"),
         runtime=runtime("eigenbasis"),
+        gpu=gpus(),
     params:
         version=STAGE_VERSIONS["eigenbasis"],
         dtype=experiment.curvature.dtype,
@@ -92,6 +95,7 @@ rule compute_gauss_newton:
     resources:
         mem_mb=memory("gauss_newton"),
         runtime=runtime("gauss_newton"),
+        gpu=gpus(),
     params:
         version=STAGE_VERSIONS["gauss_newton"],
         dtype=experiment.curvature.dtype,

@@ -16,6 +16,7 @@ for measure in measure_rules(targets):
         resources:
             mem_mb=measure.memory,
             runtime=measure.runtime,
+            gpu=gpus(measure.on_gpu),
         params:
             measure=measure.measure,
             label=measure.label,

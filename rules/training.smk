@@ -18,6 +18,7 @@ rule train:
     resources:
         mem_mb=memory("training"),
         runtime=runtime("training"),
+        gpu=gpus(),
     params:
         version=lambda wildcards: targets.training(wildcards.run)["version"],
         training=lambda wildcards: targets.training(wildcards.run)["training"],
@@ -97,6 +98,7 @@ rule extract_start:
     resources:
         mem_mb=memory("training"),
         runtime=runtime("checkpoint"),
+        gpu=gpus(),
     params:
         version=STAGE_VERSIONS["training"],
     script:

@@ -34,7 +34,7 @@ class FakeSlurm:
         self.folder = folder
         self.bin = folder / "bin"
         self.bin.mkdir(parents=True)
-        for name in ("squeue", "sbatch", "srun", "scancel", "scontrol", "sacct", "sinfo"):
+        for name in ("squeue", "sbatch", "srun", "scancel", "scontrol", "sacct", "sacctmgr", "sinfo"):
             path = self.bin / name
             path.write_text(_SCRIPT.format(python=sys.executable, folder=str(folder)))
             path.chmod(0o755)

@@ -1,6 +1,7 @@
 """What measures a result again, and what does not: changes of the code, tried on copies of the package."""
 
 import ast
+import re
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,12 @@ import pytest
 
 from quadscape.figures import FIGURES
 from quadscape.measures import MEASURES
+from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.labels import entries_of
+from quadscape.planning.problem import Problem
+from quadscape.planning.targets import Targets, measure_rules
 from quadscape.provenance.definitions import closure
+from tests.experiments import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK = {name for name, measure in MEASURES.items() if measure.evaluates}
@@ -129,8 +134,13 @@ def test_the_code_of_a_figure_draws_it_again(package: Path) -> None:
 
 
 def test_gpus_are_as_declared() -> None:
-    import yaml
-
-    profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["set-resources"]
-    on_gpu = {rule.removeprefix("measure_") for rule in profile if rule.startswith("measure_")}
-    assert on_gpu == {name for name, measure in MEASURES.items() if measure.gpu}
+    rules = measure_rules(Targets(Problem.of(parse_experiment(TINY))))
+    assert {rule.measure: rule.on_gpu for rule in rules} == {name: measure.gpu for name, measure in MEASURES.items()}
+    assert len({rule.on_gpu for rule in rules}) == 2
+    # The long stages that compute on the experiment's device.
+    text = "".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+    written = re.findall(r"^rule (\w+):(.*?)(?=^\S|\Z)", text, re.M | re.S)
+    assert {name for name, rule in written if "gpu=gpus()" in rule} == {
+        *("train", "extract_start"),
+        *("compute_hessian_shard", "compute_hessian", "compute_eigenbasis", "compute_gauss_newton"),
+    }

@@ -100,3 +100,14 @@ def test_no_job_asks_for_more_time_than_its_partition_gives(
         expected != str(minutes)
     )
     assert len(cluster.calls("sinfo")) == 1
+
+
+def test_a_limit_that_the_user_has_set_counts_too(
+    cluster: FakeSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = pytest.importorskip("snakemake_executor_plugin_slurm")
+    monkeypatch.setattr(plugin, "get_submit_command", lambda partition, minutes: f"sbatch  -p {partition} -t {minutes}")
+    cluster.answer("sinfo", "gpu|25:00\ncpu|infinite\n")
+    cap_time_limits({"gpu": 240, "cpu": 60})
+    given = {name: plugin.get_submit_command(name, 90).split()[-1] for name in ("gpu", "cpu", "other")}
+    assert given == {"gpu": "25", "cpu": "60", "other": "90"}

@@ -20,7 +20,8 @@ from quadscape.cli import main
 from quadscape.cluster import controller, slurm
 from quadscape.cluster.controller import Controller, State, clean_environment, directory_of, read_state
 from quadscape.cluster.heads import PLACE, process_record, write_json
-from quadscape.cluster.submission import read_profile, submit
+from quadscape.cluster.partitions import PARTITIONS_FILE
+from quadscape.cluster.submission import Profile, read_profile, submit
 from quadscape.errors import ClusterError
 from quadscape.stage.lock import present_owner
 from tests.checkouts import Checkout
@@ -62,7 +63,7 @@ def wait_until(ready: Callable[[], Any], what: str) -> None:
             ["--profile", "profiles/mine", "--default-resources", "slurm_partition=big", "mem_mb=3"],
             ("slurm", "big", "lab"),
         ),
-        (["--executor", "slurm"], ("slurm", "", "")),
+        (["--executor", "slurm", "--default-resources", "slurm_partition=big"], ("slurm", "big", "")),
         (["--cores", "2"], ("", "", "")),
     ],
 )
@@ -75,6 +76,74 @@ def test_profile_with_a_list(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (root / "profiles/mine/config.yaml").write_text("default-resources: ['slurm_partition=\"cpu\"', mem_mb=500]\n")
     monkeypatch.setenv("SNAKEMAKE_PROFILE", "profiles/mine")
     assert read_profile(root, []).partition == "cpu"
+
+
+SITE = """
+partitions:
+  gpu: {max_gpu: 4, max_runtime: 20000}
+  short: {max_runtime: 60}
+  long: {max_runtime: "10:00:00"}
+account: lab
+qos: normal
+"""
+
+
+def _place_site(root: Path, text: str | None = SITE, *, by_rule: str = "") -> None:
+    """A profile that names no partitions, and the site's file."""
+    (root / "profiles/mine/config.yaml").write_text(f"executor: slurm\ndefault-resources: {{mem_mb: 500}}\n{by_rule}")
+    (root / "profiles/slurm").mkdir(exist_ok=True)
+    (root / PARTITIONS_FILE).unlink(missing_ok=True)
+    if text is not None:
+        (root / PARTITIONS_FILE).write_text(text)
+
+
+@pytest.mark.parametrize("by_rule", ["", "set-resources: {train: {gpu: 1}}\n", "set-resources: ['train:gpu=1']\n"])
+def test_the_controller_goes_where_the_site_has_no_gpus(
+    root: Path, cluster: FakeSlurm, capsys: pytest.CaptureFixture[str], by_rule: str
+) -> None:
+    _place_site(root, by_rule=by_rule)
+    arguments = ["--profile", "profiles/mine"]
+    assert read_profile(root, arguments) == Profile("slurm", "long", "lab", "normal", 600)
+    cluster.answer("sbatch", "Submitted batch job 17\n")
+    assert main(["submit", "--", *arguments]) == 0
+    text = (directory_of(root) / "17_submission.sh").read_text()
+    for line in ("--partition=long", "--account=lab", "--qos=normal", "--time=600"):
+        assert f"#SBATCH {line}\n" in text
+    # What is said goes before; of another partition the limit is not known.
+    assert main(["submit", "--partition", "p", "--qos", "q", "--", *arguments]) == 0
+    text = (directory_of(root) / "17_submission.sh").read_text()
+    for line in ("--partition=p", "--account=lab", "--qos=q", "--time=1440"):
+        assert f"#SBATCH {line}\n" in text
+    _place_site(root, "partitions: {one: {max_gpu: 2}, two: {max_gpu: 2, max_runtime: 5}}")
+    assert read_profile(root, arguments) == Profile("slurm", "one", "", "", None)
+
+
+def test_without_the_file_nothing_is_submitted(
+    root: Path, cluster: FakeSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _place_site(root, None)
+    assert main(["submit", "--", "--profile", "profiles/mine"]) == 1
+    assert f"`quadscape partitions > {root / PARTITIONS_FILE}`" in capsys.readouterr().err
+    assert cluster.calls("sbatch") == []
+    # A profile that gives GPUs itself may leave the rest to SLURM's default partition.
+    _place_site(root, None, by_rule="set-resources: {train: {gpu: 1}}\n")
+    assert read_profile(root, ["--profile", "profiles/mine"]) == Profile("slurm")
+
+
+def test_several_profiles(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Snakemake takes them: the later one's keys, and over all those of the workflow's own."""
+    for name, text in {
+        "first": "executor: slurm\nslurm-qos: a\ndefault-resources: {slurm_partition: x, slurm_account: y}\n",
+        "second": "default-resources: {slurm_partition: z}\n",
+        "default": "slurm-qos: b\n",
+        "other": "executor: local\n",
+    }.items():
+        (root / "profiles" / name).mkdir()
+        (root / "profiles" / name / "config.yaml").write_text(text)
+    two = ["--profile", "profiles/first", "--profile", "profiles/second"]
+    assert read_profile(root, two) == Profile("slurm", "z", "", "b", None)
+    assert read_profile(root, [*two, "--workflow-profile", "none"]) == Profile("slurm", "z", "", "a", None)
+    assert read_profile(root, [*two, "--workflow-profile", "other"]).executor == "local"
 
 
 @pytest.mark.parametrize(

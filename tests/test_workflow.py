@@ -291,10 +291,12 @@ def test_another_number_of_shards_computes_the_same(checkout: Checkout) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shards", [1, 3])
-def test_shards_are_jobs_of_their_own_when_there_are_several(tmp_path: Path, shards: int) -> None:
+@pytest.mark.parametrize(("shards", "device", "gpus"), [(1, "auto", "1"), (3, "cpu", "0")])
+def test_shards_are_jobs_of_their_own_when_there_are_several(
+    tmp_path: Path, shards: int, device: str, gpus: str
+) -> None:
     checkout = Checkout(tmp_path / "checkout")
-    checkout.configure(curvature={"shards": shards})
+    checkout.configure(curvature={"shards": shards}, device=device)
     target = "results/tiny/runs/a/checkpoints/40/eigenbasis/manifest.json"
     code, listing = checkout.snakemake("-n", target, profile="profiles/slurm")
     assert code == 0, listing
@@ -303,6 +305,12 @@ def test_shards_are_jobs_of_their_own_when_there_are_several(tmp_path: Path, sha
     alone = Counter(re.findall(r"^rule (\w+):", listing, flags=re.MULTILINE))
     assert grouped == Counter(["compute_hessian", "compute_eigenbasis"] + ["compute_hessian_shard"] * (shards == 1))
     assert alone["compute_hessian_shard"] == (0 if shards == 1 else shards)
+    # Rules that gain from a GPU ask for one, unless the experiment does without.
+    asked = {
+        rule: re.findall(r"\bgpu=(\d)", text) for rule, text in re.findall(r"rule (\w+):\n((?: +\w.*\n)+)", listing)
+    }
+    computed = {"compute_hessian_shard", "compute_hessian", "compute_eigenbasis"}
+    assert asked == {rule: [gpus] for rule in {"train", *computed}} | {"prepare_data": [], "extract_checkpoint": []}
 
 
 @pytest.mark.slow

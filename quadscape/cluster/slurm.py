@@ -102,7 +102,18 @@ def is_available() -> bool:
     return shutil.which("squeue") is not None
 
 
-def _call(*command: str) -> str:
+def ask(*command: str) -> str:
+    """What one of SLURM's commands prints.
+
+    Args:
+        command: With its arguments.
+
+    Returns:
+        Its output.
+
+    Raises:
+        ClusterError: It fails, or does not answer in time.
+    """
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_SECONDS
@@ -160,7 +171,7 @@ def list_jobs(root: Path) -> list[Job]:
         return []
     common = ("squeue", "--noheader", "--states=all", f"--user={os.getuid()}")
     try:
-        output = _call(*common, "--format=%i|%T|%r|%P|%N|%j|%Z|%k")
+        output = ask(*common, "--format=%i|%T|%r|%P|%N|%j|%Z|%k")
     except ClusterError as error:
         if "configuration source" in str(error):  # the commands are installed, but there is no cluster
             return []
@@ -168,7 +179,7 @@ def list_jobs(root: Path) -> list[Job]:
     jobs = _parse(output, root, "squeue")
     if not jobs:
         return []
-    restarts = dict(line.split()[:2] for line in _call(*common, "--Format=JobID:30,RestartCnt:12").splitlines() if line)
+    restarts = dict(line.split()[:2] for line in ask(*common, "--Format=JobID:30,RestartCnt:12").splitlines() if line)
     return [
         Job(**(vars(job) | {"restarts": int(count) if (count := restarts.get(job.id, "0")).isdecimal() else 0}))
         for job in jobs
@@ -188,7 +199,7 @@ def list_recorded_jobs(root: Path) -> list[Job]:
         return []
     columns = "JobIDRaw,State,Reason,Partition,NodeList,JobName,WorkDir,Comment"
     try:
-        output = _call(
+        output = ask(
             *("sacct", "--allocations", "--noheader", "--parsable2", f"--format={columns}"),
             *("--starttime=now-7days", f"--user={os.getuid()}"),
         )
@@ -199,12 +210,12 @@ def list_recorded_jobs(root: Path) -> list[Job]:
 
 def cancel_jobs(jobs: Sequence[Job]) -> None:
     """Cancels jobs."""
-    _call("scancel", *(job.id for job in jobs))
+    ask("scancel", *(job.id for job in jobs))
 
 
 def requeue_job(job: Job) -> None:
     """Puts a job, running or ended, back into the queue; its head goes on to wait for it."""
-    _call("scontrol", "requeue", job.id)
+    ask("scontrol", "requeue", job.id)
 
 
 def partition_minutes() -> dict[str, int]:
@@ -214,19 +225,26 @@ def partition_minutes() -> dict[str, int]:
         Whole minutes by name, without partitions that have no limit; nothing where SLURM does not answer.
     """
     try:
-        lines = _call("sinfo", "--noheader", "--format=%R|%l").splitlines()
+        lines = ask("sinfo", "--noheader", "--format=%R|%l").splitlines()
     except ClusterError:
         return {}
     found = {}
     for name, _, text in (line.strip().partition("|") for line in lines):
-        minutes = _minutes(text)
+        minutes = minutes_of(text)
         if name and minutes is not None:
             found[name] = minutes
     return found
 
 
-def _minutes(text: str) -> int | None:
-    """Whole minutes of `[days-]hours:minutes:seconds`, `minutes:seconds` or `days-hours`; None for no limit."""
+def minutes_of(text: str) -> int | None:
+    """A time limit as SLURM writes it.
+
+    Args:
+        text: `[days-]hours:minutes:seconds`, `minutes:seconds` or `days-hours`.
+
+    Returns:
+        Whole minutes; None for no limit.
+    """
     days, dash, clock = text.rpartition("-")
     words = clock.split(":")
     if not all(word.isdecimal() for word in words) or len(words) > 3 or (dash and not days.isdecimal()):

@@ -7,11 +7,13 @@ import importlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import wraps
+from functools import cache, wraps
 from itertools import pairwise
+from math import inf
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from quadscape.cluster.slurm import partition_minutes
@@ -86,36 +88,40 @@ def tell_cancelled_jobs() -> None:
         plugin.query_job_status = told
 
 
-def cap_time_limits() -> None:
+def cap_time_limits(given: Mapping[str, int] = MappingProxyType({})) -> None:
     """Has a head on SLURM ask for no more time than the partition gives: such a job would wait for ever.
 
     What a job asks for has a factor of two or more to spare, and grows with every attempt. A long stage that comes to
-    its limit all the same goes on from there at the next one.
+    its limit all the same goes back into the queue, and on from there.
+
+    Args:
+        given: What the user has said of partitions, in minutes; SLURM's own limits hold as well.
     """
     with suppress(ImportError):
         plugin: Any = importlib.import_module("snakemake_executor_plugin_slurm")
         ask = plugin.get_submit_command
         if hasattr(ask, "caps_time"):
             return
-        limits: dict[str, int] = {}
         told: set[str] = set()
+
+        @cache
+        def limits() -> dict[str, int]:
+            of_slurm = partition_minutes()
+            return of_slurm | {name: min(minutes, of_slurm.get(name, minutes)) for name, minutes in given.items()}
 
         def capped(*arguments: Any, **options: Any) -> str:
             call: str = ask(*arguments, **options)
-            given = dict(pairwise(shlex.split(call)))
-            partition, minutes = given.get("-p", ""), given.get("-t", "")
-            if not limits:
-                limits.update(partition_minutes() or {"": 0})
+            words = dict(pairwise(shlex.split(call)))
+            partition, minutes = words.get("-p", ""), words.get("-t", "")
             # Several partitions may be named, of which any is taken.
-            most = max((limits[name] for name in partition.split(",") if name in limits), default=None)
-            unlimited = any(name not in limits for name in partition.split(","))
-            if most is None or unlimited or not minutes.isdecimal() or int(minutes) <= most:
+            most = max((limits().get(name, inf) for name in partition.split(",")), default=inf)
+            if not minutes.isdecimal() or int(minutes) <= most:
                 return call
             if partition not in told:
                 told.add(partition)
                 print(
                     f"Jobs in the partition '{partition}' get {most} minutes at most, and one asks for {minutes}: it "
-                    f"is given {most}. Long stages go on in another attempt.",
+                    f"is given {most}. Long stages go back into the queue in time, and on from there.",
                     file=sys.stderr,
                 )
             return call.replace(f" -t {minutes}", f" -t {most}", 1)

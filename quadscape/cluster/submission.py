@@ -23,6 +23,7 @@ from quadscape.cluster.controller import (
     log_of,
 )
 from quadscape.cluster.heads import process_record, write_json
+from quadscape.cluster.partitions import PARTITIONS_FILE, read_site, sends_by_rule
 from quadscape.cluster.slurm import CONTROLLER_NAME
 from quadscape.config.yaml_files import read_yaml
 from quadscape.errors import ClusterError
@@ -35,12 +36,22 @@ _TEN_YEARS_MINUTES = 10 * 365 * 24 * 60
 
 
 @dataclass(frozen=True)
-class _Profile:
-    """What the snakemake arguments and their profile say of where jobs go; empty where they say nothing."""
+class Profile:
+    """What the snakemake arguments and their profiles say of where jobs go; empty where they say nothing.
+
+    Attributes:
+        executor: Snakemake's.
+        partition: The default one, or that of the controller.
+        account: For all jobs.
+        qos: Likewise.
+        minutes: The longest time that the partition gives, as the site's file has it.
+    """
 
     executor: str = ""
     partition: str = ""
     account: str = ""
+    qos: str = ""
+    minutes: int | None = None
 
 
 def _values(arguments: Sequence[str], *flags: str) -> list[str]:
@@ -53,44 +64,84 @@ def _values(arguments: Sequence[str], *flags: str) -> list[str]:
     return found
 
 
-def _profile_file(root: Path, name: str) -> Path:
-    """Where Snakemake would find a profile; a `ClusterError` when nowhere."""
-    homes = (root, user_path("~/.config/snakemake"), Path("/etc/xdg/snakemake"))
-    for folder in (home / name for home in homes):
+def _profile_file(folders: Sequence[Path]) -> Path | None:
+    """The file of a profile in the first folder that has one, as Snakemake would find it; None: nowhere."""
+    for folder in folders:
         if folder.is_file():
             return folder
         # config.yaml, config.v8+.yaml, profile.yaml; the newest version last.
         files = sorted([*folder.glob("config*.yaml"), *folder.glob("profile*.yaml")])
         if files:
             return files[-1]
-    raise ClusterError(
-        f"There is no profile '{name}' in {root} or ~/.config/snakemake; valid is a directory that holds a config.yaml."
-    )
+    return None
 
 
-def read_profile(root: Path, arguments: Sequence[str]) -> _Profile:
-    """Where the jobs of a head would go.
+def _profile_files(root: Path, arguments: Sequence[str]) -> list[Path]:
+    """The files of all profiles that a head would take, of which later ones go before; a `ClusterError` without one."""
+    found = []
+    variable = os.environ.get("SNAKEMAKE_PROFILE")
+    for name in _values(arguments, "--profile") or ([variable] if variable else []):
+        homes = (root, user_path("~/.config/snakemake"), Path("/etc/xdg/snakemake"))
+        file = _profile_file([home / name for home in homes])
+        if file is None:
+            raise ClusterError(
+                f"There is no profile '{name}' in {root} or ~/.config/snakemake; valid is a directory that holds a "
+                "config.yaml."
+            )
+        found.append(file)
+    name = (_values(arguments, "--workflow-profile") or ["default"])[-1]
+    file = None if name == "none" else _profile_file([root / name, root / "profiles" / name])
+    return found if file is None else [*found, file]
+
+
+def _by_rule(value: Any) -> dict[str, dict[str, Any]]:
+    """A profile's `set-resources`, which may be a mapping of mappings or a list of words `rule:resource=value`."""
+    if isinstance(value, dict):
+        return {str(rule): resources for rule, resources in value.items() if isinstance(resources, dict)}
+    found: dict[str, dict[str, Any]] = {}
+    for word in value if isinstance(value, list) else ():
+        rule, _, resource = str(word).partition(":")
+        found.setdefault(rule, {})[resource.partition("=")[0]] = resource.partition("=")[2]
+    return found
+
+
+def read_profile(root: Path, arguments: Sequence[str]) -> Profile:
+    """Where the jobs of a head would go, and with them its controller's.
 
     Args:
         root: The workflow's working directory.
         arguments: Snakemake's.
 
     Returns:
-        Executor, and default partition and account of the jobs.
+        Executor, default partition and account of the jobs, and their quality of service; from the site's file of
+        partitions, where there is no default partition, one without GPUs with its time limit.
     """
-    names = _values(arguments, "--profile") or [os.environ.get("SNAKEMAKE_PROFILE", "")]
-    content: Any = {}
-    if names[-1]:
-        file = _profile_file(root, names[-1])
-        content = read_yaml(file, "The profile") or {}
-    content = content if isinstance(content, dict) else {}
+    content: dict[str, Any] = {}
+    for file in _profile_files(root, arguments):
+        read = read_yaml(file, "The profile")
+        content |= read if isinstance(read, dict) else {}
     defaults = content.get("default-resources", {})
     words = [f"{key}={value}" for key, value in defaults.items()] if isinstance(defaults, dict) else defaults or ()
     resources: dict[str, str] = {}
     for word in [*map(str, words), *arguments]:
         resources |= re.findall(r"^(slurm_partition|slurm_account)=['\"]?([^'\"]+)", word)
-    executor = (_values(arguments, "--executor", "-e") or [str(content.get("executor", ""))])[-1]
-    return _Profile(executor, resources.get("slurm_partition", ""), resources.get("slurm_account", ""))
+
+    def told(flag: str, *further: str) -> str:
+        return (_values(arguments, f"--{flag}", *further) or [str(content.get(flag) or "")])[-1]
+
+    executor, file_of_partitions = told("executor", "-e"), told("slurm-partition-config")
+    found = Profile(
+        executor, resources.get("slurm_partition", ""), resources.get("slurm_account", ""), told("slurm-qos")
+    )
+    path = file_of_partitions or os.environ.get("SNAKEMAKE_SLURM_PARTITIONS", "")
+    if not path and not found.partition:
+        by_rule = sends_by_rule(_by_rule(content.get("set-resources")))
+        path = PARTITIONS_FILE if (root / PARTITIONS_FILE).is_file() or not by_rule else ""
+    if executor != "slurm" or not path:
+        return found
+    site = read_site(root / path)
+    chosen = found.partition or site.for_controller()
+    return Profile(executor, chosen, found.account or site.account, found.qos or site.qos, site.minutes().get(chosen))
 
 
 def submit(
@@ -111,8 +162,10 @@ def submit(
         local: A process of this machine instead of a SLURM job.
         partition: For the controller's job; by default that of the profile.
         account: Likewise.
-        qos: Quality of service of the controller's job; by default what SBATCH_QOS, the account or the partition says.
-        minutes: Time limit of the controller's job, after which it is queued again.
+        qos: Quality of service of the controller's job; by default that of the profile, or what SBATCH_QOS, the account
+            or the partition says.
+        minutes: Time limit of the controller's job, after which it is queued again; by default a day, or what the
+            profile's partition gives.
 
     Returns:
         What to tell the user: the controller and its log.
@@ -150,8 +203,9 @@ def submit(
         "devices": os.environ.get("CUDA_VISIBLE_DEVICES") if local else None,
         "partition": partition or profile.partition,
         "account": account or profile.account,
-        "qos": qos,
-        "minutes": DEFAULT_MINUTES if minutes is None else minutes,
+        "qos": qos or profile.qos or None,
+        # Where the partition gives less than a day, it goes back into the queue more often.
+        "minutes": minutes or min(DEFAULT_MINUTES, (None if partition else profile.minutes) or DEFAULT_MINUTES),
     }
     job = _launch(request)
     if local:

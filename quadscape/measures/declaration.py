@@ -134,7 +134,7 @@ class Measure:
         cost: The law of its cost.
         options: Its section of the experiment file.
         evaluates: Whether it evaluates the network, in the precision `measures.dtype`.
-        gpu: Whether it gains from a GPU; `profiles/slurm` then gives its rule one.
+        gpu: Whether it gains from a GPU; its rule then asks for one, unless the experiment's `device` is `cpu`.
         items: Whether it takes more than a few minutes at full size: its module then also has a class `Work`, which
             cuts the work into items, and the protocol of long stages keeps what is done
             (`quadscape.measures.items`).

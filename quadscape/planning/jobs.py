@@ -14,6 +14,7 @@ import psutil
 from quadscape.amounts import format_bytes, format_seconds
 from quadscape.errors import QuadscapeError
 from quadscape.memory_limits import peak_memory
+from quadscape.stage.deadline import submitted_job
 from quadscape.stage.events import Log
 
 if TYPE_CHECKING:
@@ -75,7 +76,18 @@ def start_job(snakemake: Any) -> tuple["Experiment", Log]:
     from quadscape.planning.experiment_file import parse_experiment
 
     apply_numerics(int(snakemake.threads))
-    return parse_experiment(snakemake.config), log
+    experiment = parse_experiment(snakemake.config)
+    # Whatever the profile has made of it: its rule has the resource.
+    _check_gpu(experiment.device, asks=snakemake.resources.get("gpu") is not None)
+    return experiment, log
+
+
+def _check_gpu(device: str, *, asks: bool) -> None:
+    """In a SLURM job of the workflow, that it was given the GPU that its rule asks for."""
+    if asks and submitted_job():
+        from quadscape.numerics import check_gpu_is_there
+
+        check_gpu_is_there(device)
 
 
 def run_measure_job(snakemake: Any, log: Log) -> None:
@@ -93,6 +105,9 @@ def run_measure_job(snakemake: Any, log: Log) -> None:
 
     names, parameters = snakemake.wildcards, snakemake.params
     measure = MEASURES[parameters.measure]
+    # How it is computed, not what.
+    device = snakemake.config.get("device", "auto")
+    _check_gpu(device, asks=measure.gpu)
     given = input_paths(snakemake)
     inputs = {name: given[name] for name in measure.reads}
     options = dict(parameters.options)
@@ -103,8 +118,7 @@ def run_measure_job(snakemake: Any, log: Log) -> None:
         options,
         inputs,
         family=family,
-        # How it is computed, not what.
-        device=snakemake.config.get("device", "auto"),
+        device=device,
         threads=int(snakemake.threads),
         log=log,
     )

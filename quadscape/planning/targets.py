@@ -528,6 +528,7 @@ class MeasureRule:
         label: Label of its code.
         output: The manifest that it declares.
         log: Its log.
+        on_gpu: Whether it gains from a GPU.
     """
 
     def __init__(self, measure: Measure, targets: Targets) -> None:
@@ -541,7 +542,7 @@ class MeasureRule:
         key = self._key({name: f"{{{name}}}" for name in measure.wildcards})
         whole = f"{{{self._wildcard}}}"
         self.name, self.measure = f"measure_{measure.name}", measure.name
-        self.label = measure_label(measure.name)
+        self.label, self.on_gpu = measure_label(measure.name), measure.gpu
         self.output = targets.places.result(measure.name, whole, key, "{digits}")
         self.log = f"logs/{targets.experiment.name}/{self.name}/{whole}/{key}-{{digits}}.log"
         self._targets = targets

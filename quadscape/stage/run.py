@@ -20,6 +20,7 @@ from quadscape.digests import canonical
 from quadscape.durable import FULL, sync
 from quadscape.errors import DeviceMemoryError, FencedError, QuadscapeError, RoundingError, StageError, StoreError
 from quadscape.memory_limits import memory_available, memory_total
+from quadscape.stage.deadline import Deadline
 from quadscape.stage.events import Events, Log
 from quadscape.stage.files import (
     PURGED,
@@ -299,7 +300,7 @@ class _Run:
         """Computes units; the plan that it ends with may be a smaller one than it began with."""
         if not pending:
             return plan
-        staging = self._create_staging()
+        staging, deadline = self._create_staging(), Deadline()
         began = said = time.monotonic()
         for count, unit in enumerate(pending, start=1):
             started = time.monotonic()
@@ -320,8 +321,20 @@ class _Run:
                         else f"{format_seconds(now - began)} in all."
                     )
                 )
+            if count < len(pending) and deadline.comes_before(now - started):
+                self._requeue(deadline)
 
         return plan
+
+    def _requeue(self, deadline: Deadline) -> None:
+        """Has SLURM begin this job again, with all its time, and ends with it; returns where SLURM refuses."""
+        self.log(f"{self.task.name}: {deadline.describe()}: the job goes back into the queue, and on from here.")
+        self.events("requeue", left=deadline.describe())
+        refused = deadline.requeue(self.lock.release)
+        if refused:
+            self.log(f"{self.task.name}: SLURM does not put it back ({refused.rstrip('.')}); going on while it lasts.")
+            return
+        deadline.wait()
 
     def _arrays(
         self, unit: int, plan: dict[str, Any], journal: Journal, store: StageStore

@@ -19,11 +19,12 @@ import numpy as np
 import yaml
 import zarr
 
+from quadscape.measures import MEASURES
 from quadscape.stage.events import read_events
 from quadscape.stage.finished import open_stage
 from tests.checkouts import ROOT, Checkout
 from tests.experiments import TINY, on_digits, steps
-from tests.slurm.cluster import Slot, show_job
+from tests.slurm.cluster import CPU_MINUTES, GPUS, Slot, show_job
 
 RUN = "results/tiny/runs/a"
 CHECKPOINT = f"{RUN}/checkpoints/256"
@@ -102,9 +103,16 @@ def environment(path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def _rules() -> list[str]:
+def _rules() -> dict[str, str]:
+    """Text of each rule, by name."""
     text = "\n".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
-    return re.findall(r"^rule (\w+):", text, flags=re.MULTILINE)
+    return dict(re.findall(r"^rule (\w+):(.*?)(?=^\S|\Z)", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def on_gpu() -> list[str]:
+    """Rules that ask for a GPU where the experiment does not say `device: cpu`."""
+    long = [name for name, text in _rules().items() if "gpu=gpus()" in text]
+    return [*long, *(f"measure_{name}" for name, measure in MEASURES.items() if measure.gpu)]
 
 
 class ClusterCheckout(Checkout):
@@ -114,19 +122,38 @@ class ClusterCheckout(Checkout):
         """Makes the link that lets `--profile slurm` be typed."""
         (self.path / "slurm").symlink_to("profiles/slurm")
 
-    def write_profile(self, slot: Slot | None, resources: Mapping[str, Mapping[str, Any]], **changes: Any) -> None:
+    def write_profile(
+        self,
+        slot: Slot | None,
+        resources: Mapping[str, Mapping[str, Any]],
+        partitions: Mapping[str, Mapping[str, Any]] | None = None,
+        **changes: Any,
+    ) -> None:
         """Puts over the shipped profile what the test cluster needs.
 
         Args:
             slot: Whose nodes jobs are bound to; None for all nodes.
             resources: Further resources by rule.
+            partitions: For the site's file; None: the profile names partitions itself, as profiles did before there
+                was that file.
             changes: Further keys.
         """
         profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
+        defaults = profile["default-resources"]
         if slot is not None:
-            profile["default-resources"]["constraint"] = slot.feature
+            defaults["constraint"] = slot.feature
+        # The experiment says `device: cpu`, since the GPUs are fake, and its rules ask for none.
+        of_rules: dict[str, dict[str, Any]] = {rule: {"gpu": 1} for rule in on_gpu()}
+        if partitions is None:
+            defaults["slurm_partition"] = "cpu"
+            for of_rule in of_rules.values():
+                of_rule["slurm_partition"] = "gpu"
+        else:
+            site = {"partitions": {name: dict(limits) for name, limits in partitions.items()}}
+            (self.path / "profiles/slurm/partitions.yaml").write_text(yaml.safe_dump(site))
         for rule, values in resources.items():
-            profile["set-resources"].setdefault(rule, {}).update(values)
+            of_rules.setdefault(rule, {}).update(values)
+        profile["set-resources"] = of_rules
         profile |= {
             # Two cores are shared by all jobs; a plan with two threads would be another plan.
             "set-threads": dict.fromkeys(_rules(), 1),
@@ -190,7 +217,7 @@ class Whole:
         self.checkout = ClusterCheckout(path)
         self.checkout.link()
         self.checkout.configure(device="cpu", measures={**TINY["measures"], **dict.fromkeys(LEFT_OUT, False)})
-        self.checkout.write_profile(slot, {})
+        self.checkout.write_profile(slot, {}, {"cpu": {"max_runtime": CPU_MINUTES}, "gpu": {"max_gpu": GPUS}})
         self.first = self._run("results/tiny/figures/spectrum.svg")
         self.rest = self._run()
 

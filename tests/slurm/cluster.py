@@ -33,6 +33,8 @@ DATABASE_SOCKET = "/run/mysqld/mysqld.sock"
 
 # Less than any job of the workflow asks for.
 CPU_MINUTES = 9
+# Less than a long stage takes.
+BRIEF_MINUTES = 1
 # Declared per node, whatever the machine has: nothing here is to wait for resources.
 CPUS, MEMORY_MB, GPUS = 16, 64000, 2
 SLOTS = 5
@@ -303,6 +305,7 @@ class Cluster:
             f"PartitionName=gpu Nodes={workers} {preemptible}",
             f"PartitionName=gpucancel Nodes={workers} PriorityTier=1 PreemptMode=CANCEL GraceTime={GRACE}",
             f"PartitionName=gpupatient Nodes={workers} PriorityTier=1 PreemptMode=REQUEUE GraceTime={LONG_GRACE}",
+            f"PartitionName=brief Nodes={workers} PriorityTier=10 PreemptMode=OFF MaxTime={BRIEF_MINUTES}",
             "PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF",
             *(f"PartitionName={slot.lobby} Nodes={slot.host} {preemptible}" for slot in self.slots),
         ]

@@ -25,7 +25,7 @@ from typing import Any
 from quadscape.stage.events import read_events
 from quadscape.stage.lock import STALE_SECONDS, present_owner, process_is_alive
 from tests.slurm.chain import SHARDED, SHARDS, BrokenPromiseError, Chain, Prepared, environment, require
-from tests.slurm.cluster import GPUS, NODE_TIMEOUT, Cluster, Slot, ask, show_job, until
+from tests.slurm.cluster import BRIEF_MINUTES, GPUS, NODE_TIMEOUT, Cluster, Slot, ask, show_job, until
 
 PATIENCE = 400.0
 """Seconds that anything may take at most, on a machine that is busy with other scenarios."""
@@ -308,16 +308,18 @@ class Scenario:
     def _count_lost(self) -> None:
         """Compares what each attempt found done with what the one before had committed."""
         for directory in self.chain.stages:
-            reached, total, working = 0, 0, False
+            reached, total, working, left = 0, 0, False, False
             for event in self.checkout.stage_events(directory):
                 if event["event"] == "start":
                     if working:
                         self.record.interruptions += 1
                         # The unit at work, and what was committed and not found again.
-                        self.record.lost += max(0, reached + (reached < total) - event["done"])
-                    reached, total, working = event["done"], event["units"], True
+                        self.record.lost += max(0, reached + (reached < total and not left) - event["done"])
+                    reached, total, working, left = event["done"], event["units"], True, False
                 elif event["event"] == "unit":
                     reached = event["done"]
+                elif event["event"] == "requeue":
+                    left = True  # between two units
                 elif event["event"] == "finish":
                     working = False
         require(
@@ -451,15 +453,70 @@ def time_limit(scenario: Scenario) -> None:
     _check_next_asks_more(scenario, number, "TimeLimit")
 
 
+@contextlib.contextmanager
+def paced(scenario: Scenario, seconds: float, requeues: int) -> Generator[None]:
+    """Has every unit of the chain take so much longer, whichever process computes it, until it has gone back."""
+    over = threading.Event()
+
+    def hold() -> None:
+        seen = 0
+        while not over.wait(0.1):
+            events = scenario.events()
+            units = [event for event in events if event["event"] == "unit"]
+            if sum(event["event"] == "requeue" for event in events) >= requeues:
+                return
+            if len(units) > seen and process_is_alive(units[-1]["pid"]):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(units[-1]["pid"], signal.SIGSTOP)
+                    over.wait(seconds)
+                    os.kill(units[-1]["pid"], signal.SIGCONT)
+            seen = len(units)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    try:
+        yield
+    finally:
+        over.set()
+        holding.join()
+
+
+def time_runs_out(scenario: Scenario) -> None:
+    """The partition gives a minute, and the stage takes more: it goes back into the queue, and no retry goes."""
+    with paced(scenario, 5.0, requeues=2):
+        scenario.finish(scenario.start_head())
+    (job,) = scenario.jobs(ended=True)
+    limit, restarts = scenario.job(job.number)["TimeLimit"], int(scenario.job(job.number)["Restarts"])
+    require(limit == f"00:{BRIEF_MINUTES:02}:00", f"the job's limit was {limit}, not the partition's")
+    requeued = [event for event in scenario.events() if event["event"] == "requeue"]
+    require(
+        restarts == len(requeued) >= 1,
+        f"the stage went back {len(requeued)} times by itself, of {restarts}\n{scenario.describe()}",
+    )
+
+
 def cancelled(scenario: Scenario) -> None:
     """`scancel` of the job."""
-    head = scenario.start_head()
+    began, head = time.monotonic(), scenario.start_head()
     process, number = scenario.moment(latest=0.55)
     scenario.happens()
     with slowly(process):
         ask("scancel", number)
         scenario.ends(process)
+        ended = time.monotonic()
+        scenario.wait(lambda: len(scenario.jobs(ended=True)) > 1, "the next attempt")
+    waited, interval = time.monotonic() - ended, _status_interval(ended - began)
+    require(waited < 2 * interval, f"the head noticed after {waited:.0f} s, where it looks every {interval} s")
     scenario.finish(head)
+
+
+def _status_interval(elapsed: float) -> int:
+    """Seconds between two looks of a head at a moment of its life: it waits for 2, 12, 22, …"""
+    interval = passed = 2
+    while passed < elapsed:
+        interval += 10
+        passed += interval
+    return interval
 
 
 def script_killed(scenario: Scenario) -> None:
@@ -662,6 +719,7 @@ EVENTS: dict[str, Callable[[Scenario], None]] = {
     "requeue": requeue,
     "node failure": node_failure,
     "time limit": time_limit,
+    "time runs out": time_runs_out,
     "scancel": cancelled,
     "script killed": script_killed,
     "out of memory": out_of_memory,
@@ -677,6 +735,7 @@ CUTS = {
     "requeue",
     "node failure",
     "time limit",
+    "time runs out",
     "scancel",
     "script killed",
     "out of memory",
@@ -685,6 +744,7 @@ CUTS = {
 """Events that cut a stage off; in the others it is done, or goes on."""
 LONGEST = (
     "node failure",
+    "time runs out",
     "finish within grace",
     "time limit",
     "controller time limit",
@@ -693,10 +753,17 @@ LONGEST = (
     "head killed",
 )
 """To be begun first, so that none of them is alone at the end."""
-RESOURCES: dict[str, dict[str, Any]] = {"finish within grace": {"slurm_partition": "gpupatient"}}
+RESOURCES: dict[str, dict[str, Any]] = {
+    "finish within grace": {"slurm_partition": "gpupatient"},
+    "time runs out": {"slurm_partition": "brief"},
+}
 """What an event's jobs ask for beside what the profile says."""
-PROFILE: dict[str, dict[str, Any]] = {"scancel": {"slurm-status-command": "sacct"}}
-"""Further keys of the profile: sacct says otherwise than squeue that a job was cancelled."""
+PROFILE: dict[str, dict[str, Any]] = {
+    # sacct says otherwise than squeue that a job was cancelled.
+    "scancel": {"slurm-status-command": "sacct"},
+    "time runs out": {"retries": 0},
+}
+"""Further keys of the profile."""
 
 
 def run_event(
@@ -718,7 +785,9 @@ def run_event(
     """
     record = Record(event, chain.name, seed, prepared.units[chain.name])
     resources = {chain.rule: RESOURCES[event]} if event in RESOURCES else {}
-    profile = PROFILE.get(event, {}) if cluster.accounting else {}
+    profile = dict(PROFILE.get(event, {}))
+    if not cluster.accounting:
+        profile.pop("slurm-status-command", None)
     scenario = Scenario(cluster, slot, prepared, directory, chain, record, resources, profile)
     try:
         EVENTS[event](scenario)

@@ -2,12 +2,15 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from conftest import Beside
 
+from quadscape.cli import main
+from quadscape.cluster.slurm_head import check_slurm
 from quadscape.stage.events import read_events
-from tests.slurm.cluster import CPU_MINUTES
+from tests.slurm.cluster import BRIEF_MINUTES, CPU_MINUTES, CPUS, GPUS, Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -75,6 +78,20 @@ def test_hessian_and_eigenbasis_of_a_checkpoint_are_one_job_with_a_gpu(beside: B
         for event in read_events(checkpoint / stage)
     }
     assert at_work == {job["JobId"] for job in jobs if _rule(job) == GROUP}
+
+
+def test_the_sites_file_is_made_from_what_slurm_says(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["partitions"]) == 0
+    (tmp_path / "partitions.yaml").write_text(capsys.readouterr().out)
+    site = check_slurm(tmp_path / "partitions.yaml")
+    assert site is not None
+    assert {"cpu", "gpu", "brief", cluster.slots[0].lobby} <= set(site.partitions)
+    assert site.minutes() == {"cpu": CPU_MINUTES, "brief": BRIEF_MINUTES}
+    # Every node has its fake GPUs, whichever partition it is in.
+    assert {limits["max_gpu"] for limits in site.partitions.values()} == {GPUS}
+    assert {limits["max_threads"] for limits in site.partitions.values()} == {CPUS}
 
 
 def test_a_shard_is_preempted(beside: Beside) -> None:
