@@ -10,27 +10,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quadscape.errors import ConfigError, QuadscapeError, StoreError
-from quadscape.planning.experiment import Experiment
-from quadscape.planning.experiment_file import load_experiment
+from quadscape.refusals import forbidden, in_words
 
 if TYPE_CHECKING:
     from quadscape.data.sources import Census
+    from quadscape.planning.experiment import Experiment
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from quadscape.cluster.activity import format_activity, look
+    from quadscape.cluster.activity import format_activity, known_to_slurm, look
     from quadscape.results.status import find_stages, format_status, stage_status
+    from quadscape.stage.files import ASIDE, PURGED
 
     activity = look(Path.cwd())
     path = Path(arguments.path or "results")
     # At the very start there is a controller, but no results.
     begun = path.is_dir() or arguments.path is not None or activity.is_empty
     hidden: list[OSError] = []
-    stages = [stage_status(directory) for directory in find_stages(path, hidden.append)] if begun else []
-    unread = "\n".join(f"not looked at: {error.filename} ({error.strerror})" for error in hidden)
+    directories = find_stages(path, hidden.append) if begun else []
+    stages = [stage_status(directory) for directory in directories]
+    stages = known_to_slurm(stages, activity.jobs)
+    closed = [forbidden(Path(error.filename)) or f"{error.filename} ({error.strerror})" for error in hidden]
+    told = [directory / name for directory in directories for name in ("manifest.json", PURGED, *ASIDE)]
+    closed += filter(None, map(forbidden, told))
+    unread = "\n".join(f"not looked at: {sentence}" for sentence in closed)
     blocks = [format_activity(activity), format_status(stages), unread]
     print("\n\n".join(block for block in blocks if block))
-    return 1 if hidden else activity.exit_code(stages)
+    return 1 if closed else activity.exit_code(stages)
 
 
 def _logs(arguments: argparse.Namespace) -> int:
@@ -175,6 +181,7 @@ def _purge(arguments: argparse.Namespace) -> int:
 
 def _validate(arguments: argparse.Namespace) -> int:
     from quadscape.data.sources import census
+    from quadscape.planning.experiment_file import load_experiment
     from quadscape.planning.problem import Problem, check_places
     from quadscape.planning.targets import Targets
 
@@ -230,6 +237,7 @@ def _some(values: Sequence[str]) -> list[str]:
 
 def _estimate(arguments: argparse.Namespace) -> int:
     from quadscape.planning.estimate import estimate_experiment, format_estimates
+    from quadscape.planning.experiment_file import load_experiment
     from quadscape.planning.problem import Problem
 
     problem = Problem.of(load_experiment(arguments.config))
@@ -320,7 +328,8 @@ def _add_slurm(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     submit.add_argument("--qos", help="of the controller's job (default: what SBATCH_QOS says, or SLURM)")
     submit.add_argument("--minutes", type=int, help="after which the controller is queued again (default: 1440)")
     submit.add_argument("arguments", nargs="*", help="snakemake's, after --")
-    submit.set_defaults(run=_submit)
+    taken = "; `quadscape status` tells whether the controller was taken all the same"
+    submit.set_defaults(run=_submit, interrupted=taken)
     partitions = commands.add_parser(
         "partitions",
         help="where SLURM's jobs may go, as YAML to be looked through: quadscape partitions > "
@@ -436,16 +445,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; by default the process's.
 
     Returns:
-        Exit code: 0 fine, 1 an error (one sentence on standard error) or damage found; 3 and 4: see `status`.
+        Exit code: 0 fine, 1 an error (one sentence on standard error) or damage found; 3 and 4: see `status`; 130
+        interrupted.
+
+    Raises:
+        OSError: What is a defect, and keeps its traceback: no missing right and no full disk.
     """
     _write_in_any_locale()
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print(f"quadscape: interrupted{getattr(arguments, 'interrupted', '')}", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if not (sentence := in_words(error)):
+            raise
+        problem = sentence
     except QuadscapeError as error:
-        # Names of files may hold line breaks.
-        print(f"quadscape: {error}".replace("\n", "\\n"), file=sys.stderr)
-        return 1
+        problem = str(error)
+    # Names of files may hold line breaks.
+    print(f"quadscape: {problem}".replace("\n", "\\n"), file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

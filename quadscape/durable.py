@@ -54,6 +54,19 @@ def sync_open(descriptor: int, path: Path) -> None:
         ) from error
 
 
+def create(path: Path, flags: int) -> int:
+    """Opens a file, which is made if it is not there, with the rights that the user's umask leaves: others may go on.
+
+    Args:
+        path: The file.
+        flags: As for `os.open`.
+
+    Returns:
+        Its descriptor.
+    """
+    return os.open(path, flags | os.O_CREAT, 0o666)
+
+
 def write_whole(descriptor: int, text: bytes) -> None:
     """Writes all of a text, also where the system takes it in parts."""
     while text:

@@ -11,7 +11,9 @@ from quadscape.planning.consistency import report_differences
 from quadscape.errors import QuadscapeError
 from quadscape.figures import FIGURES
 from quadscape.figures.pages import PAGES
+from quadscape.refusals import in_words
 from quadscape.cluster.heads import record_head
+from quadscape.cluster.interrupts import Interrupts
 from quadscape.planning.labels import figure_hash, findings_hash, page_hash
 from quadscape.results.sizes import Kept
 from quadscape.cluster.slurm_head import mark_submitted_job, prepare_slurm_head
@@ -20,6 +22,9 @@ from quadscape.cluster.snakemake_shell import (
     force_outputs,
     let_waiting_threads_sleep,
     quote_interpreter,
+    record_places,
+    tell_protected_outputs,
+    written_files,
 )
 from quadscape.planning.targets import Targets, measure_rules
 from quadscape.provenance.versions import (
@@ -27,7 +32,7 @@ from quadscape.provenance.versions import (
     DATA_VERSION,
     STAGE_VERSIONS,
 )
-from quadscape.planning.problem import Problem, check_places
+from quadscape.planning.problem import Problem, check_places, check_writable
 from quadscape.results.places import Places
 from quadscape.config.yaml_files import (
     check_given_config,
@@ -37,6 +42,7 @@ from quadscape.config.yaml_files import (
 
 quote_interpreter()
 let_waiting_threads_sleep()
+tell_protected_outputs()
 if workflow.is_main_process:
     prepare_slurm_head()
 else:
@@ -49,12 +55,19 @@ try:
     check_given_config(sys.argv)
     experiment = parse_experiment(config)
     check_places(experiment)
+    if workflow.is_main_process:
+        # A job's files are looked at when it is known which jobs there are.
+        check_writable(record_places())
     places = Places(experiment.name, experiment.curvature)
     # Jobs parse this file, too, and take what their head has found out just before.
     kept = Kept(places.sizes, is_job=not workflow.is_main_process)
     problem = Problem.of(experiment, kept)
 except QuadscapeError as error:
     raise WorkflowError(str(error)) from None
+except OSError as error:
+    if sentence := in_words(error):
+        raise WorkflowError(sentence) from None
+    raise
 
 targets = Targets(problem, places)
 if workflow.is_main_process:
@@ -90,14 +103,25 @@ class DirectoryIsLocked(LockException):
 snakemake_exceptions.LockException = DirectoryIsLocked
 
 
+interrupts = Interrupts()
+
+
 # For `quadscape status`: who is at work here, and how the last head ended.
 onstart:
     # Here, since only now it is known where the jobs go; none has begun.
     try:
         check_working_directory(Path.cwd(), on_slurm=not workflow.local_exec)
+        if workflow.is_main_process:
+            check_writable(written_files(workflow.dag))
     except QuadscapeError as error:
         raise WorkflowError(str(error)) from None
     record_head("running", on_slurm=not workflow.local_exec, logs=log)
+    if workflow.is_main_process:
+        interrupts.watch(
+            on_slurm=not workflow.local_exec,
+            logs=log,
+            unlock=workflow.persistence.cleanup_locks,
+        )
 
 
 onsuccess:
@@ -105,7 +129,7 @@ onsuccess:
 
 
 onerror:
-    record_head("failed", on_slurm=not workflow.local_exec, logs=log)
+    record_head(interrupts.ending(), on_slurm=not workflow.local_exec, logs=log)
 
 
 def report_page():

@@ -1,5 +1,6 @@
 """Who is at work: what `quadscape status` says and returns, and what a locked directory is explained by."""
 
+import json
 import os
 import socket
 import subprocess
@@ -16,9 +17,10 @@ from toy_stage import Toy
 
 from quadscape.cli import main
 from quadscape.cluster import slurm
-from quadscape.cluster.activity import explain_lock, format_activity, look
+from quadscape.cluster.activity import explain_lock, format_activity, known_to_slurm, look
 from quadscape.cluster.controller import State, directory_of
 from quadscape.cluster.heads import PLACE, find_heads, last_head, process_record, record_head, write_json
+from quadscape.results.status import stage_status
 from quadscape.stage.lock import Lock
 from quadscape.stage.run import run_stage
 
@@ -150,6 +152,84 @@ def test_orphans_that_a_controller_waits_for(
     code, text = status(capsys)
     assert code == 3
     assert "no head lives: 7 train a\n            the controller waits for them" in text
+
+
+@pytest.mark.parametrize(
+    ("activity", "waits"),
+    [
+        ("waiting for 1 orphan", True),
+        ("told to end (preempted)", False),
+        ("unlocking the directory", True),
+    ],
+)
+def test_a_controller_that_is_ending_waits_for_nothing(
+    root: Path,
+    cluster: FakeSlurm,
+    controller_at_work: None,
+    capsys: pytest.CaptureFixture[str],
+    activity: str,
+    waits: bool,
+) -> None:
+    put_state(root, activity=activity)
+    put_head(root, DEAD, started="1", controlled=True)
+    orphan = "7 RUNNING quadscape_ab None rule_train_wildcards_a 0"
+    cluster.queue(root, orphan, "5 RUNNING quadscape-controller None (null) 0")
+    assert ("the controller waits for them" in status(capsys)[1]) is waits
+    # Queued again, it will.
+    cluster.queue(root, orphan, "6 PENDING quadscape-controller None (null) 0")
+    assert look(root).controller_goes_on
+    put_state(root, phase="failed")
+    cluster.queue(root, orphan, "5 COMPLETING quadscape-controller None (null) 0")
+    assert not look(root).controller_goes_on
+
+
+@pytest.mark.parametrize("reason", ["PartitionTimeLimit", "QOSMaxCpuPerJobLimit"])
+def test_a_job_that_can_never_start_is_not_at_work(
+    root: Path, cluster: FakeSlurm, capsys: pytest.CaptureFixture[str], reason: str
+) -> None:
+    put_head(root, DEAD, started="1")
+    cluster.queue(root, f"7 PENDING quadscape_ab {reason} rule_train_wildcards_a 0")
+    code, text = status(capsys)
+    assert code == 4
+    assert f"7 can never start ({reason}): `scancel 7`" in text
+    assert f"and 1 job of it that can never start ({reason}); `quadscape submit" in explain_lock()
+    assert "still at work" not in explain_lock()
+    cluster.queue(
+        root,
+        f"7 PENDING quadscape_ab {reason} rule_train_wildcards_a 0",
+        "8 RUNNING quadscape_ab None rule_train_wildcards_b 0",
+    )
+    assert status(capsys)[0] == 3
+    assert "1 job of it is still at work" in explain_lock()
+
+
+@pytest.mark.parametrize(("folder", "rule"), [("rule_train/a", "train"), ("group_curvature", "group_curvature")])
+def test_rules_without_comments_come_from_logs(
+    root: Path, cluster: FakeSlurm, capsys: pytest.CaptureFixture[str], folder: str, rule: str
+) -> None:
+    cluster.queue(root, "7 PENDING quadscape_ab Priority - 0", "8 RUNNING quadscape_ab None - 0")
+    cluster.answer("restarts", f"7 0 {Path('/').owner()} {root}/logs/slurm/{folder}/7.log\n8 0 {Path('/').owner()}\n")
+    log = root / "logs/slurm" / folder / "8.log"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    text = status(capsys)[1]
+    assert f"{rule} waits (Priority)" in text.replace(" a waits", " waits")
+    assert "?" not in text
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [("SUSPENDED", "suspended"), ("RUNNING", "starting"), ("PENDING", "queued"), ("COMPLETED", "stopped")],
+)
+def test_slurm_knows_better_what_a_stage_does(root: Path, cluster: FakeSlurm, state: str, expected: str) -> None:
+    stage = root / "results/toy"
+    stage.mkdir(parents=True)
+    event = {"time": 1000.0, "event": "start", "units": 9, "done": 0, "host": "n1", "pid": 5, "job": "7"}
+    (stage / "events.jsonl").write_text(json.dumps(event))
+    cluster.queue(root, f"7 {state} quadscape_ab None rule_train 0", "8 RUNNING quadscape_ab None rule_train 0")
+    (found,) = known_to_slurm([stage_status(stage)], look(root).jobs)
+    assert found.state == expected
+    assert look(root).exit_code([found]) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """What `quadscape status` tells of stages in every state, and of damaged ones."""
 
+import errno
 import json
 import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -13,7 +15,8 @@ from toy_stage import Toy, silent, stopped_in
 from quadscape.cli import main
 from quadscape.errors import StageError, StoreError, VerificationError
 from quadscape.results.status import StageStatus, find_stages, format_status, stage_status
-from quadscape.stage.lock import Lock
+from quadscape.stage.events import read_events
+from quadscape.stage.lock import REMIND_SECONDS, Lock
 from quadscape.stage.run import run_stage
 
 pytestmark = pytest.mark.usefixtures("workers_end")
@@ -42,9 +45,9 @@ def test_complete(tmp_path: Path) -> None:
 def test_running_then_killed_then_resumed(tmp_path: Path) -> None:
     worker = stopped_in(tmp_path / "toy", 3)
     status = stage_status(tmp_path / "toy")
-    assert (status.name, status.state, status.done, status.total, status.attempts) == ("toy", "running", 3, 5, 1)
+    assert (status.name, status.state, status.done, status.total, status.attempts) == ("toy", "suspended", 3, 5, 1)
     assert status.owner == f"{socket.gethostname()}:{worker.process.pid}"
-    assert status.remaining is not None
+    assert status.remaining is None
     worker.kill()
     status = stage_status(tmp_path / "toy")
     assert (status.state, status.done, status.total, status.remaining) == ("stopped", 3, 5, None)
@@ -92,8 +95,68 @@ def test_waiting(tmp_path: Path) -> None:
     assert stage_status(tmp_path / "a").state == "waiting"
     write_events(tmp_path / "b", start, {**wait, "pid": -1})
     assert stage_status(tmp_path / "b").state == "stopped"
-    write_events(tmp_path / "c", start, {**wait, "host": "elsewhere", "pid": -1})
+    # Of a process elsewhere only its word tells, and whoever waits says so again and again.
+    long_ago = {**wait, "host": "elsewhere", "pid": -1}
+    write_events(tmp_path / "c", start, long_ago, {**long_ago, "time": time.time() - REMIND_SECONDS})
     assert stage_status(tmp_path / "c").state == "waiting"
+    write_events(tmp_path / "d", start, long_ago)
+    assert stage_status(tmp_path / "d").state == "stopped"
+
+
+def test_who_waits_for_whom(tmp_path: Path) -> None:
+    start = {"time": 1000.0, "event": "start", "stage": "hessian", "units": 9, "done": 4, "host": "n1", "pid": 5}
+    wait: dict[str, Any] = {"time": time.time() - 700, "event": "wait", "host": "n2", "pid": 7, "owner": "n1:5"}
+    unit = {"time": time.time(), "event": "unit", "done": 5, "total": 9, "host": "n1", "pid": 5}
+    write_events(tmp_path, start, wait, {**wait, "time": time.time() - 100}, unit)
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(wait["time"]))
+    assert stage_status(tmp_path).waiting == (f"n2:7 waits for n1:5 since {since}",)
+    assert f"\n    n2:7 waits for n1:5 since {since}" in format_status([stage_status(tmp_path)])
+    write_events(tmp_path, start, wait, unit, {**wait, "event": "start"})
+    assert stage_status(tmp_path).waiting == ()
+
+
+def test_only_time_at_work_counts(tmp_path: Path) -> None:
+    who = {"host": "n1", "pid": 5}
+    write_events(
+        tmp_path,
+        {"time": 1000.0, "event": "start", "units": 9, "done": 0, **who},
+        {"time": 1010.0, "event": "unit", "done": 1, "total": 9, **who},
+        # Suspended for an hour, of which its heartbeat has told.
+        {"time": 4620.0, "event": "unit", "done": 2, "total": 9, "paused": 3600.0, **who},
+        # Killed soon after; the next one comes on the next day.
+        {"time": 90000.0, "event": "takeover", "host": "n2", "pid": 7},
+        {"time": 90005.0, "event": "damaged", "unit": 1, "host": "n2", "pid": 7},
+        {"time": 90010.0, "event": "start", "units": 9, "done": 1, "host": "n2", "pid": 7},
+        {"time": 90030.0, "event": "unit", "done": 2, "total": 9, "host": "n2", "pid": 7},
+    )
+    status = stage_status(tmp_path)
+    assert status.elapsed == pytest.approx(20 + 20)
+    assert status.rate == pytest.approx(1 / 20)
+
+
+@pytest.mark.parametrize("seconds", [3.0, 5.0])
+def test_a_stopped_process_knows_how_long_it_stood_still(tmp_path: Path, seconds: float) -> None:
+    worker = stopped_in(tmp_path / "toy", 2, {"heartbeat": 0.05, "stale_after": 60.0})
+    assert stage_status(tmp_path / "toy").state == "suspended"
+    time.sleep(seconds)
+    worker.signal(signal.SIGCONT)
+    outcome = worker.outcome()
+    assert outcome is not None
+    assert outcome[0] == "done"
+    lost = [event.get("paused", 0.0) for event in read_events(tmp_path / "toy") if event["event"] == "unit"]
+    assert lost[2] == pytest.approx(seconds, rel=0.3)
+    assert stage_status(tmp_path / "toy").elapsed < seconds
+
+
+def test_a_full_disk_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Toy, "compute", full)
+    with pytest.raises(StageError, match="is full"):
+        run_stage(Toy(), tmp_path / "toy", log=silent)
+    said = stage_status(tmp_path / "toy").last_error
+    assert said.startswith(f"The disk of {tmp_path / 'toy'} is full (No space left")
 
 
 def test_owner_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +174,7 @@ def test_rate_and_remaining_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     lock = Lock(tmp_path, 60.0, 60.0)
     lock.acquire(silent, lambda event, **details: None)
     # An attempt of 10 s with three units, a night, an attempt of 30 s with two units and 5 s into its third.
-    units = [
+    units: list[dict[str, Any]] = [
         {"time": 1000.0, "event": "start", "stage": "hessian", "units": 20, "done": 0},
         *({"time": 1000.0 + 3 * k, "event": "unit", "done": k, "total": 20} for k in (1, 2, 3)),
         {"time": 1010.0, "event": "error", "message": "RuntimeError('x')"},
@@ -243,7 +306,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     run_stage(Toy(), tmp_path / "done", log=silent)
     assert main(["status", str(tmp_path)]) == 3
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines[1:]] == [["done", "complete"], ["running", "running"]]
+    assert [line.split()[:2] for line in lines[1:]] == [["done", "complete"], ["running", "suspended"]]
     assert main(["status", str(tmp_path / "done")]) == 0
     worker.kill()
     assert main(["status", str(tmp_path)]) == 4

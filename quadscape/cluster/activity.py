@@ -6,14 +6,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quadscape.cluster.controller import State, find_process, read_state
+from quadscape.cluster.controller import TOLD_TO_END, State, find_process, read_state
 from quadscape.cluster.heads import Head, find_heads, last_head
+from quadscape.cluster.job_logs import rule_of_job
 from quadscape.cluster.slurm import CONTROLLER_NAME, Job, is_available, list_jobs, list_recorded_jobs
 from quadscape.errors import ClusterError
-from quadscape.results.status import StageStatus
+from quadscape.results.status import AT_WORK, StageStatus
+from quadscape.results.status import State as StageState
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,19 @@ class Activity:
         return [job for job in self.jobs if job.state == "PREEMPTED" and job.name == name]
 
     @property
+    def controller_goes_on(self) -> bool:
+        """Whether a controller is queued, or at work and not about to end."""
+        labels = {f"SLURM job {job.id}" for job in self.controllers if job.state == "COMPLETING"}
+        state = self.state
+        if state is not None and (state.phase != "at work" or state.activity.startswith(TOLD_TO_END)):
+            labels |= {state.label, self.process}
+        return any(name not in labels for name in filter(None, [self.process, *map(_label, self.controllers)]))
+
+    @property
     def at_work(self) -> bool:
-        """Whether a controller, a head or a job is queued or running."""
-        return bool(self.process or self.controllers or self.head_lives or self.active)
+        """Whether a controller, a head or a job is queued or running; not one that can never start."""
+        living = [job for job in self.active if not job.never_starts]
+        return bool(self.process or self.controllers or self.head_lives or living)
 
     @property
     def ended_badly(self) -> bool:
@@ -96,11 +108,33 @@ class Activity:
             something is unfinished or the last head did not end well, 1 when SLURM does not answer.
         """
         states = {stage.state for stage in stages}
-        if self.at_work or states & {"running", "waiting"}:
+        if self.at_work or states & AT_WORK:
             return 3
         if self.silence:
             return 1
         return 4 if self.ended_badly or not states <= {"complete", "purged", "superseded"} else 0
+
+
+def known_to_slurm(stages: Sequence[StageStatus], jobs: Sequence[Job]) -> list[StageStatus]:
+    """What SLURM knows better of stages than their files: that a job is suspended, or begins again.
+
+    Args:
+        stages: As their files tell.
+        jobs: Jobs of the working directory.
+
+    Returns:
+        The same stages, in the same order.
+    """
+    active = {job.id: job for job in jobs if job.active}
+    found = []
+    for stage in stages:
+        job, state = active.get(stage.job), stage.state
+        if job is not None and state in {"running", "suspended", "stopped", "failed"}:
+            began: StageState = "queued" if job.queued else "starting" if job.state == "RUNNING" else state
+            state = "suspended" if job.state == "SUSPENDED" else state if state in AT_WORK else began
+        remaining = stage.remaining if state == "running" else None
+        found.append(stage if state == stage.state else replace(stage, state=state, remaining=remaining))
+    return found
 
 
 def look(root: Path) -> Activity:
@@ -121,6 +155,8 @@ def look(root: Path) -> Activity:
             jobs = {job.id: job for job in list_recorded_jobs(root)}
         # The queue knows better than the records.
         jobs |= {job.id: job for job in present}
+        # Where SLURM keeps no comments, the log of a job lies in a folder that tells its rule.
+        jobs |= {job.id: replace(job, rule=rule_of_job(root, job.id)) for job in jobs.values() if not job.rule}
     except ClusterError as error:
         if (state is not None and state.label.startswith("SLURM")) or (last is not None and last.on_slurm):
             silence = str(error)
@@ -141,6 +177,10 @@ def look(root: Path) -> Activity:
 
 def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _label(job: Job) -> str:
+    return f"SLURM job {job.id}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -187,7 +227,7 @@ def _head_lines(activity: Activity) -> list[str]:
         return [f"{last}, since {_date(last.since)}, started by hand"]
     if activity.head_is_out_of_sight:
         return [f"{last}, since {_date(last.since)}, started by hand; whether it runs can be seen on {last.host} only"]
-    ends = {"finished": "finished", "failed": "failed", "killed": "was killed"}
+    ends = {"finished": "finished", "failed": "failed", "interrupted": "was interrupted"}
     return [f"none at work; the last one, {last}, {ends.get(last.state, 'was killed')}"] if not activity.process else []
 
 
@@ -240,7 +280,7 @@ def format_activity(activity: Activity) -> str:
         found = ", ".join(f"{job.id} {job.rule}".rstrip() for job in orphans[:8]) + ", …" * (len(orphans) > 8)
         remedy = (
             "the controller waits for them"
-            if activity.process or activity.controllers
+            if activity.controller_goes_on
             else "`quadscape submit -- <snakemake arguments>` waits for them and goes on"
         )
         blocks.append(("orphans", [f"{_count(len(orphans), 'job')} at work though no head lives: {found}", remedy]))
@@ -253,6 +293,9 @@ def format_activity(activity: Activity) -> str:
         )
         found = f"{_count(len(activity.preempted), 'job')} cancelled by preemption: {numbers}"
         blocks.append(("preempted", [found, remedy]))
+    for job in activity.active:
+        if job.never_starts and not activity.controller_goes_on:
+            jobs.append(f"{job.id} can never start ({job.reason}): `scancel {job.id}`, or mend what it asks for")
     width = max(len(title) for title, _ in blocks) + 2
     return "\n".join(
         f"{'' if number else title:{width}}{line}" for title, lines in blocks for number, line in enumerate(lines)
@@ -285,13 +328,20 @@ def explain_lock() -> str:
             f"runs there, {again} waits for its jobs, unlocks the directory and goes on."
         )
     who = "A snakemake" if last is None else f"The last snakemake in this directory ({last})"
-    killed = f"{who} was killed and has left its lock"
+    end = "interrupted twice" if last is not None and last.state == "interrupted" else "killed"
+    killed = f"{who} was {end} and has left its lock"
     if activity.silence:
         return f"{killed}, and SLURM does not tell of its jobs; {again} goes on when it does."
-    if activity.active:
+    never = [job for job in activity.active if job.never_starts]
+    working = len(activity.active) - len(never)
+    if working:
         return (
-            f"{killed}, and {_count(len(activity.active), 'job')} of it "
-            f"{'is' if len(activity.active) == 1 else 'are'} still at work (`quadscape status` shows them); {again} "
-            "waits for them, unlocks the directory and goes on."
+            f"{killed}, and {_count(working, 'job')} of it {'is' if working == 1 else 'are'} still at work "
+            f"(`quadscape status` shows them); {again} waits for them, unlocks the directory and goes on."
+        )
+    if never:
+        return (
+            f"{killed}, and {_count(len(never), 'job')} of it that can never start ({never[0].reason}); {again} "
+            f"cancels {'it' if len(never) == 1 else 'them'}, unlocks the directory and goes on."
         )
     return f"{killed}, but no jobs; {again} unlocks the directory and goes on."

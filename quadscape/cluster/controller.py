@@ -11,6 +11,7 @@ time limit; after preemption and node failure SLURM itself does.
 
 import contextlib
 import ctypes
+import math
 import os
 import shlex
 import signal
@@ -26,13 +27,18 @@ from typing import Any, Literal
 
 from submitit.helpers import DelayedSubmission
 
-from quadscape.cluster.heads import MARK, PLACE, find_heads, is_alive, kill_leftovers, read_json, write_json
+from quadscape.amounts import format_seconds
+from quadscape.cluster.heads import MARK, PLACE, find_heads, is_alive, kill_leftovers, last_head, read_json, write_json
 from quadscape.cluster.slurm import CONTROLLER_NAME, Job, cancel_jobs, list_jobs, requeue_job
+from quadscape.durable import create
 from quadscape.errors import ClusterError, FencedError
 from quadscape.results.status import owner_lives
-from quadscape.stage.lock import HEARTBEAT_SECONDS, STALE_SECONDS, Lock, process_is_alive
+from quadscape.stage.lock import HEARTBEAT_SECONDS, REMIND_SECONDS, STALE_SECONDS, Lock, process_is_alive
 
 Phase = Literal["at work", "finished", "failed", "stopped"]
+
+TOLD_TO_END = "told to end"
+"""How what a controller does is called once SLURM is about to end it."""
 
 _LOOK_SECONDS = 15.0
 """How often the running head's jobs are looked through for what the head itself would not notice."""
@@ -158,6 +164,14 @@ def _tail(log: Path, offset: int) -> tuple[str, ...]:
     return ()
 
 
+def _told(job: Job) -> str:
+    """State of a job, and of another user's whose it is: only that one can cancel it."""
+    if not job.user:
+        return job.state.lower()
+    never = f", can never start ({job.reason}), and only {job.user} can cancel it" if job.never_starts else ""
+    return f"{job.state.lower()} (of {job.user}{never})"
+
+
 class Controller:
     """What submitit runs. Pickled, so all that it has before it is called are plain values.
 
@@ -237,7 +251,7 @@ class Controller:
             number = os.environ["SUBMITIT_LOCAL_JOB_ID"]
             label, self._log = f"process {number} on {host}", log_of(self._root, f"{host}-{number}")
             self._log.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            descriptor = create(self._log, os.O_WRONLY | os.O_APPEND)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             signal.signal(signal.SIGTERM, self._stop)
@@ -257,6 +271,8 @@ class Controller:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._told_to_end = True
         self._say("Told to end (preempted or cancelled); SLURM queues this controller again if it was preempted.")
+        if self._lock is not None and self._lock.is_mine():
+            self._report("at work", f"{TOLD_TO_END} (preempted or cancelled)")
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -288,7 +304,7 @@ class Controller:
             killed = kill_leftovers(self._root)
             if killed:
                 self._say(f"Killed {killed} processes on this machine that a killed head had left.")
-            self._wait_for("head started by hand", lambda: [str(head) for head in find_heads(self._root)])
+            self._wait_for("head started by hand", self._heads)
             self._wait_for("orphan", self._orphans)
             self._report("at work", "unlocking the directory")
             offset = self._log.stat().st_size
@@ -310,6 +326,8 @@ class Controller:
     def _failed(self, what: str, code: int, offset: int) -> int:
         if self._told_to_end:
             # A head that was itself told to end is no failure: this job is about to be killed, and perhaps requeued.
+            most = format_seconds(_END_SECONDS)
+            self._say(f"{what} has ended; waiting for SLURM to end this job, for {most} at most.")
             time.sleep(_END_SECONDS)
         tail = _tail(self._log, offset)
         end = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
@@ -329,24 +347,32 @@ class Controller:
 
     def _jobs(self) -> list[Job]:
         """This directory's jobs; waits until SLURM answers, unless the head has nothing to do with it."""
-        silent = False
+        said = -math.inf
         while True:
             try:
                 return list_jobs(self._root)
             except ClusterError as error:
                 if not self.needs_slurm:
                     return []
-                if not silent:
+                if time.monotonic() - said > REMIND_SECONDS:
                     self._report("at work", f"waiting for SLURM: {error}")
                     self._say(f"Waiting for SLURM: {error}")
-                    silent = True
+                    said = time.monotonic()
                 self._check_lock()
                 time.sleep(_LOOK_SECONDS)
 
+    def _heads(self) -> list[str]:
+        """Heads started by hand, on this machine; of another user's process only its own record tells."""
+        found = {head.pid: str(head) for head in find_heads(self._root)}
+        last = last_head(self._root)
+        if last is not None and last.state == "running" and not last.controlled:
+            found.setdefault(last.pid, str(last))
+        return list(found.values())
+
     def _orphans(self) -> list[str]:
         orphans = [job for job in self._jobs() if job.of_head and job.active]
-        self._cancel_what_never_starts(orphans)
-        return [f"{job.id} {job.rule} {job.state.lower()}" for job in orphans]
+        self._cancel_what_never_starts([job for job in orphans if not job.user])
+        return [f"{job.id} {job.rule} {_told(job)}" for job in orphans]
 
     def _cancel_what_never_starts(self, jobs: Sequence[Job]) -> None:
         """A head waits for such jobs for ever; of one that was cancelled it says that it failed."""
@@ -358,13 +384,15 @@ class Controller:
 
     def _wait_for(self, what: str, find: Callable[[], list[str]]) -> None:
         """Waits until nothing is found any more."""
-        pause = 1.0
+        pause, began, at = 1.0, time.monotonic(), -math.inf
         said: list[str] = []
         while found := find():
-            if found != said:
+            if found != said or time.monotonic() - at > REMIND_SECONDS:
+                at = time.monotonic()
                 activity = f"waiting for {len(found)} {what}{'' if len(found) == 1 else 's'}"
                 self._report("at work", activity)
-                self._say(f"{activity.capitalize()}: {', '.join(found)}")
+                since = f", for {format_seconds(at - began)}" if found == said else ""
+                self._say(f"{activity.capitalize()}{since}: {', '.join(found)}")
                 said = found
             self._check_lock()
             time.sleep(pause)

@@ -23,7 +23,7 @@ PLACE = Path(".quadscape")
 MARK = "QUADSCAPE_HEAD"
 """Environment variable that a controller gives its head, and every process below it: the working directory."""
 
-HeadState = Literal["running", "finished", "failed", "killed", "unknown"]
+HeadState = Literal["running", "finished", "failed", "interrupted", "killed", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Head:
         host: Machine.
         pid: Process.
         since: Time of its start, in seconds since 1970.
-        state: running; finished; failed; killed (it left no word); unknown (on another machine: running or killed).
+        state: running; finished; failed; interrupted (by Ctrl-C); killed (it left no word); unknown (on another
+            machine: running or killed).
         updated: When that state was recorded, in seconds since 1970.
         on_slurm: Whether it sends jobs away; otherwise they run below it.
         controlled: Whether a controller has started it.
@@ -119,7 +120,7 @@ def record_head(state: str, *, on_slurm: bool, logs: Sequence[str]) -> None:
     """Records the start or the end of the head that this process is, in the working directory.
 
     Args:
-        state: `running`, `finished` or `failed`.
+        state: `running`, `finished`, `failed` or `interrupted`.
         on_slurm: Whether it sends jobs away.
         logs: Snakemake's logs of it.
     """
@@ -155,7 +156,7 @@ def last_head(root: Path) -> Head | None:
     """
     record = read_json(root / PLACE / "head.json")
     pid, since, updated = (record.get(key) for key in ("pid", "since", "updated"))
-    if record.get("state") not in {"running", "finished", "failed"} or not isinstance(pid, int):
+    if record.get("state") not in {"running", "finished", "failed", "interrupted"} or not isinstance(pid, int):
         return None
     if not isinstance(since, int | float) or not isinstance(updated, int | float):
         return None
@@ -163,7 +164,7 @@ def last_head(root: Path) -> Head | None:
     if state == "running":
         alive = is_alive(record, root / PLACE)
         state = "running" if alive else "unknown" if alive is None else "killed"
-    if state in {"killed", "failed"} and _nothing_was_left_to_do(root, updated):
+    if state in {"killed", "failed", "interrupted"} and _nothing_was_left_to_do(root, updated):
         state = "finished"
     on_slurm, controlled = record.get("on_slurm") is True, record.get("controlled") is True
     log, host = str(record.get("log", "")), str(record.get("host", "?"))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from quadscape.cluster.slurm import rule_of_log
 from quadscape.errors import StoreError
 
 _FILES = 6
@@ -31,6 +32,22 @@ def _logs(root: Path) -> Iterator[tuple[str, Path]]:
                 text = path.read_text(errors="replace")
                 for rule in sorted(set(re.findall(r"^ *(?:local)?rule (\w+):", text, flags=re.MULTILINE))):
                     yield rule, path
+
+
+def rule_of_job(root: Path, number: str) -> str:
+    """Rule or group and wildcards of a SLURM job, from where its log lies.
+
+    Args:
+        root: The workflow's working directory.
+        number: The job's.
+
+    Returns:
+        As `Job.rule`; empty where there is no log.
+    """
+    for place in (root / "logs/slurm", root / ".snakemake/slurm_logs"):
+        for path in place.glob(f"**/{number}.log"):
+            return rule_of_log(path)
+    return ""
 
 
 def format_logs(root: Path, rule: str) -> str:

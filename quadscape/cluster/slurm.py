@@ -4,12 +4,14 @@ Every call has a time limit, and what cannot be read is an error, never "no jobs
 it. A machine without SLURM is no error; it has no jobs.
 """
 
+import contextlib
 import os
+import pwd
 import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quadscape.errors import ClusterError
@@ -44,7 +46,7 @@ _SHARED = re.compile(r"(QOS|Assoc)(Max|Grp)\w+")
 
 @dataclass(frozen=True)
 class Job:
-    """A SLURM job of this user.
+    """A SLURM job of a working directory.
 
     Attributes:
         id: As SLURM numbers it.
@@ -55,6 +57,7 @@ class Job:
         nodes: Where it runs or ran.
         rule: Rule or group, and wildcards, where Snakemake's comment tells; otherwise empty.
         restarts: How often SLURM has put it back into the queue.
+        user: Whose it is; empty where it is this user's own.
     """
 
     id: str
@@ -65,6 +68,7 @@ class Job:
     nodes: str = ""
     rule: str = ""
     restarts: int = 0
+    user: str = ""
 
     @property
     def active(self) -> bool:
@@ -136,6 +140,23 @@ def _rule(comment: str) -> str:
     return f"{rule} {wildcards}".rstrip()
 
 
+def rule_of_log(path: Path) -> str:
+    """Rule or group and wildcards of a job, from the path of its log.
+
+    Args:
+        path: `…/rule_train/a/17.log`, which is where Snakemake's plugin has SLURM put it.
+
+    Returns:
+        As `Job.rule`; empty where the path tells none.
+    """
+    *_, kind, wildcards, _ = ("", "", "", *path.parts)
+    if not kind.startswith(("rule_", "group_")):
+        kind, wildcards = wildcards, ""
+    if not kind.startswith(("rule_", "group_")):
+        return ""
+    return f"{kind.removeprefix('rule_')} {wildcards}".rstrip()
+
+
 def _parse(output: str, root: Path, command: str) -> list[Job]:
     """Jobs of a working directory from lines `id|state|reason|partition|nodes|name|directory|comment`."""
     found = []
@@ -155,8 +176,26 @@ def _parse(output: str, root: Path, command: str) -> list[Job]:
     return found
 
 
+def _user_name(number: int) -> str:
+    """The name of a user; empty where it is not known, and SLURM would take the number for an error."""
+    with contextlib.suppress(KeyError):
+        return pwd.getpwuid(number).pw_name
+    return ""
+
+
+def _users(root: Path) -> str:
+    """Whose jobs are asked for: this user's, and those of whoever has left logs or records of heads there."""
+    found = set()
+    for pattern in (".snakemake/log/*.log", ".quadscape/*", ".quadscape/controller/*.json"):
+        for path in root.glob(pattern):
+            with contextlib.suppress(OSError):
+                found.add(path.stat().st_uid)
+    others = sorted(number for number in found - {os.getuid()} if _user_name(number))
+    return ",".join(map(str, [os.getuid(), *others]))
+
+
 def list_jobs(root: Path) -> list[Job]:
-    """The jobs of this user and of a working directory that SLURM still has in its queue's memory.
+    """The jobs of a working directory, also of others who share it, that SLURM still has in its queue's memory.
 
     Args:
         root: The working directory.
@@ -169,7 +208,7 @@ def list_jobs(root: Path) -> list[Job]:
     """
     if not is_available():
         return []
-    common = ("squeue", "--noheader", "--states=all", f"--user={os.getuid()}")
+    common = ("squeue", "--noheader", "--states=all", f"--user={_users(root)}")
     try:
         output = ask(*common, "--format=%i|%T|%r|%P|%N|%j|%Z|%k")
     except ClusterError as error:
@@ -179,11 +218,16 @@ def list_jobs(root: Path) -> list[Job]:
     jobs = _parse(output, root, "squeue")
     if not jobs:
         return []
-    restarts = dict(line.split()[:2] for line in ask(*common, "--Format=JobID:30,RestartCnt:12").splitlines() if line)
-    return [
-        Job(**(vars(job) | {"restarts": int(count) if (count := restarts.get(job.id, "0")).isdecimal() else 0}))
-        for job in jobs
-    ]
+    more: dict[str, list[str]] = {}
+    for line in ask(*common, "--Format=JobID:30,RestartCnt:12,UserName:40,STDOUT:2000").splitlines():
+        number, *words = line.split(maxsplit=3) or [""]
+        more[number] = words
+    own, found = _user_name(os.getuid()), []
+    for job in jobs:
+        restarts, user, log = (*more.get(job.id, []), "", "", "")[:3]
+        changed = replace(job, restarts=int(restarts) if restarts.isdecimal() else 0, user="" if user == own else user)
+        found.append(replace(changed, rule=job.rule or rule_of_log(Path(log.strip()))))
+    return found
 
 
 def list_recorded_jobs(root: Path) -> list[Job]:
@@ -201,7 +245,7 @@ def list_recorded_jobs(root: Path) -> list[Job]:
     try:
         output = ask(
             *("sacct", "--allocations", "--noheader", "--parsable2", f"--format={columns}"),
-            *("--starttime=now-7days", f"--user={os.getuid()}"),
+            *("--starttime=now-7days", f"--user={_users(root)}"),
         )
         return _parse(output, root, "sacct")
     except ClusterError:

@@ -18,7 +18,9 @@ from typing import Any
 
 from quadscape.cluster.slurm import partition_minutes
 from quadscape.errors import ConfigError
+from quadscape.refusals import unwritable
 
+_RECORDS = {"auxiliary", "incomplete", "locks", "log", "metadata", "scripts"}
 _EXECUTORS = (
     ("snakemake.executors.local", "Executor"),
     ("snakemake_interface_executor_plugins.executors.remote", "RemoteExecutor"),
@@ -185,6 +187,40 @@ class _Updating:
         return {
             other: files for other, files in found if not all(one.is_ancient and Path(one).exists() for one in files)
         }
+
+
+def tell_protected_outputs() -> None:
+    """Has Snakemake say of outputs that it may not replace whose they are, in one sentence."""
+    import snakemake.jobs
+    from snakemake.exceptions import WorkflowError
+
+    class ProtectedOutputError(WorkflowError):
+        """What is raised before any job."""
+
+        def __init__(self, job: Any, files: Sequence[str]) -> None:
+            sentences = filter(None, (unwritable(Path(file)) for file in files))
+            super().__init__(next(sentences, f"{files[0]} is write-protected; {job.rule.name} would replace it."))
+
+    # Looked up when it is raised.
+    snakemake.jobs.ProtectedOutputException = ProtectedOutputError
+
+
+def record_places() -> list[Path]:
+    """Where Snakemake keeps its records of this working directory; it makes some of them even on a dry run."""
+    own = Path(".snakemake")
+    return [own / "locks" / "new", *(path / "new" for path in own.glob("*/") if path.name in _RECORDS)]
+
+
+def written_files(dag: Any) -> list[str]:
+    """What the jobs of a head are to write.
+
+    Args:
+        dag: Snakemake's plan.
+
+    Returns:
+        Outputs and logs.
+    """
+    return [str(path) for job in dag.needrun_jobs() for path in (*job.output, *job.log)]
 
 
 def check_working_directory(root: Path, *, on_slurm: bool = False) -> None:

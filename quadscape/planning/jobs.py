@@ -14,6 +14,7 @@ import psutil
 from quadscape.amounts import format_bytes, format_seconds
 from quadscape.errors import QuadscapeError
 from quadscape.memory_limits import peak_memory
+from quadscape.refusals import in_words
 from quadscape.stage.deadline import submitted_job
 from quadscape.stage.events import Log
 
@@ -30,11 +31,17 @@ def open_log(snakemake: Any) -> Log:
     Returns:
         A function that writes a line with the time to the job's log and to standard error. The last line, written when
         the process ends by itself, says what the job took (`quadscape costs` adds these up).
+
+    Raises:
+        SystemExit: The log cannot be written, in one sentence.
     """
     path = Path(str(snakemake.log[0]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Appended, so that a requeued job keeps what its first attempt said.
-    file = path.open("a", encoding="utf-8", buffering=1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Appended, so that a requeued job keeps what its first attempt said.
+        file = path.open("a", encoding="utf-8", buffering=1)
+    except OSError as error:
+        raise SystemExit(f"ERROR: {in_words(error) or error}") from None
     name = " ".join([str(snakemake.rule), *(str(value) for value in snakemake.wildcards)])
 
     def log(message: str) -> None:
@@ -43,8 +50,11 @@ def open_log(snakemake: Any) -> Log:
         print(line, file=sys.stderr, flush=True)
 
     def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, QuadscapeError):
-            log(f"ERROR: {error}")
+        sentence = in_words(error) if isinstance(error, OSError) else ""
+        if sentence or isinstance(error, QuadscapeError):
+            log(f"ERROR: {sentence or error}")
+        elif isinstance(error, KeyboardInterrupt):
+            log("interrupted")
         else:
             log("".join(traceback.format_exception(kind, error, trace)).rstrip())
 

@@ -1,9 +1,8 @@
 """How large the problem is, what its jobs ask for, and whether it can be done here."""
 
-import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from quadscape.measures import MEASURES
 from quadscape.measures.declaration import Sizes
 from quadscape.memory_limits import memory_total
 from quadscape.planning.experiment import Experiment, check_problem
+from quadscape.refusals import first_unwritable
 from quadscape.results.places import Places
 from quadscape.results.sizes import Kept, Network, keep_asked, keep_steps, look_at_data, look_at_network
 
@@ -29,13 +29,13 @@ the Hessian took 27 s with two threads and the machine for itself, and takes 19 
 
 
 def check_places(experiment: Experiment) -> None:
-    """Checks that results can be put where they belong: below the working directory.
+    """Checks that results can be where they belong: below the working directory. They may be another user's.
 
     Args:
         experiment: The experiment.
 
     Raises:
-        ConfigError: One of these folders is there and is no folder, or cannot be written to.
+        ConfigError: One of these folders is there and is no folder.
     """
     check_working_directory(Path.cwd())
     for name in ("results", "logs", f"results/{experiment.name}", f"logs/{experiment.name}"):
@@ -47,8 +47,21 @@ def check_places(experiment: Experiment) -> None:
             )
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path.absolute()} is a file, where a folder is needed; move it out of the way.")
-        if path.parent.exists() and not os.access(path if path.exists() else path.parent, os.W_OK | os.X_OK):
-            raise ConfigError(f"{path.absolute()} cannot be written to; make it writable, or work in another folder.")
+
+
+def check_writable(paths: Iterable[str | Path]) -> None:
+    """Checks, before any job, that all of them can write what they are to make.
+
+    Args:
+        paths: Files, which need not be there.
+
+    Raises:
+        ConfigError: One, or the folder that it would be made in, may not be written by this user.
+    """
+    found = {Path(path) for path in paths}
+    # What is there is replaced, or removed first.
+    if sentence := first_unwritable(sorted({path.parent for path in found} | found)):
+        raise ConfigError(sentence)
 
 
 def _check_sources(experiment: Experiment) -> None:

@@ -18,10 +18,13 @@ from quadscape.errors import StoreError
 from quadscape.stage.events import read_events
 from quadscape.stage.files import PURGED
 from quadscape.stage.finished import finished_manifest
-from quadscape.stage.lock import STALE_SECONDS, present_owner, process_is_alive
+from quadscape.stage.lock import REMIND_SECONDS, STALE_SECONDS, present_owner, process_is_alive
 from quadscape.stage.superseded import is_superseded
 
-State = Literal["complete", "purged", "superseded", "running", "waiting", "stopped", "failed"]
+State = Literal[
+    "complete", "purged", "superseded", "running", "suspended", "waiting", "queued", "starting", "stopped", "failed"
+]
+AT_WORK: frozenset[State] = frozenset({"running", "suspended", "waiting", "queued", "starting"})
 
 _RATE_UNITS = 20
 _BAR = 20
@@ -35,18 +38,21 @@ class StageStatus:
         directory: The stage's directory.
         name: Kind of stage, for example `hessian`; the directory's name when it cannot be told.
         state: complete; purged (complete, but its large arrays were removed since); superseded (complete, but set
-            aside when other parameters were asked for); running (its owner lives);
-            waiting (its owner is gone and another process is about to take
-            over); failed (the last attempt ended with an error); stopped (not begun, killed or interrupted).
+            aside when other parameters were asked for); running (its owner lives); suspended (it lives, and was
+            stopped); waiting (its owner is gone and another process is about to take over); queued and starting (SLURM
+            will start its last job again, or has, and it imports yet); failed (the last attempt ended with an error);
+            stopped (not begun, killed or interrupted).
         done: Units that are done.
         total: Units in all, None when it cannot be told.
         rate: Units per second over the last units of the last attempt, None when none was done.
         remaining: Expected seconds until all units are done, None unless it is running.
-        elapsed: Seconds of work in all attempts.
+        elapsed: Seconds of work in all attempts, without those in which they were stopped or already dead.
         attempts: How often work has begun since the stage was last started afresh.
         owner: `host:pid` of the present or last owner; empty when there was none.
         last_error: Message of the last attempt that ended with an error; empty when complete or when none did.
         size_bytes: Size on disk.
+        job: Number of the SLURM job that was last at work; empty when there was none.
+        waiting: Processes that wait for the owner, in words.
     """
 
     directory: Path
@@ -61,6 +67,8 @@ class StageStatus:
     owner: str
     last_error: str
     size_bytes: int
+    job: str = ""
+    waiting: tuple[str, ...] = ()
 
 
 def directory_size(directory: Path) -> int:
@@ -108,10 +116,28 @@ def _waits(entry: dict[str, Any]) -> bool:
     """Whether the process that said that it waits may still be there."""
     if entry["event"] != "wait":
         return False
-    return entry.get("host") != socket.gethostname() or process_is_alive(entry.get("pid"))
+    if entry.get("host") == socket.gethostname():
+        return process_is_alive(entry.get("pid"))
+    return bool(time.time() - entry["time"] < 2 * REMIND_SECONDS)
+
+
+def _waiting(events: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Who waits, for whom and since when: the last word of such a process is that it does."""
+    last = {(entry.get("host"), entry.get("pid")): entry for entry in events}
+    found = []
+    for key, entry in last.items():
+        if _waits(entry):
+            first = min(e["time"] for e in events if e["event"] == "wait" and (e.get("host"), e.get("pid")) == key)
+            since = time.strftime("%Y-%m-%d %H:%M", time.localtime(first))
+            found.append(f"{key[0]}:{key[1]} waits for {entry.get('owner', 'its turn')} since {since}")
+    return tuple(found)
 
 
 def _state(directory: Path, events: list[dict[str, Any]]) -> State:
+    with contextlib.suppress(OSError):
+        owner = present_owner(directory)
+        if owner is not None and owner.is_stopped(directory):
+            return "suspended"
     if owner_lives(directory):
         return "running"
     if not events:
@@ -121,6 +147,26 @@ def _state(directory: Path, events: list[dict[str, Any]]) -> State:
         return "waiting"
     interrupted = str(last.get("message", "")).startswith(("KeyboardInterrupt", "SystemExit"))
     return "failed" if last["event"] == "error" and not interrupted else "stopped"
+
+
+def _seconds(entry: dict[str, Any], key: str) -> float:
+    value = entry.get(key)
+    return float(value) if isinstance(value, int | float) and value > 0 else 0.0
+
+
+def _attempts(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Events of each attempt from its start on, without what others say; times without those when it was stopped."""
+    starts = [index for index, entry in enumerate(events) if entry["event"] == "start"]
+    attempts = []
+    for start, stop in zip(starts, [*starts[1:], len(events)], strict=False):
+        own, paused = [], 0.0
+        who = [events[start].get(key) for key in ("host", "pid")]
+        for entry in events[start:stop]:
+            if [entry.get(key) for key in ("host", "pid")] == who:
+                paused += _seconds(entry, "paused")
+                own.append({**entry, "time": entry["time"] - paused, "ended": entry["time"]})
+        attempts.append(own)
+    return attempts
 
 
 def _rate(attempt: list[dict[str, Any]]) -> float | None:
@@ -140,8 +186,7 @@ def stage_status(directory: str | Path) -> StageStatus:
     """
     directory = Path(directory)
     events = _events(directory)
-    starts = [index for index, entry in enumerate(events) if entry["event"] == "start"]
-    attempts = [events[start:stop] for start, stop in zip(starts, [*starts[1:], len(events)], strict=False)]
+    attempts = _attempts(events)
     state: State = "complete" if (directory / "manifest.json").exists() else "purged"
     try:
         manifest = finished_manifest(directory)
@@ -165,7 +210,7 @@ def stage_status(directory: str | Path) -> StageStatus:
     rate = rates[-1] if rates else None
     remaining = None
     if state == "running" and attempts:
-        since = max(0.0, now - attempts[-1][-1]["time"])
+        since = max(0.0, now - attempts[-1][-1]["ended"])
         elapsed += since
         if rate is not None and total is not None:
             remaining = max(0.0, (total - done) / rate - since)
@@ -187,6 +232,8 @@ def stage_status(directory: str | Path) -> StageStatus:
         owner="" if owner is None else str(owner),
         last_error=errors[-1] if errors and manifest is None else "",
         size_bytes=directory_size(directory),
+        job=next((str(entry["job"]) for entry in reversed(events) if "job" in entry and not _waits(entry)), ""),
+        waiting=() if manifest is not None else _waiting(events),
     )
 
 
@@ -228,7 +275,7 @@ def _row(status: StageStatus, label: str) -> list[str]:
         "" if status.remaining is None else format_seconds(status.remaining),
         format_bytes(status.size_bytes),
         str(status.attempts),
-        status.owner if status.state == "running" else "",
+        status.owner if status.state in {"running", "suspended"} else "",
     ]
 
 
@@ -257,6 +304,8 @@ def format_status(statuses: Sequence[StageStatus]) -> str:
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
+        if number:
+            lines += [f"    {text}" for text in statuses[number - 1].waiting]
         error = statuses[number - 1].last_error if number else ""
         if error and statuses[number - 1].state in {"failed", "stopped"}:
             lines.append(f"    {' '.join(error.split())}")

@@ -32,8 +32,9 @@ from quadscape.measures.result import (
     read_result,
     table_path,
 )
+from quadscape.refusals import forbidden
 from quadscape.results.places import Located, locate, locate_tables
-from quadscape.stage.files import PURGED, fingerprint_of, forbidden, remedy
+from quadscape.stage.files import ASIDE, PURGED, fingerprint_of, remedy
 from quadscape.stage.finished import finished_manifest, verify_stage
 from quadscape.stage.superseded import is_superseded, superseded_directory
 from quadscape.store import open_store, read_store
@@ -105,7 +106,7 @@ def verify_results(root: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def _problem(check: Callable[[Path], None], path: Path) -> str | None:
-    if sentence := forbidden(path):
+    if sentence := forbidden(path, ASIDE):
         return Forbidden(sentence)
     try:
         check(path)

@@ -1,9 +1,6 @@
 """Files of a stage: their checksums, the root attributes of its store, and what helps when they are damaged."""
 
 import json
-import os
-import pwd
-import stat
 from collections.abc import Mapping
 from hashlib import file_digest
 from pathlib import Path
@@ -17,6 +14,8 @@ Files = dict[str, list[int | str]]
 """Size and SHA-256 of each file, by its path within the store."""
 
 PURGED = "purged.json"
+ASIDE = ("lock", "events.jsonl")
+"""What of a stage's directory is no part of its result."""
 
 
 def file_checksum(path: Path) -> list[int | str]:
@@ -91,40 +90,6 @@ def remedy(directory: Path, name: str = "manifest.json") -> str:
     return (
         f"remove {directory / name} and run the workflow again: only what is damaged, and what that needs, is computed "
         f"again, once something needs it (if it does not help, remove the directory {directory})"
-    )
-
-
-def forbidden(path: Path) -> str:
-    """What this user may not read below a place: that is no damage.
-
-    Args:
-        path: A file or a directory.
-
-    Returns:
-        One sentence that names the first of them, its owner and its rights; empty where everything may be read.
-    """
-    for folder, subfolders, files in os.walk(path):
-        subfolders.sort()
-        for name in (*subfolders, *sorted(files)):
-            if sentence := _forbidden(Path(folder) / name):
-                return sentence
-    return _forbidden(path)
-
-
-def _forbidden(path: Path) -> str:
-    if os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)) or not os.path.lexists(path):
-        return ""
-    try:
-        found = path.stat()
-    except OSError as error:
-        return f"{path} cannot be read ({error.strerror})."
-    try:
-        owner = pwd.getpwuid(found.st_uid).pw_name
-    except KeyError:
-        owner = str(found.st_uid)
-    return (
-        f"{path} may not be read by this user: it belongs to {owner} and has the rights "
-        f"{stat.filemode(found.st_mode)}; nothing is known to be damaged. Ask the owner for the right to read it."
     )
 
 

@@ -10,12 +10,13 @@ import numpy as np
 
 from quadscape.digests import canonical_digest
 from quadscape.errors import StoreError
+from quadscape.refusals import forbidden
 from quadscape.stage.files import (
+    ASIDE,
     PURGED,
     checked_document,
     directory_of,
     document_text,
-    forbidden,
     remedy,
     root_attributes,
 )
@@ -171,7 +172,7 @@ def _unless_forbidden(directory: Path) -> Generator[None]:
     try:
         yield
     except (StoreError, OSError):
-        if sentence := forbidden(directory):
+        if sentence := forbidden(directory, ASIDE):
             raise StoreError(sentence) from None
         raise
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quadscape.digests import canonical, canonical_digest
-from quadscape.durable import sync, sync_open, write_whole
+from quadscape.durable import create, sync, sync_open, write_whole
 from quadscape.stage.files import Files, file_checksum
 from quadscape.stage.lock import Lock
 
@@ -102,7 +102,7 @@ class Journal:
             entries.append({"discarded": self.discarded})
         prepared = lock.workspace / "journal"
         self.close()
-        self.descriptor = os.open(prepared, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+        self.descriptor = create(prepared, os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
         write_whole(self.descriptor, b"".join(map(self._line, entries)))
         sync_open(self.descriptor, prepared)
         lock.publish(prepared, self.path)

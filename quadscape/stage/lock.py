@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quadscape.amounts import format_seconds
 from quadscape.digests import canonical
-from quadscape.durable import write_whole
+from quadscape.durable import create, write_whole
 from quadscape.errors import FencedError
 from quadscape.stage.events import Log
 
@@ -25,8 +26,12 @@ STALE_SECONDS = 60.0
 """A lock whose heartbeat has not moved for this long, on the observer's own clock, has no living owner."""
 
 
+REMIND_SECONDS = 600.0
+"""How often whoever waits says again for what."""
+
+
 def process_state(pid: int) -> tuple[str, str] | None:
-    """State letter and start time in clock ticks of a process, None when it is not alive (a zombie is not)."""
+    """State letter and start time in clock ticks of a process; None when hidden, or not alive (a zombie is not)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -34,9 +39,22 @@ def process_state(pid: int) -> tuple[str, str] | None:
     return None if fields[0] in {"Z", "X"} else (fields[0], fields[19])
 
 
+def process_is_hidden(pid: int) -> bool:
+    """Whether there is a process of which nothing can be seen: another user's, where /proc hides those (hidepid)."""
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not os.access(f"/proc/{pid}/stat", os.R_OK)
+    except (OSError, OverflowError):
+        pass
+    return False
+
+
 def process_is_alive(pid: Any) -> bool:
     """Whether there is a process of that number on this machine."""
-    return isinstance(pid, int) and process_state(pid) is not None
+    return isinstance(pid, int) and (process_state(pid) is not None or process_is_hidden(pid))
 
 
 def this_machine() -> list[str]:
@@ -53,6 +71,7 @@ def this_machine() -> list[str]:
     return found
 
 
+_STOPPED = {"T", "t"}
 OUTGOING, INCOMING = "outgoing", "incoming"
 """What is being set aside or taken back (`quadscape.stage.superseded`), handed on from a killed owner to the next."""
 RELEASED = b"released    "
@@ -89,10 +108,20 @@ class Owner:
             return False
         if self.record.get("machine") != this_machine() or self.record.get("started") is None:
             return None
-        state = process_state(self.record.get("pid", -1))
+        pid = self.record.get("pid", -1)
+        state = process_state(pid)
+        if state is None and isinstance(pid, int) and process_is_hidden(pid):
+            return None  # the number may be another process's by now
         if state is None or state[1] != self.record["started"]:
             return False
-        return None if state[0] in {"T", "t"} else True
+        return None if state[0] in _STOPPED else True
+
+    def is_stopped(self, directory: Path) -> bool:
+        """Whether the owner is here, and was stopped: it goes on when whoever did that lets it."""
+        if self.is_alive(directory) is not None or self.record.get("machine") != this_machine():
+            return False
+        state = process_state(self.record.get("pid", -1))
+        return state is not None and state[0] in _STOPPED
 
 
 _BEAT = """
@@ -171,7 +200,7 @@ class Lock:
         """
         poll = min(1.0, self._heartbeat)
         seen: tuple[int, bytes] | None = None
-        quiet, announced = 0.0, False
+        quiet, waited, said = 0.0, 0.0, -1
         while True:
             owner = present_owner(self._directory)
             if owner is None:
@@ -189,12 +218,15 @@ class Lock:
                         event("takeover", previous=str(owner))
                     break
                 continue
-            if not announced:
+            if said != owner.number:
                 log(f"Waiting: {owner} is at work in {self._directory}.")
                 event("wait", owner=str(owner))
-                announced = True
+                said, waited = owner.number, 0.0
+            elif waited % REMIND_SECONDS < poll <= waited:
+                log(f"Waiting, for {format_seconds(waited)}: {owner} is at work in {self._directory}.")
+                event("wait", owner=str(owner))
             time.sleep(poll)
-            quiet += poll
+            quiet, waited = quiet + poll, waited + poll
         self._fence()
         command = [sys.executable, "-I", "-S", "-c", _BEAT, self._descriptor, self._head, os.getpid(), self._heartbeat]
         self._beating = subprocess.Popen(
@@ -220,7 +252,7 @@ class Lock:
         mine = False
         try:
             draft.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(draft / "owner", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            self._descriptor = create(draft / "owner", os.O_RDWR | os.O_TRUNC)
             write_whole(self._descriptor, head + b"%012d" % 0)
             draft.rename(self._root / str(number))
         except OSError as error:
@@ -259,6 +291,24 @@ class Lock:
                 (fenced / name).rename(self.workspace / name)
         for path in fenced.glob("fenced.*"):
             self._inherit(path)
+
+    def paused(self, beats: int, seconds: float) -> float:
+        """How long this process was stopped (suspended by SLURM, say), of which only its heartbeat knows.
+
+        Args:
+            beats: What `beats` was at the beginning.
+            seconds: How long ago that is.
+
+        Returns:
+            Seconds; 0 where it was not, or only as long as a slow file system lets the heartbeat wait.
+        """
+        active = (self.beats() - beats + 1) * self._heartbeat
+        return seconds - active if seconds > 2 * active + 2 * self._heartbeat else 0.0
+
+    def beats(self) -> int:
+        """How often the heart has beaten."""
+        text = os.pread(self._descriptor, len(RELEASED), self._head)
+        return int(text) if text.isdigit() else 0
 
     def is_mine(self) -> bool:
         """Whether this process still owns the stage."""

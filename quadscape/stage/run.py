@@ -6,7 +6,6 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Generator
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ import zarr
 
 from quadscape.amounts import format_bytes, format_seconds
 from quadscape.digests import canonical
-from quadscape.durable import FULL, sync
+from quadscape.durable import sync
 from quadscape.errors import DeviceMemoryError, FencedError, QuadscapeError, RoundingError, StageError, StoreError
 from quadscape.memory_limits import memory_available, memory_total
+from quadscape.refusals import REFUSED, first_unwritable, folders_below, in_words
 from quadscape.stage.deadline import Deadline
 from quadscape.stage.events import Events, Log
 from quadscape.stage.files import (
@@ -37,6 +37,7 @@ from quadscape.stage.journal import Journal, journal_key
 from quadscape.stage.lock import HEARTBEAT_SECONDS, STALE_SECONDS, Lock
 from quadscape.stage.protocol import Arrays, Needs, StageStore, Task
 from quadscape.stage.superseded import (
+    EVENTS,
     changes,
     check_movable,
     exchange,
@@ -47,7 +48,7 @@ from quadscape.stage.superseded import (
 )
 from quadscape.store import create_array
 
-_UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EIO, errno.ESTALE}
+_UNUSABLE = {errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EIO, errno.ESTALE}
 
 
 def _versions() -> dict[str, str]:
@@ -303,11 +304,14 @@ class _Run:
         staging, deadline = self._create_staging(), Deadline()
         began = said = time.monotonic()
         for count, unit in enumerate(pending, start=1):
-            started = time.monotonic()
+            started, beats = time.monotonic(), self.lock.beats()
             arrays, plan = self._arrays(unit, plan, journal, store)
             self._commit(unit, arrays, staging, journal)
             now = time.monotonic()
-            self.events("unit", unit=unit, seconds=round(now - started, 3), done=len(journal.units), total=total)
+            # Stopped meanwhile, which is no work.
+            paused = {"paused": round(lost, 3)} if (lost := self.lock.paused(beats, now - started)) else {}
+            told = {"seconds": round(now - started - lost, 3), "done": len(journal.units), "total": total, **paused}
+            self.events("unit", unit=unit, **told)
             if now - said > 10 or count == len(pending):
                 said = now
                 done, todo = (estimate.share(part, total) for part in (pending[:count], pending[count:]))
@@ -435,22 +439,24 @@ def _check_selection(unit: int, array: zarr.Array, selection: Any, values: np.nd
         raise ValueError(f"{where} with values of shape {np.shape(values)}, where {tuple(shape)} is needed.")
 
 
-@contextlib.contextmanager
-def _disk_explained(directory: Path) -> Generator[None, None, None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _UNUSABLE and str(error.filename or "").startswith(str(directory)):
-            raise StageError(
-                f"The stage's directory {directory} cannot be used: {error.filename}: {error.strerror}; make it a "
-                "folder that can be written to."
-            ) from error
-        if error.errno not in FULL:
-            raise
-        raise StageError(
-            f"The disk of {directory} is full ({error.strerror}); free some space and run the same command again: what "
-            "was finished is kept."
-        ) from error
+def _explained(error: BaseException, directory: Path) -> BaseException:
+    """What the operating system says of a stage's directory, as an error that is a sentence; others as they are."""
+    if not isinstance(error, OSError):
+        return error
+    sentence = in_words(error, directory)
+    if not sentence and error.errno in _UNUSABLE | REFUSED and str(error.filename or "").startswith(str(directory)):
+        sentence = (
+            f"The stage's directory {directory} cannot be used: {error.filename}: {error.strerror}; make it a folder "
+            "that can be written to."
+        )
+    return StageError(sentence) if sentence else error
+
+
+def _check_writable(directory: Path) -> None:
+    """Refuses at once what would fail at the first unit: folders of another user that this one may not write to."""
+    folders = [path for path in folders_below(directory) if path.parent.name != "lock"]
+    if sentence := first_unwritable([*folders, directory / EVENTS]):
+        raise StageError(sentence)
 
 
 def run_stage(
@@ -477,24 +483,26 @@ def run_stage(
         The manifest.
     """
     directory = Path(directory)
-    with _disk_explained(directory):
+    events, lock = Events(directory), Lock(directory, heartbeat, stale_after)
+    try:
         directory.mkdir(parents=True, exist_ok=True)
-        events = Events(directory)
-        lock = Lock(directory, heartbeat, stale_after)
+        _check_writable(directory)
+        lock.acquire(log, events)
         try:
-            lock.acquire(log, events)
-            try:
-                recover(lock, directory)
-                manifest = _Run(task, directory, lock, events, log).run()
-            except Exception:
-                # Whatever goes wrong in a process that was taken over goes wrong because of that.
-                lock.check()
-                raise
-            events("finish")
-            return manifest
-        except BaseException as error:
-            kind = "fenced" if isinstance(error, FencedError) else "error"
-            events(kind, message=str(error) if isinstance(error, QuadscapeError) else repr(error))
+            recover(lock, directory)
+            manifest = _Run(task, directory, lock, events, log).run()
+        except Exception:
+            # Whatever goes wrong in a process that was taken over goes wrong because of that.
+            lock.check()
             raise
-        finally:
-            lock.release()
+        events("finish")
+        return manifest
+    except BaseException as error:
+        told = _explained(error, directory)
+        kind = "fenced" if isinstance(told, FencedError) else "error"
+        events(kind, message=str(told) if isinstance(told, QuadscapeError) else repr(told))
+        if told is error:
+            raise
+        raise told from error
+    finally:
+        lock.release()
