@@ -17,6 +17,7 @@ include: "rules/curvature.smk"
 include: "rules/measures.smk"
 include: "rules/figures.smk"
 include: "rules/findings.smk"
+include: "rules/purge.smk"
 
 
 # The first page of the report: what was found, once there is anything.
@@ -27,3 +28,4 @@ rule all:
     default_target: True
     input:
         targets.everything(),
+        keeping.outputs(),

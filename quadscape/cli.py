@@ -15,6 +15,7 @@ from quadscape.refusals import forbidden, in_words
 if TYPE_CHECKING:
     from quadscape.data.sources import Census
     from quadscape.planning.experiment import Experiment
+    from quadscape.results.purge import Removable
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -71,7 +72,7 @@ def _partitions(_: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from quadscape.results.verify import Forbidden, Misplaced, verify_results
+    from quadscape.results.verify import Forbidden, Misplaced, find_unrecorded, verify_results
     from quadscape.stage.files import PURGED
     from quadscape.stage.finished import load_purged
 
@@ -98,6 +99,16 @@ def _verify(arguments: argparse.Namespace) -> int:
     ]
     found = ", ".join(f"{count} {what}" for count, what in counts if count) or "everything is as it was written"
     print(f"{checked} {'result' if checked == 1 else 'results'} checked: {found}")
+    if problems:
+        print(
+            "What is damaged is made again when something needs it, after `quadscape repair --yes`; tables and figures "
+            "that were made from it stay valid, so that the workflow may say that nothing is to be done."
+        )
+    if unrecorded := len(find_unrecorded(Path(arguments.path))):
+        print(
+            f"not checked: {unrecorded} figures, pages or findings of an earlier version, which kept no checksums of "
+            "them; remove them, and the workflow draws them again"
+        )
     return 1 if problems or misplaced or unread else 0
 
 
@@ -146,15 +157,19 @@ def _repair(arguments: argparse.Namespace) -> int:
 
 def _purge(arguments: argparse.Namespace) -> int:
     from quadscape.amounts import format_bytes
+    from quadscape.cluster.plans import planned_reads
     from quadscape.measures.earlier import replaced_tables
-    from quadscape.results.purge import find_removable, purge
+    from quadscape.results.purge import cost_again, find_removable, place_of, purge
 
     freed = 0
-    for found in find_removable(Path(arguments.path)):
+    places: dict[Path, list[Removable]] = {}
+    for found in find_removable(Path(arguments.path), planned_reads(Path.cwd())):
         if found.kept_for:
             print(f"kept    {format_bytes(found.size_bytes):>8}  {found.directory}: {found.kept_for}", flush=True)
             continue
         freed += found.size_bytes
+        if not found.superseded:
+            places.setdefault(place_of(found), []).append(found)
         if arguments.yes:
             purge(found, print)
         word = "removed" if arguments.yes else "remove "
@@ -170,6 +185,8 @@ def _purge(arguments: argparse.Namespace) -> int:
             shutil.rmtree(path)
         word = "removed" if arguments.yes else "remove "
         print(f"{word} {format_bytes(size):>8}  {path}: of an earlier version, and taken over", flush=True)
+    for place, removed in places.items():
+        print(f"again   {place}: {cost_again(place, [] if arguments.yes else removed)}")
     if arguments.yes:
         print(f"freed {format_bytes(freed)}; tables, figures, manifests and verification results in use are kept")
     elif freed:

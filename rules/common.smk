@@ -14,12 +14,14 @@ from quadscape.figures.pages import PAGES
 from quadscape.refusals import in_words
 from quadscape.cluster.heads import record_head
 from quadscape.cluster.interrupts import Interrupts
+from quadscape.cluster.plans import record_plan
+from quadscape.planning.keeping import Keeping
 from quadscape.planning.labels import figure_hash, findings_hash, page_hash
 from quadscape.results.sizes import Kept
 from quadscape.cluster.slurm_head import mark_submitted_job, prepare_slurm_head
 from quadscape.cluster.snakemake_shell import (
     check_working_directory,
-    force_outputs,
+    judge_jobs,
     let_waiting_threads_sleep,
     quote_interpreter,
     record_places,
@@ -70,6 +72,7 @@ except OSError as error:
     raise
 
 targets = Targets(problem, places)
+keeping = Keeping(targets)
 if workflow.is_main_process:
     for sentence in [
         *earlier_names(config),
@@ -78,14 +81,16 @@ if workflow.is_main_process:
         *targets.left_out(),
     ]:
         print(sentence, file=sys.stderr)
+    keeping.remember(kept)
     forced = report_differences(experiment, places, problem, kept)
-    force_outputs(
+    judge_jobs(
         workflow,
         [
             *forced,
             *targets.grown_parts(),
             *targets.parts_of(forced),
             *targets.outgrown(),
+            *keeping.outdated(),
         ],
     )
 
@@ -115,6 +120,7 @@ onstart:
             check_writable(written_files(workflow.dag))
     except QuadscapeError as error:
         raise WorkflowError(str(error)) from None
+    record_plan(workflow)
     record_head("running", on_slurm=not workflow.local_exec, logs=log)
     if workflow.is_main_process:
         interrupts.watch(

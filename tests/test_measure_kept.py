@@ -19,6 +19,7 @@ from quadscape.planning.labels import measure_label
 from quadscape.planning.problem import Problem
 from quadscape.planning.targets import Targets
 from quadscape.results.purge import find_removable, purge
+from quadscape.results.repair import find_damaged, give_up
 from quadscape.results.verify import verify_results
 from quadscape.stage.superseded import is_superseded
 from quadscape.tables import read_table
@@ -201,6 +202,17 @@ def test_while_they_are_made_nothing_is_purged(root: Path) -> None:
     (items_directory(manifest) / "manifest.json").unlink()
     (found,) = [item for item in find_removable(root) if item.stage == "measure"]
     assert found.kept_for == "it is not finished"
+
+
+def test_they_are_given_up_with_their_tables_in_one_call(root: Path) -> None:
+    manifest = manifest_in(root)
+    chunk = next(path for path in (items_directory(manifest) / "store.zarr").rglob("c/*/*") if path.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"?")
+    for found in find_damaged(root):
+        give_up(found)
+    assert not manifest.exists()
+    assert not (items_directory(manifest) / "manifest.json").exists()
+    assert [*find_damaged(root)] == []
 
 
 def test_those_of_another_basis_are_set_aside(root: Path) -> None:

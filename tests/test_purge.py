@@ -6,19 +6,23 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from quadscape.amounts import format_bytes
 from quadscape.cli import main
+from quadscape.cluster.heads import record_head
+from quadscape.cluster.plans import planned_reads, record_plan
 from quadscape.curvature.stored_basis import Eigenbasis
-from quadscape.errors import StoreError
+from quadscape.errors import StageError, StoreError
 from quadscape.measures import MEASURES
-from quadscape.results.purge import LARGE_ARRAYS, find_removable, purge
-from quadscape.results.sizes import Kept, keep_asked
+from quadscape.results.purge import LARGE_ARRAYS, find_removable, purge, purge_checkpoint
+from quadscape.results.sizes import Kept, keep_asked, keep_readers
 from quadscape.results.status import stage_status
 from quadscape.results.verify import verify_results
+from quadscape.stage.events import seconds_taken
 from quadscape.stage.finished import finished_manifest, open_stage, verify_stage
 from quadscape.stage.lock import Lock
 from quadscape.stage.purging import array_bytes, purge_stage
@@ -235,3 +239,135 @@ def test_what_is_computed_on_a_subset_is_kept_until_it_is_compared(root: Path) -
     kept.save()
     asked = "it is asked for by itself, on a subset of the data"
     assert removable(root) == {**dict.fromkeys(LARGE, ""), place: asked}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the experiment asks for, and what is planned
+
+
+def know_readers(root: Path, readers: dict[str, list[str]]) -> None:
+    """As a head keeps them: of each stage of the run that has no entry, nothing is asked."""
+    kept = Kept(root / "results/small/sizes.json")
+    keep_readers(kept, ["a"], readers)
+    kept.save()
+
+
+BASIS = "runs/a/checkpoints/40/eigenbasis/manifest.json"
+
+
+@pytest.mark.parametrize(
+    ("readers", "reason"),
+    [
+        ([], ""),
+        (["tables/overlap/a/0-40/manifest-00000000.json"], ""),
+        # Of other options than those that are there.
+        (["tables/overlap/a/0-40/manifest-11111111.json"], "needed by 1 unfinished measure: overlap 0-40"),
+        # Of another run, since a family that compares it has that as a member.
+        (
+            ["tables/ruggedness/f/0123abcd/0/manifest-00000000.json"],
+            "needed by 1 unfinished measure: ruggedness f/0123abcd 0",
+        ),
+        (["runs/stepped/trajectory/manifest.json"], "needed by 1 unfinished run: stepped"),
+        (["runs/stepped/starts/10/start.zarr/zarr.json"], "needed by 1 unfinished run: stepped/starts/10/start.zarr"),
+        (
+            ["tables/spectrum/a/40/manifest-22222222.json", "runs/f/0123abcd/trajectory/manifest.json"],
+            "needed by 1 unfinished measure: spectrum; needed by 1 unfinished run: f/0123abcd",
+        ),
+    ],
+)
+def test_what_the_experiment_asks_for_is_known_exactly(root: Path, readers: list[str], reason: str) -> None:
+    shutil.rmtree(root / "results/small/tables/gradients")
+    know_readers(root, {BASIS: readers})
+    assert removable(root) == {**dict.fromkeys(LARGE, ""), LARGE[2]: reason}
+
+
+def test_what_jobs_are_going_to_read_is_kept(root: Path) -> None:
+    planned = {root / LARGE[2] / "manifest.json": "2 jobs are going to read it"}
+    found = {str(one.directory.relative_to(root)): one.kept_for for one in find_removable(root, planned)}
+    assert found == {**dict.fromkeys(LARGE, ""), LARGE[2]: "2 jobs are going to read it"}
+
+
+def test_the_plan_of_a_head_is_kept_as_long_as_somebody_is_at_work(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    jobs = [_Job("measure_spectrum", "planned"), _Job("measure_spectrum", "done"), _Job("purge", "purge")]
+    record_plan(SimpleNamespace(dag=SimpleNamespace(needrun_jobs=lambda: jobs)))
+    assert planned_reads(root) == {}
+    assert main(["purge", "results"]) == 0
+    assert "kept" not in capsys.readouterr().out
+    record_head("running", on_slurm=False, logs=[])
+    Path("done").write_text("")
+    (reason,) = planned_reads(root).values()
+    assert reason == "1 job is going to read it, which a head has planned"
+    assert main(["purge", "results"]) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[-1] for line in said.splitlines() if line.startswith("kept")] == ["planned"]
+    Path("planned").write_text("")
+    assert planned_reads(root) == {}
+    Path(".quadscape/plan.json").unlink()
+    assert main(["purge", "results", "--yes"]) == 1
+    assert "what they read is not known" in capsys.readouterr().err
+
+
+class _Job:
+    """A job of Snakemake that reads the basis and makes one file."""
+
+    def __init__(self, rule: str, output: str) -> None:
+        self.rule, self.output = SimpleNamespace(name=rule), [output]
+        self.input = [f"results/small/{BASIS}", "results/small/data.zarr/zarr.json"]
+
+
+def test_what_it_takes_to_have_it_again_is_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = root / LARGE[2] / "events.jsonl"
+    lines = [
+        {"time": 100.0, "event": "start"},
+        {"time": 140.0, "event": "unit", "unit": 0, "seconds": 30.0},
+        {"time": 150.0, "event": "unit", "unit": 1, "seconds": 10.0},
+        # Killed, and computed again without the first.
+        {"time": 5000.0, "event": "start"},
+        {"time": 5021.0, "event": "unit", "unit": 1, "seconds": 20.0},
+        {"time": 5031.0, "event": "finish"},
+        {"time": 6000.0, "event": "start"},
+        {"time": 6001.0, "event": "finish"},
+    ]
+    events.write_text("\n".join(map(json.dumps, lines)))
+    assert seconds_taken(events.parent) == 30.0 + 20.0 + 1.0 + 10.0
+    for other in (LARGE[3], LARGE[4], "results/small/runs/a/checkpoints/40/hessian"):
+        (root / other / "events.jsonl").unlink(missing_ok=True)
+    for arguments in ([], ["--yes"]):
+        assert main(["purge", str(root / CHECKPOINTS / "40"), *arguments]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("again")]
+        assert "takes 1 min 01 s or more, as measured when it was computed, and 1.3" in line
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The workflow's job
+
+
+def test_the_job_purges_its_part_and_says_what(root: Path) -> None:
+    checkpoint = root / CHECKPOINTS / "40"
+    lines: list[str] = []
+    for what, stages in {"hessian": {"hessian_shards/1-of-1"}, "basis": {"eigenbasis", "gauss_newton"}}.items():
+        for _ in range(2):
+            purge_checkpoint(checkpoint / f"purge-{what}.json", lines.append)
+            said = json.loads((checkpoint / f"purge-{what}.json").read_text())
+            assert (set(said["purged"]), said["kept"]) == (stages, {})
+    assert removable(root) == dict.fromkeys(LARGE[:2], "")
+    assert sum("was purged, which freed" in line for line in lines) == 3
+
+
+def test_the_job_removes_nothing_that_is_needed(root: Path) -> None:
+    know_readers(root, {BASIS: ["tables/overlap/a/0-40/manifest-11111111.json"]})
+    output = root / CHECKPOINTS / "40/purge-basis.json"
+    purge_checkpoint(output, lambda _: None)
+    said = json.loads(output.read_text())
+    assert said["kept"] == {"eigenbasis": "needed by 1 unfinished measure: overlap 0-40"}
+    assert set(said["purged"]) == {"gauss_newton"}
+    lock = Lock(root / LARGE[2], 0.1, 60.0)
+    lock.acquire(lambda _: None, lambda event, **details: None)
+    try:
+        with pytest.raises(StageError, match="A process is at work in"):
+            purge_checkpoint(output, lambda _: None)
+    finally:
+        lock.release()

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -40,6 +41,15 @@ def test_complete(tmp_path: Path) -> None:
     run_stage(Toy(), tmp_path / "toy", log=silent)
     again = stage_status(tmp_path / "toy")
     assert (again.attempts, again.rate) == (2, status.rate)
+
+
+def test_finished_without_its_store_is_not_complete(tmp_path: Path) -> None:
+    run_stage(Toy(), tmp_path / "toy", log=silent)
+    shutil.rmtree(tmp_path / "toy/store.zarr")
+    status = stage_status(tmp_path / "toy")
+    assert (status.state, status.done, status.total) == ("failed", 0, 5)
+    assert "its store is gone" in status.last_error
+    assert "0/5" in format_status([status])
 
 
 def test_running_then_killed_then_resumed(tmp_path: Path) -> None:

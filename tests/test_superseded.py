@@ -185,6 +185,16 @@ def test_a_damaged_manifest_is_written_anew(place: Path, manifests: dict[int, by
         assert_holds(aside(toy), 1, manifests)
 
 
+def test_what_was_purged_is_said_in_one_line(place: Path, manifests: dict[int, bytes]) -> None:
+    toy = place / "toy"
+    complete(toy, 1)
+    purge_stage(toy, ["triangle"])
+    log = complete(toy, 1)
+    assert sum("triangle purged on 20" in line and line.endswith(", computed again.") for line in log) == 1
+    assert not any("missing or damaged" in line for line in log)
+    assert_holds(toy, 1, manifests)
+
+
 def test_purged_results_are_set_aside_too(place: Path, manifests: dict[int, bytes]) -> None:
     toy = place / "toy"
     complete(toy, 1)

@@ -19,6 +19,7 @@ from quadscape.data.sets import prepare
 from quadscape.digests import canonical_digest
 from quadscape.errors import StoreError
 from quadscape.measures import SCHEMAS
+from quadscape.measures.made import write_record
 from quadscape.measures.result import table_path
 from quadscape.results.status import find_stages
 from quadscape.results.verify import Misplaced, verify_results
@@ -377,3 +378,41 @@ def test_repair_leaves_what_was_set_aside(results: Path, capsys: pytest.CaptureF
     assert main(["repair", str(results), "--yes"]) == 1
     assert _files(results) == before
     assert "nothing uses it" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Figures, pages and findings
+
+
+@pytest.mark.parametrize("name", ["figures/spectrum.svg", "figures/spectrum.png", "pages/surface.html", "findings.rst"])
+def test_what_was_drawn_is_covered(results: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tables = {"spectrum": [next((results / TABLE).glob("manifest-*.json"))]}
+    for names in (
+        ("figures/spectrum.svg", "figures/spectrum.png"),
+        ("pages/surface.html",),
+        ("findings.rst", "findings.json"),
+    ):
+        paths = [results / one for one in names]
+        for path in paths:
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"drawn" * 100)
+        write_record(paths, tables)
+    assert named(results) == {}
+    flip(results / name, 1234)
+    assert set(named(results)) == {name}
+    assert main(["verify", str(results)]) == 1
+    assert main(["repair", str(results), "--yes"]) == 0
+    assert "the workflow makes it again from its tables" in capsys.readouterr().out
+    assert not (results / name).exists()
+    assert main(["verify", str(results)]) == 0
+    assert "not checked" not in capsys.readouterr().out
+
+
+def test_what_was_drawn_before_is_said_not_to_be_covered(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (results / "figures").mkdir()
+    (results / "figures/spectrum.svg").write_text("<svg/>")
+    assert main(["verify", str(results)]) == 0
+    assert "not checked: 1 figures, pages or findings of an earlier version" in capsys.readouterr().out
+    record = results / "figures/made-spectrum.json"
+    record.write_text("{}")
+    assert named(results).keys() == {"figures/made-spectrum.json"}

@@ -1,5 +1,5 @@
 from quadscape.findings.job import write_findings
-from quadscape.planning.jobs import input_paths, open_log
+from quadscape.planning.jobs import input_paths, open_log, record_made
 
 log = open_log(snakemake)
 write_findings(
@@ -9,3 +9,4 @@ write_findings(
     snakemake.output.page,
     snakemake.output.data,
 )
+record_made(snakemake)

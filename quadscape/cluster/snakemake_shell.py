@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, wraps
+from hashlib import sha256
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from quadscape.cluster.slurm import partition_minutes
 from quadscape.errors import ConfigError
 from quadscape.refusals import unwritable
+from quadscape.results.same import made_from
 
 _RECORDS = {"auxiliary", "incomplete", "locks", "log", "metadata", "scripts"}
 _EXECUTORS = (
@@ -132,29 +134,34 @@ def cap_time_limits(given: Mapping[str, int] = MappingProxyType({})) -> None:
         plugin.get_submit_command = capped
 
 
-def force_outputs(workflow: Any, paths: Sequence[str]) -> None:
-    """Has the jobs run that make some outputs, as `--forcerun` does, but only those that the targets need.
+def judge_jobs(workflow: Any, paths: Sequence[str]) -> None:
+    """Has jobs run, and others not, where Snakemake itself would judge otherwise.
 
-    `--forcerun` takes what it is given for further targets, so that one figure would bring everything with it.
-
-    What depends on a job that runs only by ancient inputs is judged by itself: Snakemake (9.27) neither runs it for
-    that, as it should not, nor looks whether it must be run for another reason, as it should.
+    - The jobs that make some outputs run, as with `--forcerun`, but only those that the targets need: `--forcerun`
+      takes what it is given for further targets, so that one figure would bring everything with it.
+    - What depends on a job that runs only by ancient inputs is judged by itself: Snakemake (9.27) neither runs it for
+      that, as it should not, nor looks whether it must be run for another reason, as it should.
+    - What was purged and is needed again is computed for that alone: equal parameters give equal bytes, so that tables
+      that were made from it stay as they are.
+    - A newer input is no reason where Snakemake has no checksum of it, but the output itself says that it was made from
+      its very content (`quadscape.results.same`): `cp -r` gives everything new times.
 
     Args:
         workflow: Snakemake's workflow, of which no jobs are planned yet.
-        paths: Declared outputs.
+        paths: Declared outputs whose jobs run.
     """
     import snakemake.workflow
 
     workflow.quadscape_forced = frozenset(paths)
     plan = snakemake.workflow.DAG
-    if hasattr(plan, "forces_outputs"):
+    if hasattr(plan, "judges_jobs"):
         return
 
-    class Forcing(plan):  # type: ignore[misc,valid-type]
+    class Judging(plan):  # type: ignore[misc,valid-type]
         """Jobs and what they depend on."""
 
-        forces_outputs = True
+        judges_jobs = True
+        depending: Any
 
         def __init__(self, workflow: Any, *arguments: Any, **options: Any) -> None:
             super().__init__(workflow, *arguments, **options)
@@ -162,18 +169,25 @@ def force_outputs(workflow: Any, paths: Sequence[str]) -> None:
             self._judges = False
 
         async def update_needrun(self, *arguments: Any, **options: Any) -> None:
-            self._judges = True
+            know_contents(self.workflow.persistence)
+            depending = self.depending
+            returning = _Returning(self)
+            self.depending, self._judges = returning, True
             try:
                 await super().update_needrun(*arguments, **options)
+                while changed := returning.find_changed():
+                    returning.changed |= changed
+                    self._reason.clear()
+                    await super().update_needrun(*arguments, **options)
             finally:
-                self._judges = False
+                self.depending, self._judges = depending, False
 
         def bfs(self, direction: Any, *jobs: Any, **options: Any) -> Any:
             if self._judges and direction is self.depending:
                 direction = _Updating(direction)
             return super().bfs(direction, *jobs, **options)
 
-    snakemake.workflow.DAG = Forcing
+    snakemake.workflow.DAG = Judging
 
 
 class _Updating:
@@ -221,6 +235,88 @@ def written_files(dag: Any) -> list[str]:
         Outputs and logs.
     """
     return [str(path) for job in dag.needrun_jobs() for path in (*job.output, *job.log)]
+
+
+_CHANGES = (
+    *("forced", "updated_input", "params_changed", "input_changed", "code_changed", "software_stack_changed"),
+    *("nooutput", "noio", "unfinished_queue_input"),
+)
+"""Why Snakemake runs a job, other than that its output is missing or its input is about to change."""
+
+
+class _Returning:
+    """Jobs that depend on one by more than what it makes as it was: purged files, that something else needs again.
+
+    Attributes:
+        changed: Jobs that may make something else.
+    """
+
+    def __init__(self, plan: Any) -> None:
+        self._plan, self._depending = plan, plan.depending
+        self._purged: dict[str, bool] = {}
+        self.changed: set[Any] = set()
+
+    def __getitem__(self, job: Any) -> Any:
+        found = self._depending[job]
+        return {other: files for other, files in found.items() if not self._stays(other, job)} if found else found
+
+    def _was_purged(self, path: str) -> bool:
+        if path not in self._purged:
+            place = Path(path)
+            self._purged[path] = place.with_name("purged.json").exists() and not place.exists()
+        return self._purged[path]
+
+    def _returns(self, job: Any) -> bool:
+        """Whether all that a job makes is as it was before, as far as is known."""
+        if job in self.changed or not job.output:
+            return False
+        # A group is run as a whole: the gather of a Hessian with its shards and the eigenbasis.
+        return all(map(self._was_purged, job.output)) or any(
+            _same_group(job, other) and all(map(self._was_purged, other.output))
+            for other in self._plan.dependencies[job]
+        )
+
+    def _stays(self, other: Any, job: Any) -> bool:
+        """Whether a job need not run for another: not that which purges, where there is something to purge again."""
+        if not other.output or other.rule.name == "purge" or _same_group(job, other) or not self._returns(job):
+            return False
+        return all(Path(one).exists() for one in other.output)
+
+    def find_changed(self) -> set[Any]:
+        """Jobs of which it was thought that they make the same, and that run for another reason."""
+        return {job for job in self._plan.needrun_jobs() if self._returns(job) and self._is_changed(job)}
+
+    def _is_changed(self, job: Any) -> bool:
+        reason = self._plan.reason(job)
+        if any(getattr(reason, name, None) for name in _CHANGES):
+            return True
+        missing = [one for one in job.output if not Path(one).exists()]
+        running = set(self._plan.needrun_jobs())
+        return not all(map(self._was_purged, missing)) or any(
+            other in running and not self._returns(other) for other in self._plan.dependencies[job]
+        )
+
+
+def _same_group(job: Any, other: Any) -> bool:
+    return job.group is not None and job.group == other.group
+
+
+def know_contents(persistence: Any) -> None:
+    """Has Snakemake's records tell the checksum of an input where the output itself says that it is as it was."""
+    ask = persistence.input_checksums
+    if hasattr(ask, "knows_contents"):
+        return
+
+    def checksums(job: Any, path: Any) -> set[Any]:
+        found = ask(job, path)
+        if found - {None} or not job.output:
+            return found
+        if not all(Path(output).exists() and made_from(Path(output), Path(path)) for output in job.output):
+            return found
+        return {f"sha256:{sha256(Path(path).read_bytes()).hexdigest()}"}
+
+    checksums.knows_contents = True  # type: ignore[attr-defined]
+    persistence.input_checksums = checksums
 
 
 def check_working_directory(root: Path, *, on_slurm: bool = False) -> None:

@@ -25,7 +25,7 @@ from quadscape.measures.declaration import checkpoint_key
 from quadscape.planning.experiment import Experiment
 from quadscape.planning.problem import Problem
 from quadscape.provenance.versions import STAGE_VERSIONS
-from quadscape.results.places import Places
+from quadscape.results.places import Places, locate
 from quadscape.results.sizes import Kept
 from quadscape.stored import stage_digest, stored_attributes, stored_manifest
 
@@ -349,6 +349,52 @@ def report_differences(experiment: Experiment, places: Places, problem: Problem,
     """
     found = find_differences(experiment, places, problem, kept)
     kept.save()
-    for difference in found:
-        print(difference, file=sys.stderr, flush=True)
+    for sentence in [*_of_another_experiment(found, experiment, places), *_told(found, places, experiment)]:
+        print(sentence, file=sys.stderr, flush=True)
     return [difference.path for difference in found]
+
+
+def _of_another_experiment(found: list[Difference], experiment: Experiment, places: Places) -> Iterator[str]:
+    """One line, where the data or all runs that are there are of another experiment."""
+    trained = {places.trajectory(run.name) for run in experiment.runs if run.path is None}
+    there = {path for path in trained if Path(path).exists()}
+    differ = {difference.path for difference in found if not _is_scheduled(difference)}
+    if places.data in differ or (there and there <= differ):
+        yield (
+            f"{places.root} holds results of another experiment of the name '{experiment.name}', or of this one before "
+            "it was changed: give this one another `name` to keep both. Otherwise finished stages are set aside "
+            "(….superseded, one of each), and data, checkpoints and figures are made anew in place of those."
+        )
+
+
+def _told(found: list[Difference], places: Places, experiment: Experiment) -> Iterator[str]:
+    """A line for each difference, without those of checkpoints that say the same as their run's."""
+    changes = {difference.path: set(difference.changes) for difference in found}
+    follows = {
+        places.checkpoint(run.name, iteration): changes.get(places.trajectory(run.name), set())
+        for run in experiment.runs
+        for iteration in run.checkpoints
+    }
+    for difference in found:
+        if not changes[difference.path] <= follows.get(difference.path, set()):
+            yield str(difference) + _shared_steps(difference)
+
+
+def _shared_steps(difference: Difference) -> str:
+    """What is not trained again where only the length of a run, or its schedule, differs, and how nothing is."""
+    if not _is_scheduled(difference):
+        return ""
+    run = locate(Path(difference.path).absolute().parent)
+    ends = stored_manifest(difference.path) or {}
+    start = "" if run is None else f"{{run: {run.run}, iteration: {ends.get('results', {}).get('iterations')}}}"
+    return (
+        " The steps before the first that has another learning rate are taken from it; its checkpoints, with their "
+        f"bases, are made again. To keep these, leave that run as it is, and go on in another one by `start: {start}` "
+        "(docs/training.md)."
+    )
+
+
+def _is_scheduled(difference: Difference) -> bool:
+    keys = [change.partition(":")[0] for change in difference.changes]
+    scheduled = all(key == "training.iterations" or key.startswith("training.learning_rate") for key in keys)
+    return scheduled and difference.path.endswith("/trajectory/manifest.json")

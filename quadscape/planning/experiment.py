@@ -181,6 +181,10 @@ class Experiment(Section):
     """What is measured."""
     figures: Figures = Figures()
     """What figures show."""
+    keep: Literal["all", "bases", "tables"] = "all"
+    """What stays on disk of each checkpoint. `all`: everything. `bases`: Hessians go as soon as their eigenbasis, and
+    all that reads them, is finished. `tables`: eigenbases and Gauss–Newton matrices go, too, in a last job, once all
+    that reads them is."""
 
     @field_validator("runs")
     @classmethod

@@ -100,6 +100,17 @@ def _check_gpu(device: str, *, asks: bool) -> None:
         check_gpu_is_there(device)
 
 
+def record_made(snakemake: Any) -> None:
+    """Records what a figure, a page or the findings were made from, and their checksums.
+
+    Args:
+        snakemake: The object that Snakemake gives to a script.
+    """
+    from quadscape.measures.made import write_record
+
+    write_record(list(snakemake.output), input_paths(snakemake))
+
+
 def run_measure_job(snakemake: Any, log: Log) -> None:
     """Runs the job of a measure, whose options come from the parameters that decide whether it is run again.
 

@@ -130,7 +130,7 @@ class Targets:
         return [
             self.result(measure, run, key)
             for run, key in self.subjects(measure)
-            if (runs is None or run in runs) and self._is_wanted(measure, run, key)
+            if (runs is None or run in runs) and self.is_wanted(measure, run, key)
         ]
 
     def subjects(self, measure: str) -> list[tuple[str, str]]:
@@ -150,7 +150,7 @@ class Targets:
             for key in self.keys(MEASURES[measure], one.name)
         ]
 
-    def _is_wanted(self, measure: str, run: str, key: str) -> bool:
+    def is_wanted(self, measure: str, run: str, key: str) -> bool:
         """Whether a result is there, is asked for by name, or can be made without computing again what was purged."""
         if self.experiment.measures.section(measure).on or Path(self.result(measure, run, key)).exists():
             return True
@@ -158,20 +158,21 @@ class Targets:
         stages = {"hessian", "gauss_newton", "eigenbasis"}.intersection(declared.stages)
         places = [(stage, iteration) for stage in stages for iteration in iterations]
         if "subset_eigenbasis" in declared.reads:
-            places += [("eigenbasis", place) for place in self._on_subsets(run, key)]
-        if any(self._is_purged(stage, run, place) for stage, place in places):
+            places += [("eigenbasis", place) for place in self.on_subset_keys(run, key)]
+        if any(self.is_purged(stage, run, place) for stage, place in places):
             return False
         # What reads tables of the same subject alone can be made unless these are left out.
         tables = [name for name in declared.reads if name in MEASURES and MEASURES[name].of == declared.of]
-        return all(self._is_wanted(name, run, key) for name in tables)
+        return all(self.is_wanted(name, run, key) for name in tables)
 
-    def _on_subsets(self, run: str, key: str) -> list[str]:
+    def on_subset_keys(self, run: str, key: str) -> list[str]:
         """A checkpoint as it is analysed on subsets of the data, `<iteration>/on-<subset>`, in the order of the run."""
         if subset_of_key(key) is not None:
             return []
         return [checkpoint_key(int(key), subset) for subset in self.experiment.run(run).subsets_at(int(key))]
 
-    def _is_purged(self, stage: str, run: str, iteration: str) -> bool:
+    def is_purged(self, stage: str, run: str, iteration: str) -> bool:
+        """Whether large arrays of a stage of a checkpoint, of a Hessian of its shards, were purged and are not back."""
         subject = (stage, run, iteration)
         if subject not in self._purged:
             found = getattr(self.places, stage)(run, iteration)
@@ -186,7 +187,7 @@ class Targets:
         found = []
         for measure in MEASURES:
             subjects = self.subjects(measure)
-            places = [f"{run}/{key}" for run, key in subjects if not self._is_wanted(measure, run, key)]
+            places = [f"{run}/{key}" for run, key in subjects if not self.is_wanted(measure, run, key)]
             if places:
                 found.append(
                     f"{measure} of {', '.join(places)} is left out, since what it reads was purged; with "
@@ -224,7 +225,7 @@ class Targets:
             found[name] = [
                 self.result(name, run, key)
                 for run, key in self.subjects(name)
-                if not shown.get(run, set()).isdisjoint(subject_iterations(key)) and self._is_wanted(name, run, key)
+                if not shown.get(run, set()).isdisjoint(subject_iterations(key)) and self.is_wanted(name, run, key)
             ]
         return {name: paths for name, paths in found.items() if paths}
 
@@ -245,7 +246,7 @@ class Targets:
 
     def _shown_subjects(self, measure: str) -> list[tuple[str, str]]:
         """Run and key of every result of a measure that figures show."""
-        wanted = [(run, key) for run, key in self.subjects(measure) if self._is_wanted(measure, run, key)]
+        wanted = [(run, key) for run, key in self.subjects(measure) if self.is_wanted(measure, run, key)]
         having = {run for run, _ in wanted}
         runs = [run for run in self._shown if run in having][:MOST_RUNS]
         return [(run, key) for run, key in wanted if run in runs]
@@ -274,7 +275,7 @@ class Targets:
                     continue
                 options, inputs = self.options(name, run), self.inputs(measure, run, key)
                 reason = take_over(measure, measure_label(name), options, inputs, earlier, manifest)
-                if reason and self._is_wanted(name, run, key):
+                if reason and self.is_wanted(name, run, key):
                     refused.setdefault(f"{name}: {reason}", []).append(f"{run}/{key}")
                 elif not reason:
                     taken += 1
@@ -304,22 +305,37 @@ class Targets:
             elif name == "trajectory":
                 found[name] = [self.places.trajectory(one) for one in runs]
             elif name == "subset_data":
-                found[name] = [self.data(run, place) for place in self._on_subsets(run, key)]
+                found[name] = [self.data(run, place) for place in self.on_subset_keys(run, key)]
             elif name == "subset_eigenbasis":
-                found[name] = [self.places.eigenbasis(run, place) for place in self._on_subsets(run, key)]
-            elif name in MEASURES and MEASURES[name].of == measure.of:
-                found[name] = [self.result(name, run, key)]
-            elif name in MEASURES and grid is not None and MEASURES[name].of == "checkpoint":
-                # Also where their learning rates come from: that is of the same networks.
-                at = [self.result(name, one, key) for one in runs for key in self.keys(MEASURES[name], one)]
-                limits = [path for one in runs for path in self._limits(one)] if name == LIMITS else []
-                found[name] = list(dict.fromkeys([*limits, *at]))
+                found[name] = [self.places.eigenbasis(run, place) for place in self.on_subset_keys(run, key)]
             elif name in MEASURES:
-                subjects = iterations or [WHOLE_RUN]
-                found[name] = [self.result(name, one, subject) for one in runs for subject in subjects]
+                found[name] = [self.result(name, *subject) for subject in self.tables_read(name, measure, run, key)]
             else:
                 found[name] = [getattr(self.places, name)(run, iteration) for iteration in iterations]
         return found
+
+    def tables_read(self, name: str, measure: Measure, run: str, key: str) -> list[tuple[str, str]]:
+        """Subjects of another measure whose tables a measure reads.
+
+        Args:
+            name: The other measure.
+            measure: The measure that reads it.
+            run: Name of the run, or of the family.
+            key: `run`, `family`, an iteration, or a pair of them.
+
+        Returns:
+            Run and key of each result.
+        """
+        if MEASURES[name].of == measure.of:
+            return [(run, key)]
+        iterations, grid = subject_iterations(key), self.experiment.grid(run)
+        runs = [run] if grid is None else [member.run for member in grid.members]
+        if grid is not None and MEASURES[name].of == "checkpoint":
+            # Also where their learning rates come from: that is of the same networks.
+            at = [(one, key) for one in runs for key in self.keys(MEASURES[name], one)]
+            limits = [subject for one in runs for subject in self._limit_subjects(one)] if name == LIMITS else []
+            return list(dict.fromkeys([*limits, *at]))
+        return [(one, subject) for one in runs for subject in iterations or [WHOLE_RUN]]
 
     def findings_inputs(self, _: Any = None) -> dict[str, list[str]]:
         """Manifests of all results, by measure."""
@@ -377,13 +393,20 @@ class Targets:
         return rf"\d+(?:/on-(?:{names}))?" if names else r"\d+"
 
     def on_subsets(self) -> list[str]:
-        """Eigenbases that are asked for on subsets of the data; not those that were purged, whose tables are made."""
+        """Eigenbases that are asked for on subsets of the data, and stay there.
+
+        Returns:
+            Not those that were purged, whose tables are made, nor those that the workflow purges once they are.
+        """
+        comparing = [name for name, measure in MEASURES.items() if measure.reads_subsets]
         return [
             self.places.eigenbasis(run.name, key)
             for run in self.experiment.runs
+            if self.experiment.keep != "tables"
+            or not any(self.experiment.is_measured(name, run.name) for name in comparing)
             for subset, iterations in run.curvature_on.items()
             for key in (checkpoint_key(iteration, subset) for iteration in iterations)
-            if not self._is_purged("eigenbasis", run.name, key)
+            if not self.is_purged("eigenbasis", run.name, key)
         ]
 
     def training(self, run: str) -> dict[str, Any]:
@@ -487,16 +510,20 @@ class Targets:
 
     def tuning(self, run: str) -> list[str]:
         """The tables from which a run takes what it chooses; nothing where it chooses nothing."""
+        return [self.result(*subject) for subject in self.tuning_subjects(run)]
+
+    def tuning_subjects(self, run: str) -> list[tuple[str, str, str]]:
+        """Measure, run or family, and key of each of these tables."""
         choice = self.experiment.choices.get(run)
         if choice is None or isinstance(choice, OfLimit):
-            return self._limits(run)
-        return [self.result(TUNING, choice.family, WHOLE_FAMILY)]
+            return [(LIMITS, *subject) for subject in self._limit_subjects(run)]
+        return [(TUNING, choice.family, WHOLE_FAMILY)]
 
-    def _limits(self, run: str) -> list[str]:
-        """The range tests that give a run its learning rate; none where it is given otherwise."""
+    def _limit_subjects(self, run: str) -> list[tuple[str, str]]:
+        """Of the range tests that give a run its learning rate; none where it is given otherwise."""
         choice = self.experiment.choices.get(run)
         starts = choice.starts if isinstance(choice, OfLimit) else ()
-        return [self.result(LIMITS, start, str(iteration)) for start, iteration in starts]
+        return [(start, str(iteration)) for start, iteration in starts]
 
     def everything(self) -> list[str]:
         """All figures and pages, the findings, which read every result, and eigenbases on subsets."""

@@ -32,6 +32,7 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
     ),
     "training": (
         "quadscape.training.batches",
+        "quadscape.training.continued",
         "quadscape.training.rate_tables",
         "quadscape.training.step_rules",
         "quadscape.training.steps",

@@ -181,6 +181,10 @@ class Places:
         """Manifest of a checkpoint's eigenbasis."""
         return f"{self.root}/runs/{run}/checkpoints/{iteration}/eigenbasis/manifest.json"
 
+    def purge(self, run: str, iteration: int | str, what: str) -> str:
+        """What the workflow has purged of a checkpoint, of its `hessian` or its `basis`, and what not."""
+        return f"{self.root}/runs/{run}/checkpoints/{iteration}/purge-{what}.json"
+
     def result(self, measure: str, run: str, key: int | str, digits: str) -> str:
         """Manifest of a measure's result: of a checkpoint, a pair of them (`<first>-<second>`), or a run (`run`)."""
         return f"{self.root}/tables/{measure}/{run}/{key}/{manifest_name(digits)}"

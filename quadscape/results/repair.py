@@ -45,14 +45,33 @@ def find_damaged(root: str | Path) -> Iterator[Damaged]:
     Yields:
         One for each, in the order of their paths.
     """
+    told: set[Path] = set()
     for path, problem in verify_results(Path(root)):
         if problem is not None and not isinstance(problem, Misplaced | Forbidden):
-            yield _damaged(path, problem)
+            told.add(path)
+            found = _damaged(path, problem)
+            yield found
+            result = _result_of_items(path)
+            if found.given_up is not None and result is not None and result not in told:
+                yield Damaged(result, "what its measure keeps beside it is damaged", result, later=_MEASURED)
+
+
+_MEASURED = "the workflow measures it again"
+
+
+def _result_of_items(path: Path) -> Path | None:
+    """The manifest of the result that keeps a stage beside it; None where a path is of something else."""
+    result = path.with_name(path.name.replace("items-", "manifest-", 1) + ".json")
+    return result if path.name.startswith("items-") and path.is_dir() and result.exists() else None
 
 
 def _damaged(path: Path, problem: str) -> Damaged:
-    if path.suffix == ".json":
-        return Damaged(path, problem, path, later="the workflow measures it again")
+    if path.name.startswith("made-"):
+        return Damaged(path, problem, path, later="what is called like it is drawn again once it is removed, too")
+    if path.suffix == ".json" and path.name.startswith("manifest-"):
+        return Damaged(path, problem, path, later=_MEASURED)
+    if path.is_file():
+        return Damaged(path, problem, path, later="the workflow makes it again from its tables")
     if path.suffix == ".zarr":
         return Damaged(path, problem, path, later="the workflow makes it again")
     if is_superseded(path):

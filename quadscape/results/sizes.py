@@ -5,8 +5,8 @@ anything twice: `results/<name>/sizes.json` holds what was found, under digests 
 
 - A head looks at the data source anew each time, since the digest of its listing decides whether anything is to be
   done; only the shape of the images is taken over where no file was written since. Jobs take what their head has kept.
-- Which measures of which runs are on, and which runs step by which eigenbasis, for `quadscape purge`, which knows no
-  experiment file.
+- Which measures of which runs are on, which runs step by which eigenbasis, and which results read which large arrays,
+  for `quadscape purge`, which knows no experiment file.
 - Built-in networks are counted by arithmetic. A network of the user's own is made once, in a process of its own
   (`python -m quadscape.results.sizes`), and again when any source file that it came from has changed.
 
@@ -124,6 +124,33 @@ def keep_steps(kept: Kept, bases: Mapping[str, tuple[str, int]]) -> None:
     """
     if bases or kept.get("steps", "") is not None:
         kept.put("steps", "", {run: list(basis) for run, basis in bases.items()})
+
+
+def keep_readers(kept: Kept, runs: Sequence[str], readers: Mapping[str, Sequence[str]]) -> None:
+    """Keeps which results of the experiment read which large arrays.
+
+    Args:
+        kept: What is kept.
+        runs: The experiment's runs; of those of others nothing is known.
+        readers: Outputs that are made from a stage, or from what a result keeps, by the manifest of that; all below
+            the folder of the experiment.
+    """
+    kept.put("readers", "", {"runs": list(runs), "of": {path: list(found) for path, found in readers.items()}})
+
+
+def kept_readers(kept: Kept, run: str, manifest: str) -> list[str] | None:
+    """Outputs that are made from a stage, as the head asked for that started last.
+
+    Args:
+        kept: What is kept.
+        run: Name of the run that the stage belongs to.
+        manifest: Its manifest, below the folder of the experiment.
+
+    Returns:
+        None where its experiment had no such run, or no head has started since this is kept.
+    """
+    found = kept.get("readers", "")
+    return None if found is None or run not in found["runs"] else found["of"].get(manifest, [])
 
 
 def basis_steps(kept: Kept, run: str, iteration: int) -> list[str]:

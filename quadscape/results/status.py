@@ -192,6 +192,10 @@ def stage_status(directory: str | Path) -> StageStatus:
         manifest = finished_manifest(directory)
     except StoreError:
         manifest, state = None, _state(directory, events)
+    lost = ""
+    if manifest is not None and not (directory / "store.zarr").exists():
+        manifest, lost = None, "It was finished, but its store is gone: `quadscape repair --yes`."
+        state = "running" if owner_lives(directory) else "failed"
     if is_superseded(directory):
         state = "superseded"
     now = time.time()
@@ -216,6 +220,8 @@ def stage_status(directory: str | Path) -> StageStatus:
             remaining = max(0.0, (total - done) / rate - since)
 
     errors = [str(entry.get("message", "")) for entry in events if entry["event"] in {"error", "fenced"}]
+    if lost:
+        errors, done = [lost], 0
     owner = None
     with contextlib.suppress(OSError):
         owner = present_owner(directory)

@@ -6,7 +6,8 @@ manifest, or a whole directory, of another checkpoint is found out), and every r
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from quadscape.measures.declaration import (
     subject_iterations,
     subject_key,
 )
+from quadscape.measures.made import record_path, recorded_files
 from quadscape.measures.result import (
     Provenance,
     input_digest,
@@ -66,7 +68,7 @@ class _MisplacedError(StoreError):
 
 
 def verify_results(root: Path) -> Iterator[tuple[Path, str | None]]:
-    """Checks every finished stage and every small store below a directory.
+    """Checks every finished stage, every small store, every result and every figure below a directory.
 
     What was set aside (`<stage>.superseded`) is checked on its own, and not compared with what lies beside it.
 
@@ -98,11 +100,52 @@ def verify_results(root: Path) -> Iterator[tuple[Path, str | None]]:
             for name in sorted(files):
                 if name.startswith("manifest-") and name.endswith(".json"):
                     yield here / name, _problem(_verify_result, here / name)
+            yield from _made(here, files)
             continue
         yield here, _problem(check, here)
     for error in hidden:
         here = Path(error.filename)
         yield here, Forbidden(forbidden(here) or f"{here} cannot be read ({error.strerror}).")
+
+
+def find_unrecorded(root: Path) -> list[Path]:
+    """Figures, pages and findings that `verify_results` cannot check: no checksums of them were kept.
+
+    Args:
+        root: Where to look.
+
+    Returns:
+        Those of versions before there were such checksums; drawn again, they have some.
+    """
+    found = []
+    for folder, _, names in os.walk(root):
+        paths = [Path(folder) / name for name in sorted(names) if _is_picture(Path(folder) / name)]
+        found += [path for path in paths if path.name not in (recorded_files(record_path(path)) or {})]
+    return found
+
+
+def _made(folder: Path, names: Sequence[str]) -> Iterator[tuple[Path, str | None]]:
+    """Compares figures, pages and findings with the checksums beside them."""
+    for place in sorted({record_path(folder / name) for name in names if _is_picture(folder / name)}):
+        files = recorded_files(place) if place.exists() else {}
+        if files is None:
+            yield (
+                place,
+                f"{place} is damaged; remove it, and what is called like it beside it, and run the workflow again.",
+            )
+        for name in sorted(set(files or {}).intersection(names)):
+            yield folder / name, _problem(partial(_verify_file, (files or {})[name]), folder / name)
+
+
+def _is_picture(path: Path) -> bool:
+    if path.name.startswith(("made-", ".")):
+        return False
+    return path.stem == "findings" or path.parent.name in {"figures", "pages"}
+
+
+def _verify_file(checksum: str, path: Path) -> None:
+    if sha256(path.read_bytes()).hexdigest() != checksum:
+        _refuse_file(path, "is not as it was written")
 
 
 def _problem(check: Callable[[Path], None], path: Path) -> str | None:

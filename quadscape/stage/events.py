@@ -54,3 +54,32 @@ def read_events(directory: Path) -> list[dict[str, Any]]:
             if isinstance(entry, dict) and "event" in entry and "time" in entry:
                 found.append(entry)
     return found
+
+
+def seconds_taken(directory: Path) -> float | None:
+    """Time that the units of a finished stage took, with their beginning and their end, each when it was last computed.
+
+    Args:
+        directory: The stage's directory.
+
+    Returns:
+        None where the events do not tell.
+    """
+    units, before, after = dict[Any, float](), 0.0, 0.0
+    last, began = 0.0, False
+    for entry in read_events(directory):
+        kind, now, seconds = entry["event"], entry["time"], entry.get("seconds")
+        if not isinstance(now, int | float):
+            continue
+        if kind == "afresh":
+            units.clear()
+        elif kind == "start":
+            last, began = now, True
+        elif kind == "unit" and isinstance(seconds, int | float):
+            before = max(0.0, now - seconds - last) if began else before
+            units[entry.get("unit")] = seconds
+            last, began = now, False
+        elif kind == "finish" and not began:
+            # An attempt that found everything done tells nothing.
+            after = max(0.0, now - last)
+    return sum(units.values()) + before + after if units else None

@@ -32,7 +32,7 @@ from quadscape.stage.files import (
     root_attributes,
     root_checksum,
 )
-from quadscape.stage.finished import finished_attributes, identity, make_manifest, missing_manifest
+from quadscape.stage.finished import finished_attributes, identity, load_purged, make_manifest, missing_manifest
 from quadscape.stage.journal import Journal, journal_key
 from quadscape.stage.lock import HEARTBEAT_SECONDS, STALE_SECONDS, Lock
 from quadscape.stage.protocol import Arrays, Needs, StageStore, Task
@@ -73,6 +73,7 @@ class _Run:
         self.store_path = directory / "store.zarr"
         self.staging_path = lock.workspace / "staging.zarr"
         self.fingerprint = fingerprint_of(_described(task))
+        self._purged: list[str] = []
 
     def run(self) -> dict[str, Any]:
         try:
@@ -87,6 +88,7 @@ class _Run:
 
     def _work(self, attributes: dict[str, Any]) -> dict[str, Any]:
         # What was purged is computed anew from here on; a purge that comes later must not go on with this one.
+        self._purged = self._purged_arrays()
         self.lock.discard(self.directory / PURGED)
         plan = first = attributes["plan"]
         total = self.task.units(plan)
@@ -114,6 +116,16 @@ class _Run:
             self._discard_scratch(plan, journal)
             self._check_again(journal, read=bool(pending))
             return self._write_manifest(first, total, journal)
+
+    def _purged_arrays(self) -> list[str]:
+        """Arrays that were purged and are computed again, which is said in one line."""
+        with contextlib.suppress(StoreError):
+            if not (self.directory / "manifest.json").exists() and (purged := load_purged(self.directory)) is not None:
+                names = " and ".join(purged.arrays)
+                self.log(f"{self.task.name}: {names} purged on {purged.date}, computed again.")
+                self.events("again", arrays=purged.arrays, purged=purged.date)
+                return purged.arrays
+        return []
 
     def _key(self, plan: dict[str, Any]) -> str:
         return journal_key({"fingerprint": self.fingerprint, "plan": plan})
@@ -228,6 +240,8 @@ class _Run:
             del journal.units[unit]
         for unit, name in sorted(damaged.items()):
             del journal.units[unit]
+            if name.partition("/")[0] in self._purged and not (self.store_path / name).exists():
+                continue
             self.log(f"{self.task.name}: unit {unit} is computed again, since {name} is missing or damaged.")
             self.events("damaged", unit=unit, file=name)
         journal.rewrite(self.lock)

@@ -24,6 +24,7 @@ from quadscape.provenance.versions import STAGE_VERSIONS
 from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.store import ArraySpec
 from quadscape.training.batches import Batches
+from quadscape.training.continued import Earlier
 from quadscape.training.optimizers import clip, make_optimizer, state_names
 from quadscape.training.rate_tables import filled, rates_of
 from quadscape.training.start import StartPoint, stream_of
@@ -80,6 +81,7 @@ class TrainingTask:
         self._trainer: Trainer | None = None
         self._step_seconds: float | None = None
         self._rates: np.ndarray | None = None
+        self._earlier: Earlier | None = None
         self._info = data_info(self.data)
         count = self._info.counts["train"]
         self._batch_size = run.batch_of(count)
@@ -378,6 +380,8 @@ class TrainingTask:
         Returns:
             Values by array.
         """
+        if (taken := self._taken(unit, plan, store)) is not None:
+            return taken
         trainer, run = self._ready(), self.run
         first = unit * plan["steps"]
         stop = min(first + plan["steps"], run.iterations)
@@ -423,6 +427,12 @@ class TrainingTask:
             states = np.stack([before[name], vector]) if unit == 0 else vector[None]
             written[f"resume/{name}"] = _rows(unit + 2 - len(states), states)
         return written
+
+    def _taken(self, unit: int, plan: dict[str, Any], store: StageStore) -> Arrays | None:
+        """A unit of a run of another length, or schedule, that was here before, where it is the same."""
+        if self._earlier is None:
+            self._earlier = Earlier(store.directory, self.run, self.parameters(), plan)
+        return self._earlier.unit(unit, store)
 
     def _optimizer(self, state: State, steps: int) -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
         """θ as a parameter that shares the state's memory, and the optimizer where it stands after some steps."""
