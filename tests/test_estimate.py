@@ -9,15 +9,16 @@ from quadscape.amounts import format_seconds
 from quadscape.cli import main
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import GROUPS
-from quadscape.planning.estimate import Estimates, Need, estimate_experiment, format_estimates, measure_rates
+from quadscape.planning.estimate import Estimates, Need, estimate_experiment, format_estimates
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.problem import Problem
+from quadscape.planning.speeds import measure_matrices, measure_speeds
 from quadscape.results.sizes import Network
 from quadscape.stage.events import read_events
 from results import small_experiment
 from tests.experiments import SMALL
 
-STAGES = ["training", "hessian_shard", "hessian", "gauss_newton", "eigenbasis"]
+STAGES = ["prepare_data", "training", "extract_checkpoint", "hessian_shard", "hessian", "gauss_newton", "eigenbasis"]
 # Of a Gauss–Newton matrix, which is not asked for, and of subsets of the data, of which there are none.
 STAGES += [
     f"measure_{name}"
@@ -96,7 +97,9 @@ def test_shards_share_the_work() -> None:
         for k in (1, 4)
     )
     assert (whole.jobs, parts.jobs) == (2, 8)
-    assert parts.disk_bytes == pytest.approx(whole.disk_bytes / 4, abs=1)
+    assert parts.kept_bytes == pytest.approx(whole.disk_bytes / 4, abs=1)
+    # They share the work, so that one with cheap columns has more of them.
+    assert parts.kept_bytes < parts.disk_bytes < whole.disk_bytes
 
 
 def test_the_real_experiment_is_told_for_a_gpu_that_is_not_here() -> None:
@@ -121,10 +124,24 @@ def test_times_for_people(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
-def test_rates_are_plausible() -> None:
-    rates = measure_rates("cpu", 300)
-    assert 1e8 < rates.bandwidth < 1e13
-    assert 1e8 < rates.float64 < 1e14
+def test_speeds_are_plausible_kept_and_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = measure_matrices("cpu", 300)
+    assert 1e8 < speeds["read"] < 1e13
+    assert 1e8 < speeds["matrix float64"] < 1e14
+    problem, cache = Problem.of(small_experiment()), tmp_path / "speeds.json"
+    networks = [(problem.countable["a"], problem.counts("a"))]
+    (first,) = measure_speeds(networks, problem.experiment.runs[0], "float32", "cpu", cache)
+    for kind in ("forward float32", "gradient float64", "product float32", "columns float32", "columns float64"):
+        assert 1e4 < first[kind] < 1e13, kind
+    assert 10 < first["steps"] < 1e6
+    # What was measured before is not measured again; another network takes the speeds of the one that is most alike.
+    monkeypatch.setattr("quadscape.planning.speeds._passes", None)
+    assert measure_speeds(networks, problem.experiment.runs[0], "float32", "cpu", cache) == [first]
+    other = Problem.of(small_experiment(model={"factory": "mlp", "hidden": [9]}))
+    more = [*networks, (other.countable["a"], other.counts("a"))]
+    monkeypatch.setattr("quadscape.planning.speeds._BUDGET", -1.0)
+    both = measure_speeds(more, problem.experiment.runs[0], "float32", "cpu", cache)
+    assert both[0] == both[1] == first
 
 
 def test_totals_and_table() -> None:
@@ -132,8 +149,9 @@ def test_totals_and_table() -> None:
     part = Estimates("cuda", False, needs)
     assert (part.memory_bytes, part.disk_bytes, part.seconds) == (5e9, 4e9 + 2e6, 180.0)
     table = format_estimates([part]).splitlines()
-    assert "assumed nominal rates" in table[0]
-    assert table[-1].split() == ["total", "5", "GB", "4", "GB", "3", "min", "00", "s"]
+    assert "assumed nominal speeds" in table[0]
+    assert table[-2].split() == ["total", "5", "GB", "4", "GB", "3", "min", "00", "s"]
+    assert "At most 4 GB of disk" in table[-1]
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def _task(stage: str, root: str) -> Task:
     if stage == "hessian":
         return HessianTask(home / "hessian", checkpoint, data, experiment.curvature, "cpu")
     if stage == "gauss_newton":
-        gauss_newton._ACCUMULATED_BYTES["cpu"] = 1 << 18  # several runs of columns
+        gauss_newton.ACCUMULATED_BYTES["cpu"] = 1 << 18  # several runs of columns
         return GaussNewtonTask(checkpoint, data, experiment.curvature, "cpu")
     if stage == "streamed":
         eigensolver.USABLE = 0.0  # as if nothing fitted

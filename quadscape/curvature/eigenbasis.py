@@ -5,7 +5,7 @@ H = QΛQᵀ with λ₁ ≥ … ≥ λ_P, each qᵢ with its component of largest
 the basis is verified against, and the overlaps of the eigenvectors with the network's invariances.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from quadscape.config.sections import Curvature
+from quadscape.curvature.costs import eigenbasis_bytes
 from quadscape.curvature.eigensolver import Solver, basis_specs, make_solver, plan_solver
 from quadscape.curvature.hessian import HessianMatrix
 from quadscape.curvature.invariances import (
@@ -56,24 +57,6 @@ from quadscape.store import ArraySpec
 _TILE_BYTES = 256 << 20
 _CHECK_BLOCK = 4
 _LEAST_CHECK_BYTES = 512 << 20
-
-
-def host_bytes(plan: Mapping[str, Any], solver: Solver, product_bytes: int) -> int:
-    """Memory that the stage takes of the host.
-
-    Args:
-        plan: With `device` and `solver`.
-        solver: The solver.
-        product_bytes: What one product of the float64 objective takes on a CPU.
-
-    Returns:
-        Bytes.
-    """
-    if plan["device"] == "cuda":
-        # The matrix is on the GPU; the host holds strips, and a library's results.
-        return (3 << 30) + (solver.memory_bytes() if plan["solver"] == "cusolver" else 4 << 30)
-    # The checks at the end take no more than the solver did.
-    return (1 << 30) + max(product_bytes, solver.memory_bytes())
 
 
 def disk_bytes(specs: Sequence[ArraySpec]) -> int:
@@ -227,7 +210,7 @@ class EigenbasisTask:
         seconds = solver.seconds(rates)
         seconds += [self._size * plan["tile"] * 4 / 1e9] * self._overlap_units(plan)
         seconds += [plan["check_block"] * plan["product_flops"] / rates.float64] * self._product_units(plan)
-        memory = host_bytes(plan, solver, plan["product_bytes"])
+        memory = eigenbasis_bytes(plan["device"], plan["solver"], solver.memory_bytes(), plan["product_bytes"])
         return Needs(memory, disk_bytes(self.arrays(plan)), sum(seconds), seconds, solver.method)
 
     def start(self, plan: dict[str, Any]) -> None:

@@ -24,16 +24,18 @@ from quadscape.curvature.divide_and_conquer import Tree, merge_level, solve_leav
 from quadscape.curvature.solver_plan import (
     FIELDS,
     INNER,
-    LAPACK_LIMIT,
+    LIBRARY_LIMIT,
     LIBRARY_MATRICES,
-    UNIT_BYTES,
     USABLE,
     Rates,
     bounds,
     depth,
-    range_seconds,
+    library_bytes,
+    library_plan,
+    library_work,
     streamed_bytes,
     streamed_plan,
+    streamed_work,
 )
 from quadscape.curvature.tridiagonal_reduction import (
     Reflectors,
@@ -52,7 +54,6 @@ Fill = Callable[[torch.Tensor], None]
 """Writes the whole symmetric matrix into a tensor of shape (n, n)."""
 Values = dict[str, tuple[tuple[slice | int, ...], np.ndarray]]
 
-_CUSOLVER_LIMIT = 20_000
 """cuSOLVER's `syevd` fails from n between 23,000 and 27,000 on with many versions of CUDA; below, it is right."""
 _ROWS = 1024
 
@@ -87,15 +88,9 @@ def plan_solver(size: int, dtype: str, device: torch.device) -> dict[str, Any]:
         `solver`, `block` (eigenvectors of one unit), and for `streamed` the columns of one unit of the reduction, whose
         arithmetic it is, and the memory of a tile.
     """
-    itemsize = np.dtype(dtype).itemsize
-    matrix = size**2 * itemsize
-    limit = _CUSOLVER_LIMIT if device.type == "cuda" else LAPACK_LIMIT
-    if size <= limit and LIBRARY_MATRICES * matrix <= USABLE * device_memory(device):
-        fitting = min(4096, size // 8, UNIT_BYTES // (size * itemsize))
-        return {
-            "solver": "cusolver" if device.type == "cuda" else "evd",
-            "block": max(INNER, fitting // INNER * INNER),
-        }
+    fits = library_bytes(size, dtype) <= USABLE * device_memory(device)
+    if size <= LIBRARY_LIMIT[device.type] and fits:
+        return library_plan(size, dtype, device.type)
     return streamed_plan(size, dtype, device.type)
 
 
@@ -229,16 +224,10 @@ class _Library:
         self.method = f"{where}, since {LIBRARY_MATRICES} matrices fit into memory"
 
     def memory_bytes(self) -> int:
-        return LIBRARY_MATRICES * self._size**2 * np.dtype(self._dtype).itemsize
+        return library_bytes(self._size, self._dtype)
 
     def seconds(self, rates: Rates) -> list[float]:
-        n, itemsize = float(self._size), np.dtype(self._dtype).itemsize
-        rate = rates.float32 if self._dtype == "float32" else rates.float64
-        # The reduction reads the trailing triangle once per column; divide and conquer and the back-transformation are
-        # matrix products, about 4n³ operations in all.
-        whole = n**3 / 6 * itemsize / rates.bandwidth + 4 * n**3 / rate
-        written = n * self._plan["block"] * itemsize / 1e9
-        return [whole + written, *[written] * (self.units - 1)]
+        return [unit.seconds(rates) for unit in library_work(self._size, self._dtype, self._plan["block"])]
 
     def compute(self, unit: int, store: StageStore) -> Arrays:
         if self._pairs is None:
@@ -309,20 +298,7 @@ class _Streamed:
         return streamed_bytes(self._size, self._dtype, self._plan)
 
     def seconds(self, rates: Rates) -> list[float]:
-        n, itemsize = self._size, np.dtype(self._dtype).itemsize
-        rate = rates.float32 if self._dtype == "float32" else rates.float64
-        found = []
-        for start in range(0, n, self._columns):
-            stop = min(n, start + self._columns)
-            # A triangle is read by LAPACK, the whole square by torch, once per column.
-            area = ((n - start) ** 3 - (n - stop) ** 3) / (6 if self._plan["engine"] == "lapack" else 3)
-            found.append(area * itemsize / rates.bandwidth + 4 * area / rate)
-        # Secular equations: about 600 bytes go through the processor for each pair of pole and root.
-        found += [n * (n >> (self._levels - 1 - level)) * 600 / (4 * rates.bandwidth) for level in range(self._levels)]
-        for start in range(0, n, self._plan["block"]):
-            width = min(n, start + self._plan["block"]) - start
-            found.append(width * range_seconds(n, self._dtype, rates))
-        return found
+        return [unit.seconds(rates) for unit in streamed_work(self._size, self._dtype, self._plan)]
 
     def compute(self, unit: int, store: StageStore) -> Arrays:
         give_freed_memory_back()

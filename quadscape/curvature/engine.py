@@ -18,6 +18,7 @@ import torch
 from torch.func import grad, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
+from quadscape.curvature.costs import ENGINE_CHUNK, ENGINE_TILE_BYTES, USUAL_COLUMNS
 from quadscape.curvature.graph import Graph, Node, differentiable, trace
 from quadscape.curvature.operations.affine import Affine, with_onednn
 from quadscape.curvature.operations.base import Adjoint, Expansion, Operation, Tangent, laid_out, plain
@@ -29,12 +30,8 @@ from quadscape.network.parameters import ParameterBlock
 
 Tensor = torch.Tensor
 
-_CPU_CHUNK = 64
-_CPU_TILE_BYTES = 64 << 20
 _CUDA_CHUNK = 1024
 _CUDA_FRACTION = 0.1
-# Columns of one channel, as far as the choice between columns and positions goes.
-_USUAL_COLUMNS = 256
 # A multiply–add of the small products that expand directions costs as much as several of a convolution.
 _EXPANSION_COST = 4
 # An element-wise operation costs about as much as this many multiply–adds, over all its passes.
@@ -118,7 +115,7 @@ class HessianEngine:
         if device.type == "cuda":
             total = torch.cuda.get_device_properties(device).total_memory
             return {"chunk": min(objective.chunk, _CUDA_CHUNK), "tile": int(total * _CUDA_FRACTION)}
-        return {"chunk": min(objective.chunk, _CPU_CHUNK), "tile": _CPU_TILE_BYTES}
+        return {"chunk": min(objective.chunk, ENGINE_CHUNK), "tile": ENGINE_TILE_BYTES}
 
     def of_part(self, examples: slice) -> "HessianEngine":
         """The engine of the loss of some of the examples, which takes over what is known of the network.
@@ -222,7 +219,7 @@ class HessianEngine:
             largest_rows = max(largest_rows, block.stop - block.start)
         primal = 5 * sum(values.values())
         strip = columns * objective.size * 8
-        rows = 3 * min(columns, _USUAL_COLUMNS) * largest_rows * itemsize
+        rows = 3 * min(columns, USUAL_COLUMNS) * largest_rows * itemsize
         return primal + shared + carried + 4 * self.plan["tile"] + strip + rows
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -254,7 +251,7 @@ class HessianEngine:
     def _origin(self, traced: _Traced, index: int, block: ParameterBlock) -> _Origin:
         node = _weighted(traced, index)
         positions = None
-        if node is not None and _cheaper_by_positions(traced, node, index, min(_per_channel(block), _USUAL_COLUMNS)):
+        if node is not None and _cheaper_by_positions(traced, node, index, min(_per_channel(block), USUAL_COLUMNS)):
             positions = _affine(traced, node).positions(traced.shapes[node.name])
         size = sum(traced.shapes[n.name].numel() for n in traced.graph.nodes if traced.depends[n.name] >= index)
         width = max(1, self.plan["tile"] // max(1, size * self.objective.dtype.itemsize))

@@ -24,12 +24,20 @@ from threadpoolctl import threadpool_limits
 from torch.func import vjp, vmap
 
 from quadscape.config.sections import Curvature
-from quadscape.curvature.hessian import HessianMatrix, resident_bytes
+from quadscape.curvature.costs import (
+    ACCUMULATED_BYTES,
+    ROW_BYTES,
+    column_block,
+    lower_entries,
+    resident_bytes,
+    rows_bytes,
+    run_bytes,
+)
+from quadscape.curvature.hessian import HessianMatrix
 from quadscape.curvature.strips import (
     UNIT_FLOPS,
     StripMatrix,
     check_finite,
-    column_block,
     flops_per_example,
     matrix_spec,
     multiply_probes,
@@ -53,8 +61,6 @@ from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.store import ArraySpec
 
 _STAGE = "gauss_newton"
-_ACCUMULATED_BYTES = {"cpu": 1 << 30}
-_ROW_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
 _CUDA_FRACTION = 1 / 8
 _JACOBIAN_SHARE = 32
 """The products of a run of columns may count so many times the operations of its Jacobians, however long that takes."""
@@ -169,16 +175,11 @@ class GaussNewtonEngine:
             yield c, (total / objective.count).cpu()
 
 
-def _lower_entries(size: int, block: int, start: int, stop: int) -> int:
-    """Entries of some columns on and below the blocks on the diagonal."""
-    return sum((size - c) * min(block, stop - c) for c in range(start, stop, block))
-
-
 def _cut_runs(size: int, block: int, most_bytes: int, most_entries: float) -> list[int]:
     """Bounds of runs of whole blocks whose lower parts fit into memory and into the work of one unit."""
     bounds, entries = [0], 0
     for start in range(0, size, block):
-        more = _lower_entries(size, block, start, min(size, start + block))
+        more = lower_entries(size, block, start, min(size, start + block))
         if entries and (8 * (entries + more) > most_bytes or entries + more > most_entries):
             bounds.append(start)
             entries = 0
@@ -229,7 +230,7 @@ class GaussNewtonTask:
         most_entries = max(budget, _JACOBIAN_SHARE * jacobians) / (2.0 * objective.count * classes)
         row = classes * size * objective.dtype.itemsize
         # The backward passes of all classes are in memory at once, too.
-        fitting = min(_ROW_BYTES[device.type] // row, objective.chunk // classes)
+        fitting = min(ROW_BYTES[device.type] // row, objective.chunk // classes)
         block, accumulated = column_block(size), _accumulated_bytes(device)
         runs = _cut_runs(size, block, accumulated, most_entries)
         widest = objectives["float64"]
@@ -260,13 +261,13 @@ class GaussNewtonTask:
         """Half the matrix on disk; in memory a run of columns in float64 and as stored, on a CPU the Jacobians too."""
         size, itemsize = self._objectives.size, np.dtype(self._config.dtype).itemsize
         run = max(
-            8 * _lower_entries(size, plan["block"], start, stop) + 2 * itemsize * size * (stop - start)
+            run_bytes(size, lower_entries(size, plan["block"], start, stop), stop - start, itemsize)
             for start, stop in pairwise(plan["runs"])
         )
-        rows = 0 if plan["device"] == "cuda" else 3 * plan["examples"] * plan["classes"] * size * itemsize
+        rows = 0 if plan["device"] == "cuda" else rows_bytes(size, plan["examples"] * plan["classes"], itemsize)
         product = 0 if plan["device"] == "cuda" else plan["product_bytes"]
         disk = size * (size + plan["block"]) // 2 * itemsize + 2 * size * SIGN_PROBES * 8
-        return Needs(resident_bytes(plan["device"], self._objectives) + run + rows + product, disk)
+        return Needs(resident_bytes(plan["device"], self._objectives.numbers) + run + rows + product, disk)
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads and determinism."""
@@ -316,7 +317,7 @@ class GaussNewtonTask:
 def _accumulated_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory * _CUDA_FRACTION)
-    return _ACCUMULATED_BYTES[device.type]
+    return ACCUMULATED_BYTES["cpu"]
 
 
 def _strip_bounds(size: int, plan: dict[str, Any]) -> list[int]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from quadscape.config.sections import Curvature
+from quadscape.curvature.costs import resident_bytes, strips_bytes
 from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.shards import shard_directory, shard_name
 from quadscape.curvature.strips import (
@@ -51,12 +52,6 @@ from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.store import ArraySpec
 
 _SHARD_STAGE, _STAGE = "hessian_shard", "hessian"
-
-
-def resident_bytes(device: str, objectives: CheckpointObjectives) -> int:
-    """Host memory for torch and the data."""
-    images = 12 * objectives.examples * int(np.prod(objectives.checkpoint.shape))
-    return ((3 << 30) if device == "cuda" else (1 << 30)) + images
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -160,7 +155,8 @@ class HessianShardTask:
         size, bounds = self._objectives.size, np.array(plan["strips"])
         widths = np.diff(bounds)
         working = 0 if plan["device"] == "cuda" else plan["memory_bytes"]
-        memory = resident_bytes(plan["device"], self._objectives) + working + 24 * size * int(widths.max())
+        resident = resident_bytes(plan["device"], self._objectives.numbers)
+        memory = resident + working + strips_bytes(size, int(widths.max()))
         disk = int(np.dot(size - bounds[:-1], widths)) * np.dtype(self._config.dtype).itemsize
         return Needs(memory, disk, self._seconds, plan["flops"])
 
@@ -284,7 +280,7 @@ class HessianTask:
         size = self._objectives.size
         widest = max(int(np.diff(strip_bounds(shard)).max()) for shard in self._shards)
         product = 0 if plan["device"] == "cuda" else plan["product_bytes"]
-        memory = resident_bytes(plan["device"], self._objectives) + product + 24 * size * widest
+        memory = resident_bytes(plan["device"], self._objectives.numbers) + product + strips_bytes(size, widest)
         return Needs(memory, 2 * size * SIGN_PROBES * 8)
 
     def start(self, plan: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,8 @@ PANEL = 64
 """Columns of one panel: few enough that products with V and W stay small beside those with the matrix."""
 LAPACK_LIMIT = 32_000
 """Beyond, the length of the workspace of LAPACK's divide and conquer, 2n², exceeds a 32-bit integer."""
+LIBRARY_LIMIT = {"cpu": LAPACK_LIMIT, "cuda": 20_000}
+"""Largest matrix that is left to a library, by kind of device."""
 LIBRARY_MATRICES = 3
 """The matrix, and two of its size as workspace."""
 USABLE = 0.8
@@ -114,7 +116,7 @@ def advisable_bytes(size: int, dtype: str) -> int:
         Bytes.
     """
     if size <= LAPACK_LIMIT:
-        return int(LIBRARY_MATRICES * size**2 * np.dtype(dtype).itemsize / USABLE)
+        return int(library_bytes(size, dtype) / USABLE)
     return streamed_bytes(size, dtype, streamed_plan(size, dtype, "cpu"))
 
 
@@ -164,6 +166,114 @@ def streamed_bytes(size: int, dtype: str, plan: Mapping[str, Any]) -> int:
     widest = max(b - a for a, b in pairwise(bounds(size, 0)))
     tree = 8 * size * (len(FIELDS) * (1 + depth(size)) + widest)
     return max(size**2 * itemsize + strips, 2 * tree + ranges + 6 * int(plan["tile_bytes"]))
+
+
+class UnitWork(NamedTuple):
+    """What one unit of a solver does.
+
+    Attributes:
+        read: Bytes that go through the processor.
+        float32: Operations of products of float32 matrices.
+        float64: The same of float64 matrices.
+        written: Bytes that are stored.
+    """
+
+    read: float
+    float32: float
+    float64: float
+    written: float = 0.0
+
+    def seconds(self, rates: Rates, disk_rate: float = 1e9) -> float:
+        """Time at given rates.
+
+        Args:
+            rates: Of the device.
+            disk_rate: Bytes per second that are stored.
+
+        Returns:
+            Seconds.
+        """
+        products = self.float32 / rates.float32 + self.float64 / rates.float64
+        return self.read / rates.bandwidth + products + self.written / disk_rate
+
+
+def _products(dtype: str, operations: float) -> tuple[float, float]:
+    return (operations, 0.0) if dtype == "float32" else (0.0, operations)
+
+
+def library_plan(size: int, dtype: str, device: str) -> dict[str, Any]:
+    """Sizes of the way by a library.
+
+    Args:
+        size: n.
+        dtype: `float32` or `float64`.
+        device: `cpu` or `cuda`.
+
+    Returns:
+        As `plan_solver`.
+    """
+    fitting = min(4096, size // 8, UNIT_BYTES // (size * np.dtype(dtype).itemsize))
+    return {"solver": "cusolver" if device == "cuda" else "evd", "block": max(INNER, fitting // INNER * INNER)}
+
+
+def library_bytes(size: int, dtype: str) -> int:
+    """Memory of a decomposition by a library.
+
+    Args:
+        size: n.
+        dtype: `float32` or `float64`.
+
+    Returns:
+        Bytes.
+    """
+    return LIBRARY_MATRICES * size**2 * np.dtype(dtype).itemsize
+
+
+def library_work(size: int, dtype: str, block: int) -> list[UnitWork]:
+    """Work of the units of a decomposition by a library, all of it before the first is stored.
+
+    Args:
+        size: n.
+        dtype: `float32` or `float64`.
+        block: Eigenvectors of one unit.
+
+    Returns:
+        Of each unit.
+    """
+    n, itemsize = float(size), np.dtype(dtype).itemsize
+    # The reduction reads the trailing triangle once per column; divide and conquer and the back-transformation are
+    # matrix products, about 4n³ operations in all.
+    written = n * block * itemsize
+    whole = UnitWork(n**3 / 6 * itemsize, *_products(dtype, 4 * n**3), written)
+    return [whole, *[UnitWork(0.0, 0.0, 0.0, written)] * (-(-size // block) - 1)]
+
+
+def streamed_work(size: int, dtype: str, plan: Mapping[str, Any]) -> list[UnitWork]:
+    """Work of the units of the streamed way: of the reduction, of each level, and of ranges of eigenvectors.
+
+    Args:
+        size: n.
+        dtype: `float32` or `float64`.
+        plan: What `streamed_plan` returned.
+
+    Returns:
+        Of each unit.
+    """
+    n, itemsize = size, np.dtype(dtype).itemsize
+    found = []
+    for start in range(0, n, int(plan["columns"])):
+        stop = min(n, start + int(plan["columns"]))
+        # A triangle is read by LAPACK, the whole square by torch, once per column.
+        area = ((n - start) ** 3 - (n - stop) ** 3) / (6 if plan["engine"] == "lapack" else 3)
+        found.append(UnitWork(area * itemsize, *_products(dtype, 4 * area)))
+    # Secular equations: about 600 bytes go through the processor for each pair of pole and root, four at once.
+    levels = depth(n)
+    found += [UnitWork(n * (n >> (levels - level)) * 150, 0.0, 0.0) for level in range(levels + 1)]
+    for start in range(0, n, int(plan["block"])):
+        width = min(n, start + int(plan["block"])) - start
+        single, double = _products(dtype, 2.0 * n**2 * width)
+        found.append(UnitWork(0.0, single, double + 2.0 * n**2 * width))
+    return found
 
 
 def range_seconds(size: int, dtype: str, rates: Rates) -> float:

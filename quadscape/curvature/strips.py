@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from quadscape.curvature.costs import MATRIX_ROWS, STRIP_BYTES, column_block, widest_strip
 from quadscape.curvature.verification import PROBE_SEED, SIGN_PROBES, sign_probes
 from quadscape.errors import StoreError, VerificationError
 from quadscape.network.objective import Objective, Vector
@@ -27,37 +28,11 @@ Cost = Callable[[int, int], float]
 
 UNIT_FLOPS = {"cpu": 60 * 50e9, "cuda": 60 * 5e12}
 """Operations of one unit, by kind of device: about a minute at 50 GFLOP/s and at 5 TFLOP/s."""
-STRIP_BYTES = 512 << 20
 _PRODUCTS = (("products", "float64"), ("float32_products", "float32"))
-_LARGEST_BLOCK = 256
-_SMALLEST_BLOCK = 16
-_ROWS = 1024
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Cutting
-
-
-def _power_of_two_below(value: int) -> int:
-    return 1 << (value.bit_length() - 1)
-
-
-def _widest(size: int) -> int:
-    """Columns of a strip at most: about a thirty-second of P, so that a kill never loses much."""
-    return _power_of_two_below(min(size, max(_SMALLEST_BLOCK, size // 32)))
-
-
-def column_block(size: int) -> int:
-    """Columns of one file of a P×P matrix, before its cost is looked at: a power of two.
-
-    Args:
-        size: P.
-
-    Returns:
-        At most 256, about a thirty-second of P below, at least 16, and so few that a strip of one file in float64 stays
-        under 512 MiB.
-    """
-    return _power_of_two_below(max(1, min(_widest(size), _LARGEST_BLOCK, STRIP_BYTES // (8 * size))))
 
 
 def cut_strips(size: int, cost: Cost, budget: float) -> tuple[int, list[int]]:
@@ -82,7 +57,7 @@ def cut_strips(size: int, cost: Cost, budget: float) -> tuple[int, list[int]]:
         while stop < size:
             wider = min(size, stop + block)
             width = wider - start
-            if width > _widest(size) or 8 * (size - start) * width > STRIP_BYTES or cost(start, wider) > budget:
+            if width > widest_strip(size) or 8 * (size - start) * width > STRIP_BYTES or cost(start, wider) > budget:
                 break
             stop = wider
         bounds.append(stop)
@@ -165,7 +140,7 @@ def matrix_spec(size: int, block: int, dtype: str, description: str) -> ArraySpe
     Returns:
         The layout.
     """
-    rows = min(size, _ROWS)
+    rows = min(size, MATRIX_ROWS)
     attributes = {"description": f"{description}; lower block triangle in column strips, NaN above", "unit": "1"}
     shards = (-(-size // rows) * rows, block)
     return ArraySpec("matrix", (size, size), dtype, ("row", "column"), (rows, block), shards, attributes=attributes)

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from quadscape.digests import json_digest
+from quadscape.network.counts import CPU_GRAPH_BYTES, PRODUCT_GRAPHS, TORCH_BYTES
 from quadscape.tables import TableSchema
 
 Subject = Literal["run", "checkpoint", "checkpoint_pair", "family", "run_pair"]
@@ -62,6 +63,10 @@ class Option:
     least_parameters: Callable[[Any], int] | None = None
 
 
+TABLE_BYTES = 280e6
+"""Memory of a job that reads tables and trajectories, without torch."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Sizes of one run, which costs follow from.
@@ -76,6 +81,8 @@ class Sizes:
         itemsize: Bytes of one entry of Hessian and eigenbasis.
         members: Number of runs of a family; its other sizes are then the largest of any member.
         subsets: Subsets on which the curvature of one checkpoint is computed, the most of any.
+        graph_bytes: Memory of the graph of a gradient over one chunk of examples in float64.
+        device: `cpu` or `cuda`.
     """
 
     parameters: int
@@ -87,6 +94,28 @@ class Sizes:
     itemsize: int
     members: int = 1
     subsets: int = 0
+    graph_bytes: float = CPU_GRAPH_BYTES
+    device: str = "cpu"
+
+    @property
+    def torch_bytes(self) -> float:
+        """Of a process that has loaded torch and the data, in float64 and float32."""
+        return TORCH_BYTES[self.device] + 1.5 * self.images_bytes
+
+    @property
+    def evaluation_bytes(self) -> float:
+        """Of a loss on its way; on a GPU it takes nothing of the host."""
+        return 0.0 if self.device == "cuda" else self.graph_bytes
+
+    @property
+    def gradient_bytes(self) -> float:
+        """Of a gradient on its way."""
+        return 2 * self.evaluation_bytes
+
+    @property
+    def product_bytes(self) -> float:
+        """Of a Hessian product on its way."""
+        return PRODUCT_GRAPHS * self.evaluation_bytes
 
     @property
     def images_bytes(self) -> int:
@@ -99,8 +128,9 @@ class Cost:
     """What one job of a measure takes.
 
     Attributes:
-        memory_bytes: Of the host, beyond what any job takes.
-        evaluations: Losses of single examples.
+        memory_bytes: Of the host, of the whole process.
+        evaluations: Losses of single examples, in the precision of the measure.
+        single_evaluations: Losses of single examples in float32, whatever that precision.
         gradients: Gradients of single examples.
         products: Hessian products of single examples.
         flops: Operations of products of plain matrices.
@@ -109,6 +139,7 @@ class Cost:
 
     memory_bytes: float
     evaluations: float = 0.0
+    single_evaluations: float = 0.0
     gradients: float = 0.0
     products: float = 0.0
     flops: float = 0.0
@@ -117,7 +148,11 @@ class Cost:
     @property
     def nominal_seconds(self) -> float:
         """Time on one current GPU, with a factor of two or more to spare."""
-        return 2e-5 * self.evaluations + 4e-5 * (self.gradients + self.products) + 1e-11 * self.flops
+        return (
+            2e-5 * (self.evaluations + self.single_evaluations)
+            + 4e-5 * (self.gradients + self.products)
+            + 1e-11 * self.flops
+        )
 
 
 @dataclass(frozen=True)

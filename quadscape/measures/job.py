@@ -161,14 +161,29 @@ class Job:
     def sizes(self) -> Sizes:
         """Sizes that the cost of a measure of a checkpoint or a run follows from."""
         from quadscape.data.info import data_info
+        from quadscape.measures.members import model_section
+        from quadscape.network.counting import count_network
 
         info = data_info(self.path("data"))
         counts, pixels = info.counts, math.prod(info.shape)
         if "checkpoint" in self.inputs:
-            size = len(self._stored_checkpoint[0]["theta"])
+            arrays, given = self._stored_checkpoint
+            size = len(arrays["theta"])
         else:
-            size = int(self.trajectory().stage.manifest["parameters"]["parameters"])
-        return Sizes(size, counts["train"], counts["validation"], counts["test"], len(info.classes), 8 * pixels, 8)
+            given = self.trajectory().stage.manifest["parameters"]
+            size = int(given["parameters"])
+        network = count_network(model_section(given["model"]), info.shape, len(info.classes), given["loss"])
+        return Sizes(
+            parameters=size,
+            training=counts["train"],
+            validation=counts["validation"],
+            test=counts["test"],
+            classes=len(info.classes),
+            example_bytes=8 * pixels,
+            itemsize=8,
+            graph_bytes=network.chunk_bytes(counts["train"], 8),
+            device=self.device.type,
+        )
 
     def table(self, measure: str, schema: TableSchema, which: int = 0) -> Table:
         """A table of another measure that the measure reads.

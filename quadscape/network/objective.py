@@ -19,6 +19,7 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quadscape.errors import DataError, ModelError, StoreError
+from quadscape.network.counts import CPU_GRAPH_BYTES, PRODUCT_GRAPHS, chunk_of
 from quadscape.network.losses import example_losses
 from quadscape.network.parameters import ParameterLayout
 from quadscape.network.substitutes import Substituted
@@ -31,11 +32,7 @@ if TYPE_CHECKING:
 Vector = torch.Tensor | np.ndarray
 Parameters = dict[str, torch.Tensor]
 
-_CPU_GRAPH_BYTES = 512 << 20
 _CUDA_GRAPH_FRACTION = 0.25
-_LARGEST_CHUNK = 4096
-# Graphs of a gradient that a Hessian product takes at once (measured: 3.1 to 4.9; native float64 convolutions unfold).
-_PRODUCT_GRAPHS = 6
 
 
 class Objective:
@@ -274,7 +271,7 @@ class Objective:
         Returns:
             Bytes.
         """
-        return _PRODUCT_GRAPHS * min(self.chunk, self.count) * self.graph_bytes_per_example()
+        return PRODUCT_GRAPHS * min(self.chunk, self.count) * self.graph_bytes_per_example()
 
     def _graph_bytes(self, count: int) -> int:
         kept: list[torch.Tensor] = []  # so that no address is used twice
@@ -317,11 +314,10 @@ def data_chunk(bytes_per_example: int, count: int, device: torch.device) -> int:
     Returns:
         Between 1 and `count`. On the CPU it depends on no property of the machine.
     """
-    budget = _CPU_GRAPH_BYTES
+    budget = CPU_GRAPH_BYTES
     if device.type == "cuda":
         budget = int(torch.cuda.get_device_properties(device).total_memory * _CUDA_GRAPH_FRACTION)
-    fitting = max(1, min(_LARGEST_CHUNK, budget // bytes_per_example))
-    return min(count, 1 << (fitting.bit_length() - 1))
+    return chunk_of(bytes_per_example, count, budget)
 
 
 def objective_for(
@@ -391,6 +387,11 @@ class CheckpointObjectives:
     def size(self) -> int:
         """P."""
         return len(self.theta)
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of all images."""
+        return self.examples * int(np.prod(self.checkpoint.shape))
 
     @property
     def examples(self) -> int:

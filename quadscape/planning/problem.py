@@ -3,19 +3,23 @@
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from quadscape.amounts import format_bytes
 from quadscape.cluster.snakemake_shell import check_working_directory
-from quadscape.config.sections import Projected, RandomSubspace, Run
-from quadscape.curvature.solver_plan import advisable_bytes
+from quadscape.config.sections import Run
 from quadscape.data.sources import DataDescription
 from quadscape.errors import ConfigError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import Sizes
 from quadscape.memory_limits import memory_total
+from quadscape.network.counts import Counts
+from quadscape.planning.counted import Countable, counts_of
 from quadscape.planning.experiment import Experiment, check_problem
+from quadscape.planning.laws import Laws
+from quadscape.planning.work import NOMINAL
 from quadscape.refusals import first_unwritable
 from quadscape.results.places import Places
 from quadscape.results.sizes import Kept, Network, keep_asked, keep_steps, look_at_data, look_at_network
@@ -91,14 +95,20 @@ def _check_sources(experiment: Experiment) -> None:
                 )
 
 
+_SPARE_MB = 1500
+"""Memory beyond the law, for what a file system's client and SLURM count with a job."""
+_SPARE_TIME = 3.0
+"""How much longer than at nominal speeds a job may take."""
+
+
 def memory_mb(megabytes: float, attempt: int) -> int:
-    """Memory that a job asks for: what any process takes is added, and half of that at each further attempt."""
-    return int((1500 + megabytes) * (1 + attempt) / 2)
+    """Memory that a job asks for: something to spare is added, and half of all at each further attempt."""
+    return int((_SPARE_MB + megabytes) * (1 + attempt) / 2)
 
 
 def runtime_minutes(minutes: float, attempt: int) -> int:
-    """Time limit of a job: a start is added, and the first attempt's limit at each other one."""
-    return int((10 + minutes) * attempt)
+    """Time limit of a job that takes so long: with time to spare and a start, and as much again at each attempt."""
+    return int((10 + _SPARE_TIME * minutes) * attempt)
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,7 @@ class Problem:
     data: DataDescription
     networks: Mapping[str, Network]
     source_problem: str = ""
+    kept: Kept = field(default_factory=Kept, compare=False, repr=False)
 
     @property
     def parameters(self) -> int:
@@ -147,7 +158,7 @@ class Problem:
         for model, runs in experiment.networks():
             found = look_at_network(model, experiment.loss_of(runs[0]), data, kept, MOST_PARAMETERS)
             networks |= {run.name: found for run in runs}
-        whole = cls(experiment, data, networks, problem)
+        whole = cls(experiment, data, networks, problem, kept)
         parameters = {name: network.parameters for name, network in networks.items()}
         check_problem(experiment, parameters, {run.name: whole.training_images(run) for run in experiment.runs})
         keep_asked(
@@ -209,11 +220,12 @@ class Problem:
             )
         return places.checkpoint(run, iteration)
 
-    def sizes(self, run: str) -> Sizes:
+    def sizes(self, run: str, device: str = "cpu") -> Sizes:
         """Sizes that the costs of measures follow from.
 
         Args:
             run: Name of the run.
+            device: Where it is measured: `cpu` or `cuda`.
 
         Returns:
             The sizes.
@@ -228,17 +240,51 @@ class Problem:
             example_bytes=8 * data.shape[0] * data.shape[1] * data.shape[2],
             itemsize=4 if self.experiment.curvature.dtype == "float32" else 8,
             subsets=max((len(section.subsets_at(iteration)) for iteration in section.checkpoints), default=0),
+            graph_bytes=self.counts(run).chunk_bytes(self.training_images(section), 8),
+            device=device,
         )
-
-    def _parameters(self, run: str | None) -> int:
-        return self.parameters if run is None else self.networks[run].parameters
 
     def threads(self, run: str) -> int:
         """CPU threads of the stages of a run: two share the work of large networks, and hinder each other on small."""
         return 1 if self.networks[run].parameters <= ONE_THREAD else 2
 
+    @cached_property
+    def countable(self) -> dict[str, Countable]:
+        """The network of every run, with all that its counts follow from."""
+        shape, classes = self.data.shape, len(self.data.classes)
+        found: dict[str, Countable] = {}
+        for model, runs in self.experiment.networks():
+            loss, network = self.experiment.loss_of(runs[0]), self.networks[runs[0].name]
+            one = Countable(model, shape, classes, loss, network.parameters, network.code)
+            found |= {run.name: one for run in runs}
+        return found
+
+    @cached_property
+    def _counts(self) -> dict[str, Counts]:
+        """Counts of all networks, by key; a job takes what its head has kept."""
+        networks = {one.key: one for one in self.countable.values()}
+        found = counts_of(list(networks.values()), self.kept)
+        self.kept.save()
+        return dict(zip(networks, found, strict=True))
+
+    def counts(self, run: str) -> Counts:
+        """What one example costs in the network of a run.
+
+        Args:
+            run: Name of the run.
+
+        Returns:
+            The counts, which are counted when they are first asked for.
+        """
+        return self._counts[self.countable[run].key]
+
+    @cached_property
+    def laws(self) -> Laws:
+        """What every job takes, on the device that the experiment asks for; a GPU where it leaves the choice."""
+        return Laws(self)
+
     def memory_mb(self, job: str, attempt: int = 1, run: str | None = None) -> int:
-        """Memory that a job asks for; growth laws with generous constants, in MB.
+        """Memory that a job asks for, in MB.
 
         Args:
             job: Kind of job.
@@ -248,40 +294,10 @@ class Problem:
         Returns:
             Megabytes.
         """
-        count = self.data.training + self.data.validation + self.data.test
-        pixels = self.data.shape[0] * self.data.shape[1] * self.data.shape[2]
-        images = count * pixels * 8 / 1e6
-        size = self._parameters(run)
-        columns = size * 8 / 1e6
-        extra = {
-            "data": 2 * images,
-            "training": images + 512 * columns + self._step_bytes(run) / 1e6,
-            # A few dozen vectors of the size of θ while the network is checked.
-            "checkpoint": 2 * images + 2000 + 40 * columns,
-            "hessian_shard": images + 4000 + 1600,
-            "hessian": images + 4000 + 1600,
-            # Columns in float64 (an eighth of a GPU's memory at most, or 1 GiB) and twice as stored, and Jacobians.
-            "gauss_newton": images + 4000 + min(22000, columns * size),
-            "eigenbasis": images + 4000 + advisable_bytes(size, self.experiment.curvature.dtype) / 1e6,
-            "figures": 500.0,
-        }
-        return memory_mb(extra[job], attempt)
-
-    def _step_bytes(self, run: str | None) -> float:
-        """What the step of a run holds in memory: the vectors of its subspace, or a whole basis where that can be."""
-        step = None if run is None else self.experiment.run(run).step
-        if run is None or step is None:
-            return 0.0
-        size, options = self.networks[run].parameters, self.experiment.curvature
-        vectors = step.vectors(size)
-        if isinstance(step, Projected | RandomSubspace):
-            return 3.0 * 8 * size * vectors
-        # No more than where the basis was made: what is not kept is read anew for each step. Half of it may be free.
-        whole = 2.0 * size**2 * (4 if options.dtype == "float32" else 8)
-        return min(whole, advisable_bytes(size, options.dtype)) + 2**28
+        return memory_mb(self.laws.of(job, run).memory_bytes / 1e6, attempt)
 
     def runtime_minutes(self, job: str, attempt: int = 1, run: str | None = None) -> int:
-        """Time limit of a job; growth laws that leave a factor of two or more on one current GPU.
+        """Time limit of a job, at nominal speeds.
 
         Args:
             job: Kind of job.
@@ -291,23 +307,5 @@ class Problem:
         Returns:
             Minutes.
         """
-        size, count = float(self._parameters(run)), float(self.data.training)
-        trained = None if run is None else self.experiment.run(run)
-        # A step goes through its vectors once or twice, as fast as the memory of a CPU gives them.
-        step = 0.03 + self._step_bytes(run) / 1e10
-        extra = {
-            "data": count / 5e3,
-            "training": 0.0
-            if trained is None
-            else trained.iterations * (step + 2e-5 * trained.batch_of(self.training_images(trained))) / 60,
-            "checkpoint": count / 5e3,
-            # 8e6 counted operations per column and example (P=104,234: docs/performance.md) at 2.6e12 a second.
-            "hessian_shard": size * count / 2e7 / self.experiment.curvature.shards,
-            # Products with sign vectors, and one pass over the matrix.
-            "hessian": count / 2e3 + size**2 / 1e9,
-            # N·C·P² operations at 1e12 a second, and products with sign vectors.
-            "gauss_newton": count / 2e3 + count * len(self.data.classes) * size**2 / 6e13,
-            "eigenbasis": 600 * (size / 104234) ** 3,
-            "figures": 0.0,
-        }
-        return runtime_minutes(extra[job], attempt)
+        law, device = self.laws.of(job, run), self.laws.device_of(job)
+        return runtime_minutes(law.work.seconds(NOMINAL[device]) / 60, attempt)

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from quadscape.config.sections import Run
 from quadscape.config.values import resolved
 from quadscape.figures import FIGURES
 from quadscape.figures.pages import PAGES
@@ -16,7 +17,6 @@ from quadscape.measures.declaration import (
     GROUPS,
     WHOLE_FAMILY,
     WHOLE_RUN,
-    Cost,
     Measure,
     Sizes,
     checkpoint_key,
@@ -30,13 +30,18 @@ from quadscape.measures.earlier import earlier_tables, take_over
 from quadscape.planning.experiment import MOST_RUNS
 from quadscape.planning.families import OfLimit
 from quadscape.planning.labels import measure_label
+from quadscape.planning.laws import Law, Laws, together_law
 from quadscape.planning.problem import Problem, memory_mb, runtime_minutes
 from quadscape.planning.together import part_of, unknown_members
 from quadscape.planning.tuned import LIMITS, TUNING
+from quadscape.planning.work import NOMINAL
 from quadscape.provenance.versions import STAGE_VERSIONS
 from quadscape.results.places import Places
 from quadscape.stored import stored_document
 
+_STEP_SECONDS, _EXAMPLE_SECONDS, _STEP_BYTES = 0.03, 2e-5, 1e10
+"""Of a step, of each of its examples, and what its rule reads per second, as far as `SMALL_MINUTES` goes: members must
+not change their jobs where laws change."""
 SMALL_MINUTES = 5
 SMALL_PARAMETERS = 20_000
 """Members of families below both are trained many to a job; minutes by the law of time limits, which is generous."""
@@ -73,24 +78,46 @@ class Targets:
         Returns:
             A value for every option; defaults are clipped to what the network has.
         """
-        size = self._sizes(run).parameters
+        size = max(map(self._parameters, self._runs(run)))
         if (measure, size) not in self._options:
             given = self.experiment.measures.given(measure)
             self._options[measure, size] = effective_options(MEASURES[measure], given, size)
         return self._options[measure, size]
 
-    def cost(self, measure: str, run: str) -> Cost:
-        """What one job of a measure takes."""
-        return MEASURES[measure].cost(self._sizes(run), self.options(measure, run))
+    def _parameters(self, run: Run) -> int:
+        return self._problem.networks[run.name].parameters
 
-    def _sizes(self, run: str) -> Sizes:
-        """Sizes of a run, or of a family."""
+    def _runs(self, run: str) -> list[Run]:
+        """A run by itself, or all members of a family."""
         grid = self.experiment.grid(run)
-        if grid is None:
-            return self._problem.sizes(run)
-        found = [self._problem.sizes(member.run) for member in grid.members]
+        return [self.experiment.run(run)] if grid is None else [self.experiment.run(one.run) for one in grid.members]
+
+    def law(self, measure: str, run: str, laws: Laws | None = None) -> Law:
+        """What one job of a measure takes.
+
+        Args:
+            measure: Name of the measure.
+            run: Name of the run, or of a family.
+            laws: Of another device than the experiment's; None: of that.
+
+        Returns:
+            Its law.
+        """
+        laws, runs = self._problem.laws if laws is None else laws, self._runs(run)
+        found = [self._problem.sizes(one.name, laws.device_of(measure)) for one in runs]
         largest = {key: max(getattr(one, key) for one in found) for key in vars(found[0])}
-        return Sizes(**{**largest, "members": len(found)})
+        sizes = Sizes(**{**largest, "members": len(found)})
+        options = self.options(measure, run)
+        dtype = options.get("dtype", self.experiment.curvature.dtype)
+        return laws.measure(measure, max(runs, key=self._parameters), MEASURES[measure].cost(sizes, options), dtype)
+
+    def first_run(self, subject: str) -> str:
+        """A run, or the first member of a family."""
+        return self._runs(subject)[0].name
+
+    def device(self, measure: str) -> str:
+        """Where the jobs of a measure compute, `cpu` or `cuda`."""
+        return self._problem.laws.device_of(measure)
 
     def keys(self, measure: Measure, run: str) -> list[str]:
         """Subjects of a measure within a run, as their folders are called.
@@ -439,8 +466,9 @@ class Targets:
         found = {}
         for run in self.experiment.runs:
             family, _, digits = run.name.partition("/")
-            minutes = self._problem.runtime_minutes("training", run=run.name) - runtime_minutes(0, 1)
-            if digits and minutes <= SMALL_MINUTES and self._problem.sizes(run.name).parameters <= SMALL_PARAMETERS:
+            batch, parameters = run.batch_of(self._problem.training_images(run)), self._parameters(run)
+            step = _STEP_SECONDS + _EXAMPLE_SECONDS * batch + self._problem.laws.step_bytes(run) / _STEP_BYTES
+            if digits and run.iterations * step < 60 * (SMALL_MINUTES + 1) and parameters <= SMALL_PARAMETERS:
                 found[run.name] = (family, part_of(run.name))
         return found
 
@@ -486,8 +514,8 @@ class Targets:
     def part_minutes(self, wildcards: Any, attempt: int) -> int:
         """Time limit of the trainings of a part of a family."""
         members = self.part_members(wildcards.family, wildcards.part)
-        each = [self._problem.runtime_minutes("training", run=run) - runtime_minutes(0, 1) for run in members]
-        return runtime_minutes(sum(each), attempt)
+        law = together_law([self._problem.laws.of("training", run) for run in members])
+        return runtime_minutes(law.work.seconds(NOMINAL[self._problem.laws.device_of("training")]) / 60, attempt)
 
     def parts_of(self, trajectories: list[str]) -> list[str]:
         """The parts whose members are to be trained again."""
@@ -606,11 +634,12 @@ class MeasureRule:
 
     def memory(self, wildcards: Any, attempt: int) -> int:
         """Memory in MB."""
-        return memory_mb(self._targets.cost(self.measure, self._subject(wildcards)).memory_bytes / 1e6, attempt)
+        return memory_mb(self._targets.law(self.measure, self._subject(wildcards)).memory_bytes / 1e6, attempt)
 
     def runtime(self, wildcards: Any, attempt: int) -> int:
         """Time limit in minutes."""
-        return runtime_minutes(self._targets.cost(self.measure, self._subject(wildcards)).nominal_seconds / 60, attempt)
+        work = self._targets.law(self.measure, self._subject(wildcards)).work
+        return runtime_minutes(work.seconds(NOMINAL[self._targets.device(self.measure)]) / 60, attempt)
 
 
 def measure_rules(targets: Targets) -> list[MeasureRule]:

@@ -213,12 +213,10 @@ class Network:
     Attributes:
         parameters: P.
         code: What `quadscape.network.models.factory_code` says.
-        operations: Counted operations of one example by kind; None: not counted yet.
     """
 
     parameters: int
     code: str | None
-    operations: dict[str, float] | None = None
 
 
 def measure_network(model: Custom, shape: Shape, classes: int, most: float) -> dict[str, Any]:
@@ -249,7 +247,6 @@ def measure_network(model: Custom, shape: Shape, classes: int, most: float) -> d
     return {
         "parameters": parameters,
         "code": code,
-        "operations": None,
         "files": {file: _file_state(file) for file in sorted(files - {""})},
     }
 
@@ -368,7 +365,7 @@ def look_at_network(model: Model, loss: str, data: DataDescription, kept: Kept, 
         answer = measure_network(model, shape, classes, most) if "torch" in sys.modules else _in_process(question)
         found = {**answer, "origin": origin}
         kept.put("network", key, found)
-    return Network(found["parameters"], found["code"], found["operations"])
+    return Network(found["parameters"], found["code"])
 
 
 def main() -> None:

@@ -5,14 +5,7 @@ from collections.abc import Mapping
 import torch
 
 from quadscape.config.sections import SGD, Adam, AdamW, RMSProp, Training
-
-_STATE = {
-    "sgd": {"momentum": "momentum_buffer"},
-    "rmsprop": {"mean_square": "square_avg"},
-    "adam": {"mean": "exp_avg", "mean_square": "exp_avg_sq"},
-    "adamw": {"mean": "exp_avg", "mean_square": "exp_avg_sq"},
-}
-"""What each method keeps of the past, as vectors of the size of θ: the name here, and torch's."""
+from quadscape.training.costs import STATE
 
 
 def state_names(training: Training) -> tuple[str, ...]:
@@ -24,7 +17,7 @@ def state_names(training: Training) -> tuple[str, ...]:
     Returns:
         The names.
     """
-    return tuple(_STATE[training.optimizer.method])
+    return tuple(STATE[training.optimizer.method])
 
 
 def make_optimizer(
@@ -65,7 +58,7 @@ def make_optimizer(
             [theta], lr=0.0, betas=betas, eps=config.epsilon, weight_decay=decay, foreach=False, fused=False
         )
     state = optimizer.state[theta]
-    for name, theirs in _STATE[config.method].items():
+    for name, theirs in STATE[config.method].items():
         state[theirs] = moments[name]
     if not isinstance(config, SGD):
         state["step"] = torch.tensor(float(steps), dtype=torch.float64)

@@ -25,6 +25,14 @@ from quadscape.stage.protocol import Arrays, Needs, StageStore
 from quadscape.store import ArraySpec
 from quadscape.training.batches import Batches
 from quadscape.training.continued import Earlier
+from quadscape.training.costs import (
+    EVALUATION_CHUNK,
+    FULL_CHUNK,
+    step_threads,
+    training_bytes,
+    training_disk,
+    unit_steps,
+)
 from quadscape.training.optimizers import clip, make_optimizer, state_names
 from quadscape.training.rate_tables import filled, rates_of
 from quadscape.training.start import StartPoint, stream_of
@@ -33,15 +41,6 @@ from quadscape.training.steps import DTYPES, State, Trainer, as_real, enter_buff
 from quadscape.training.trajectory import METRICS, STAGE
 
 _NOISE_STREAM = 0xD201
-FULL_CHUNK = {"cpu": 512, "cuda": 4096}
-"""Examples at once in the gradient of a full batch, by kind of device."""
-_MAX_STEPS = 256
-_MAX_SHARD_BYTES = 64 * 2**20
-_MAX_UNIT_SECONDS = 30.0
-# Low guesses of what a core and a GPU reach, per second: a unit may be shorter than the limit, hardly longer.
-_CPU_RATE = 1e10
-_CUDA_RATE = 1e12
-_THREADING_OPERATIONS = 5e8
 
 
 class TrainingTask:
@@ -128,18 +127,13 @@ class TrainingTask:
         device, allowed = resolve_device(self._requested), current_threads()
         # Checks the network before it is measured.
         self.start({"device": device.type, "threads": 1})
-        operations = 3 * self._batch_size * self._operations()
-        # More threads than one only delay small steps, and make their sums depend on the machine.
-        threads = allowed if operations > _THREADING_OPERATIONS else 1
-        rate = _CUDA_RATE if device.type == "cuda" else _CPU_RATE * threads
-        seconds = operations / rate * (2 if self.run.dtype == "float64" else 1)
-        steps = min(_MAX_STEPS, _MAX_SHARD_BYTES // (8 * self._layout.size), self.run.iterations + 1)
-        steps = max(1, min(steps, int(_MAX_UNIT_SECONDS / max(seconds, 1e-9))))
+        forward = self._operations()
+        threads = step_threads(self._batch_size, forward, allowed)
         plan = {
             "device": device.type,
             "threads": threads,
-            "evaluation_chunk": 4096 if device.type == "cuda" else 512,
-            "steps": 2 ** int(math.log2(steps)),
+            "evaluation_chunk": EVALUATION_CHUNK[device.type],
+            "steps": unit_steps(self.run, self._layout.size, self._batch_size, forward, device.type, threads),
         }
         if self.run.batch_size == "full":
             plan["gradient_chunk"] = FULL_CHUNK[device.type]
@@ -264,16 +258,11 @@ class TrainingTask:
     def estimate(self, plan: dict[str, Any]) -> Needs:
         """Memory, disk and, at the first start, time."""
         size, units = self._layout.size, self.units(plan)
-        item = np.dtype(self.run.dtype).itemsize
-        pixels = math.prod(self._info.shape) * sum(self._info.counts.values())
-        activations = self._activations() * max(self._largest(plan), plan["evaluation_chunk"]) * item
-        rows = min(plan["steps"], self.run.iterations + 1)
-        memory = 2**29 + pixels * (2 + 2 * item) + 3 * activations + 8 * size * (3 * rows + 8)
+        numbers = math.prod(self._info.shape) * sum(self._info.counts.values())
+        examples = max(self._largest(plan), plan["evaluation_chunk"])
+        memory = training_bytes(self.run, size, numbers, self._activations(), examples, plan["steps"], plan["device"])
         memory += 0 if self.step is None else self.step.memory_bytes(size, plan["device"])
-        kept = sum(self.run.is_saved(t) for t in range(self.run.iterations + 1))
-        disk = 8 * size * (kept + (1 + len(state_names(self.run))) * (units + 1)) + 8 * self.run.iterations * (
-            self._slots + 16
-        )
+        disk = training_disk(self.run, size, len(state_names(self.run)), self._slots, units)
         seconds = None if self._step_seconds is None else self._step_seconds * self.run.iterations
         return Needs(memory, disk, seconds)
 

@@ -1,6 +1,6 @@
 """The course of a run, as declared."""
 
-from quadscape.measures.declaration import Cost, Measure, Options, Sizes
+from quadscape.measures.declaration import TABLE_BYTES, Cost, Measure, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
 CURVES = TableSchema(
@@ -40,7 +40,7 @@ NORMS = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    return Cost(memory_bytes=512 * 8 * sizes.parameters)
+    return Cost(memory_bytes=TABLE_BYTES + 512 * 8 * sizes.parameters)
 
 
 MEASURE = Measure(

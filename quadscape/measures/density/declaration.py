@@ -18,7 +18,7 @@ SCHEMA = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    memory = sizes.images_bytes + 4e9 + 8 * (options["steps"] + 20) * sizes.parameters
+    memory = sizes.torch_bytes + sizes.product_bytes + 8 * (options["steps"] + 20) * sizes.parameters
     return Cost(memory, products=options["vectors"] * options["steps"] * sizes.training)
 
 

@@ -68,7 +68,7 @@ COST = TableSchema(
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
     steps = (options["repetitions"] + 2) * sizes.members
-    memory = 4e9 + 3 * sizes.images_bytes + 64 * 8 * sizes.parameters
+    memory = sizes.torch_bytes + 1.5 * sizes.images_bytes + sizes.gradient_bytes + 64 * 8 * sizes.parameters
     # Of a full batch; that of others is smaller.
     return Cost(memory, gradients=float(steps * sizes.training))
 

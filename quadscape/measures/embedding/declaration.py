@@ -74,11 +74,15 @@ PLANE = TableSchema(
 )
 
 
+UMAP_BYTES = 0.5e9
+"""Of UMAP and of what compiles it."""
+
+
 def _cost(sizes: Sizes, options: Options) -> Cost:
     iterates, points, paths = options["iterates"], options["resolution"] ** 2, len(PATHS) * options["seeds"]
     # The weights of all autoencoders, with gradients and Adam's two moments, are small beside the rest.
     layers = 2 * HIDDEN * (iterates + 2)
-    memory = 2 * sizes.images_bytes + 4e9 + (2 * iterates + 16) * 8 * sizes.parameters
+    memory = sizes.torch_bytes + sizes.evaluation_bytes + UMAP_BYTES + (2 * iterates + 16) * 8 * sizes.parameters
     memory += 8 * paths * (8 * layers + 16 * iterates * (HIDDEN + iterates))
     training = 6 * STEPS * paths * iterates * layers
     flops = 2 * iterates**2 * sizes.parameters + 2 * points * iterates * sizes.parameters + training

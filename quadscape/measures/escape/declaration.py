@@ -1,7 +1,7 @@
 """Escape from the basins of a planted loss, as declared."""
 
 from quadscape.measures.columns import DIVERGED, MEMBER, SETTINGS
-from quadscape.measures.declaration import Cost, Measure, Options, Sizes
+from quadscape.measures.declaration import TABLE_BYTES, Cost, Measure, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
 ESCAPE = TableSchema(
@@ -33,7 +33,7 @@ RUNS = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    return Cost(memory_bytes=1e9)
+    return Cost(memory_bytes=TABLE_BYTES)
 
 
 MEASURE = Measure(

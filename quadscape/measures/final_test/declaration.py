@@ -1,6 +1,6 @@
 """The loss on test data at the end of a run, as declared."""
 
-from quadscape.measures.declaration import Cost, Measure, Options, Sizes
+from quadscape.measures.declaration import TABLE_BYTES, Cost, Measure, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
 FINAL_TEST = TableSchema(
@@ -15,7 +15,7 @@ FINAL_TEST = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    return Cost(memory_bytes=64 * 8 * sizes.parameters)
+    return Cost(memory_bytes=TABLE_BYTES + 64 * 8 * sizes.parameters)
 
 
 MEASURE = Measure(

@@ -98,7 +98,7 @@ POINTS = TableSchema(
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
     losses = len(LINES) * options["windows"] * (options["points"] + STENCIL * SAMPLES)
-    memory = 2 * sizes.images_bytes + 4e9 + 24 * 8 * sizes.parameters
+    memory = sizes.torch_bytes + sizes.evaluation_bytes + 24 * 8 * sizes.parameters
     return Cost(memory, evaluations=len(PRECISIONS) * losses * min(options["examples"], sizes.training))
 
 

@@ -49,7 +49,7 @@ BANDS = TableSchema(
 def _cost(sizes: Sizes, options: Options) -> Cost:
     size, count = sizes.parameters, sizes.training
     # Tiles of up to 9 GiB in all (a basis is read once per tile of rows), and streamed sums.
-    memory = sizes.images_bytes + 4e9 + 1000 * 8 * size + min(8.6e9, 8 * size * max(size, count))
+    memory = sizes.torch_bytes + sizes.gradient_bytes + 1000 * 8 * size + min(8.6e9, 8 * size * max(size, count))
     return Cost(memory, gradients=count, flops=2 * count * size**2)
 
 

@@ -61,7 +61,7 @@ DIMENSION = TableSchema(
 def _cost(sizes: Sizes, options: Options) -> Cost:
     # Two halves are one comparison, others are compared with the own basis: at most one for each subset.
     size, comparisons = sizes.parameters, max(1, sizes.subsets)
-    return Cost(memory_bytes=4e9 + min(8.6e9, 8 * size**2), flops=2 * comparisons * size**3)
+    return Cost(memory_bytes=sizes.torch_bytes + min(8.6e9, 8 * size**2), flops=2 * comparisons * size**3)
 
 
 MEASURE = Measure(

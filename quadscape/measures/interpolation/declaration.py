@@ -40,7 +40,7 @@ SUMMARY = TableSchema(
 def _cost(sizes: Sizes, options: Options) -> Cost:
     # At most three places are refined, of each split.
     points = options["points"] + 2 * 3 * 2 * REFINED
-    memory = 2 * sizes.images_bytes + 3e9 + 16 * 8 * sizes.parameters
+    memory = sizes.torch_bytes + sizes.evaluation_bytes + 16 * 8 * sizes.parameters
     return Cost(memory, evaluations=points * (sizes.training + sizes.validation))
 
 

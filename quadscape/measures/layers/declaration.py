@@ -1,7 +1,7 @@
 """Gradients by layer and depth, as declared."""
 
 from quadscape.measures.columns import MEMBER
-from quadscape.measures.declaration import Cost, Measure, Options, Sizes
+from quadscape.measures.declaration import TABLE_BYTES, Cost, Measure, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
 _WINDOW = Column(
@@ -62,7 +62,7 @@ SLOPES = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    return Cost(memory_bytes=1e9)
+    return Cost(memory_bytes=TABLE_BYTES)
 
 
 MEASURE = Measure(

@@ -1,7 +1,7 @@
 """Forms of lines and their growth, as declared."""
 
 from quadscape.measures.columns import DIRECTION, IS_ZERO
-from quadscape.measures.declaration import Cost, Measure, Options, Sizes
+from quadscape.measures.declaration import TABLE_BYTES, Cost, Measure, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
 LEAST_BEYOND = 4
@@ -37,7 +37,7 @@ FORMS = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    return Cost(memory_bytes=1e9)
+    return Cost(memory_bytes=TABLE_BYTES)
 
 
 MEASURE = Measure(

@@ -119,14 +119,26 @@ FITS = TableSchema(
 )
 
 
+SINGLE_SHARE = 0.75
+"""Of losses for which float32 is enough (demo: three quarters)."""
+
+
 def _cost(sizes: Sizes, options: Options) -> Cost:
     examples = sizes.training + sizes.validation
     # Images in float64 and in float32, and the losses of all examples along one line, in both.
     kept = 4 * options["points"] * sizes.training
-    memory = 1.5 * sizes.images_bytes + 3e9 + 2 * 48 * 8 * sizes.parameters + 3 * kept
+    memory = sizes.torch_bytes + sizes.product_bytes + 2 * 48 * 8 * sizes.parameters + 3 * kept
     lines = options["directions"] * examples
     points = lines * options["points"]
-    return Cost(memory, evaluations=points, products=lines, kept_bytes=options["directions"] * kept)
+    # As a rule float32 is enough for most of them.
+    single = SINGLE_SHARE * points
+    return Cost(
+        memory,
+        evaluations=points - single,
+        single_evaluations=single,
+        products=lines,
+        kept_bytes=options["directions"] * kept,
+    )
 
 
 MEASURE = Measure(

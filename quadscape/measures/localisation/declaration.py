@@ -45,7 +45,7 @@ BANDS = TableSchema(
 def _cost(sizes: Sizes, options: Options) -> Cost:
     size = sizes.parameters
     # A tile of eigenvectors and its squares; one pass over the basis.
-    return Cost(memory_bytes=4e9 + min(1e9, 24 * size**2) + 64 * 8 * size, flops=8 * size**2)
+    return Cost(memory_bytes=sizes.torch_bytes + min(1e9, 24 * size**2) + 64 * 8 * size, flops=8 * size**2)
 
 
 MEASURE = Measure(

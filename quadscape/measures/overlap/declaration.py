@@ -82,7 +82,7 @@ SUBSPACE = TableSchema(
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
     size = sizes.parameters
-    return Cost(memory_bytes=4e9 + min(8.6e9, 8 * size**2), flops=2 * size**3)
+    return Cost(memory_bytes=sizes.torch_bytes + min(8.6e9, 8 * size**2), flops=2 * size**3)
 
 
 MEASURE = Measure(

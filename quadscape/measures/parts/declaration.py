@@ -32,7 +32,7 @@ RITZ = TableSchema(
 def _cost(sizes: Sizes, options: Options) -> Cost:
     size = sizes.parameters
     # Two dense matrices, and their tridiagonal reductions (4/3 P³ each).
-    memory = 4e9 + 2200 * 8 * size + 2 * sizes.itemsize * size**2
+    memory = sizes.torch_bytes + 2200 * 8 * size + 2 * sizes.itemsize * size**2
     return Cost(memory, flops=8 / 3 * size**3)
 
 

@@ -50,7 +50,7 @@ PLANE = TableSchema(
 def _cost(sizes: Sizes, options: Options) -> Cost:
     iterates, points = options["iterates"], options["resolution"] ** 2
     walks = 3 * 8 * iterates * max(iterates, DIMENSIONS)
-    memory = 2 * sizes.images_bytes + 3e9 + (2 * iterates + 16) * 8 * sizes.parameters + walks
+    memory = sizes.torch_bytes + sizes.evaluation_bytes + (2 * iterates + 16) * 8 * sizes.parameters + walks
     flops = 2 * iterates**2 * sizes.parameters + options["walks"] * (2 * iterates**2 * DIMENSIONS + 10 * iterates**3)
     return Cost(memory, evaluations=points * sizes.training, flops=flops)
 

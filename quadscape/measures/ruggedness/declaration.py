@@ -154,7 +154,7 @@ def _cost(sizes: Sizes, options: Options) -> Cost:
     lines, kinds = options["directions"], len(KINDS)
     gradients = 2 * kinds * ASCENTS + BATCHES + 2 * RATES * (STEPS + 1) + 2 * RAMP + 4
     evaluations = lines * options["points"] + 2 * kinds * lines + 2 * kinds * ASCENTS + 10
-    memory = 2 * sizes.images_bytes + 4e9 + (BATCHES + 24) * 8 * sizes.parameters
+    memory = sizes.torch_bytes + sizes.product_bytes + (BATCHES + 24) * 8 * sizes.parameters
     return Cost(
         memory,
         evaluations=evaluations * sizes.training,

@@ -1,7 +1,7 @@
 """Scores of ruggedness against what training makes of networks, as declared."""
 
 from quadscape.measures.columns import DIVERGED, MEMBER
-from quadscape.measures.declaration import Cost, Measure, Option, Options, Sizes
+from quadscape.measures.declaration import TABLE_BYTES, Cost, Measure, Option, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
 PRIMARY_SCORE, PRIMARY_OUTCOME = "trace_over_norm", "final_loss"
@@ -109,7 +109,7 @@ RANKS = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    return Cost(memory_bytes=1e9, flops=1e9)
+    return Cost(memory_bytes=2 * TABLE_BYTES, flops=1e9)
 
 
 MEASURE = Measure(

@@ -90,7 +90,7 @@ PLATEAUS = TableSchema(
 def _cost(sizes: Sizes, options: Options) -> Cost:
     # Batches are counted as if all of them together had three times as many examples as there are.
     iterates, batches = options["iterates"], 3 * sizes.training
-    memory = 2 * sizes.images_bytes + 4e9 + 8 * (2 * BUDGET + 24) * sizes.parameters
+    memory = sizes.torch_bytes + sizes.product_bytes + 8 * (2 * BUDGET + 24) * sizes.parameters
     return Cost(
         memory,
         evaluations=iterates * sizes.training,

@@ -1,7 +1,7 @@
 """The spectrum, as declared."""
 
 from quadscape.measures.columns import DIRECTION, IS_ZERO
-from quadscape.measures.declaration import Cost, Measure, Options, Sizes
+from quadscape.measures.declaration import TABLE_BYTES, Cost, Measure, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
 SCHEMA = TableSchema(
@@ -17,7 +17,7 @@ SCHEMA = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    return Cost(memory_bytes=512 * 8 * sizes.parameters)
+    return Cost(memory_bytes=TABLE_BYTES + 512 * 8 * sizes.parameters)
 
 
 MEASURE = Measure(

@@ -136,7 +136,7 @@ SAMPLES = TableSchema(
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
     planes = options["planes"].count(",") + 1
-    memory = sizes.images_bytes + 3e9 + (2 * planes + 16) * 8 * sizes.parameters
+    memory = sizes.torch_bytes + sizes.product_bytes + (2 * planes + 16) * 8 * sizes.parameters
     points = planes * options["resolution"] ** 2 + 9  # nine for the rounding floor
     directions = 2 * options["samples"]
     memory += 8 * directions * sizes.parameters + min(TILE_BYTES, 4 * 8 * sizes.parameters**2)

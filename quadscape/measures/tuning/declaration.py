@@ -1,7 +1,7 @@
 """Tuning on validation data, as declared."""
 
 from quadscape.measures.columns import DIVERGED, MEMBER, SETTINGS
-from quadscape.measures.declaration import Cost, Measure, Options, Sizes
+from quadscape.measures.declaration import TABLE_BYTES, Cost, Measure, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
 _INTERVAL = "95 %, Student's t, over seeds; NaN with one seed or where a member diverged"
@@ -43,7 +43,7 @@ RUNS = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    return Cost(memory_bytes=1e9)
+    return Cost(memory_bytes=TABLE_BYTES)
 
 
 MEASURE = Measure(
