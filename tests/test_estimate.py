@@ -144,6 +144,23 @@ def test_speeds_are_plausible_kept_and_taken_over(tmp_path: Path, monkeypatch: p
     assert both[0] == both[1] == first
 
 
+def test_disk_by_what_is_kept() -> None:
+    def estimated(keep: str) -> Estimates:
+        changes = {"keep": keep, "curvature": {"gauss_newton": True, "shards": 2}}
+        return estimate_experiment(Problem.of(small_experiment(**changes)), ["cuda"])[0]
+
+    every, bases, tables = map(estimated, ("all", "bases", "tables"))
+    stages = by_stage(every)
+    hessians, matrices = stages["hessian_shard"].kept, stages["eigenbasis"].kept + stages["gauss_newton"].kept
+    assert every.disk_bytes - bases.disk_bytes == pytest.approx(hessians)
+    assert every.disk_bytes - tables.disk_bytes == pytest.approx(hessians + matrices)
+    # One Hessian is there until its basis is; bases of both checkpoints until they are compared.
+    assert bases.peak_bytes == pytest.approx(bases.disk_bytes + hessians / 2)
+    expected = hessians / 2 + stages["gauss_newton"].kept / 2 + stages["eigenbasis"].kept
+    assert tables.peak_bytes == pytest.approx(tables.disk_bytes + expected)
+    assert tables.disk_bytes < bases.disk_bytes < every.disk_bytes <= every.peak_bytes
+
+
 def test_totals_and_table() -> None:
     needs = (Need("training", 1, 1e9, 2e6, 60.0), Need("eigenbasis", 4, 5e9, 1e9, 30.0))
     part = Estimates("cuda", False, needs)

@@ -20,6 +20,12 @@ from quadscape.planning.speeds import measure_speeds
 from quadscape.planning.targets import Targets
 from quadscape.planning.work import NOMINAL
 
+PURGED: dict[str, tuple[str, ...]] = {
+    "all": (),
+    "bases": ("hessian_shard",),
+    "tables": ("hessian_shard", "gauss_newton", "eigenbasis"),
+}
+"""Stages whose matrices the workflow purges, by `keep`."""
 _MOST_LINES = 4
 """Of one stage."""
 
@@ -60,11 +66,13 @@ class Estimates:
         device: `cpu` or `cuda`.
         measured: Whether the speeds were measured here; they are nominal otherwise.
         needs: By stage, in the order in which they run.
+        passing_bytes: What is purged on the way, by `keep`, and must be there at one time.
     """
 
     device: str
     measured: bool
     needs: tuple[Need, ...]
+    passing_bytes: float = 0.0
 
     @property
     def memory_bytes(self) -> float:
@@ -79,7 +87,8 @@ class Estimates:
     @property
     def peak_bytes(self) -> float:
         """The most at any time, if one job is at work: what some need on the way comes to what is kept."""
-        return self.disk_bytes + max(need.disk_bytes - need.kept / need.jobs for need in self.needs)
+        on_the_way = max(need.disk_bytes - need.kept / need.jobs for need in self.needs)
+        return self.disk_bytes + max(on_the_way, self.passing_bytes)
 
     @property
     def files(self) -> float:
@@ -101,6 +110,7 @@ class _Estimator:
         self.laws = Laws(replace(problem, experiment=pinned), device)
         self.measured = device == "cpu" or torch.cuda.is_available()
         self._speeds = self._measure(device)
+        self.passing_bytes = 0.0
 
     def _measure(self, device: str) -> Mapping[str, Mapping[str, Mapping[str, float]]]:
         """Speeds by run and device; of a GPU that is not here nominal ones."""
@@ -171,13 +181,20 @@ class _Estimator:
         on_subsets = sum(len(iterations) for run in runs for iterations in run.curvature_on.values())
         if not checkpoints:
             return
-        dense = checkpoints + on_subsets
-        yield self.of("checkpoint", runs[0], checkpoints, "extract_checkpoint")
-        yield self.of("hessian_shard", runs[0], dense * self.experiment.curvature.shards)
-        yield self.of("hessian", runs[0], dense)
+        dense, shards = checkpoints + on_subsets, self.experiment.curvature.shards
+        matrices = {"hessian_shard": dense * shards, "hessian": dense}
         if self.experiment.curvature.gauss_newton:
-            yield self.of("gauss_newton", runs[0], checkpoints)  # no measure reads it on a subset
-        yield self.of("eigenbasis", runs[0], dense)
+            matrices["gauss_newton"] = checkpoints  # no measure reads it on a subset
+        matrices["eigenbasis"] = dense
+        yield self.of("checkpoint", runs[0], checkpoints, "extract_checkpoint")
+        needs = {stage: self.of(stage, runs[0], jobs) for stage, jobs in matrices.items()}
+        gone = PURGED[self.experiment.keep]
+        yield from (replace(need, kept_bytes=0.0) if stage in gone else need for stage, need in needs.items())
+        # A Hessian with all its shards, and the bases of all checkpoints that are compared with each other.
+        together = max(len(run.checkpoints) + sum(map(len, run.curvature_on.values())) for run in runs)
+        times = {"hessian_shard": shards, "gauss_newton": 1, "eigenbasis": together}
+        passing = sum(times[stage] * needs[stage].kept / needs[stage].jobs for stage in gone if stage in needs)
+        self.passing_bytes = max(self.passing_bytes, passing)
 
     def measure(self, name: str) -> Iterator[Need]:
         """The jobs of one measure, by network."""
@@ -216,7 +233,8 @@ def estimate_experiment(problem: Problem, devices: Sequence[str] = ("cpu", "cuda
     found = []
     for device in devices:
         estimator = _Estimator(problem, device)
-        found.append(Estimates(device, estimator.measured, tuple(estimator.all())))
+        needs = tuple(estimator.all())
+        found.append(Estimates(device, estimator.measured, needs, estimator.passing_bytes))
     return found
 
 
@@ -270,7 +288,6 @@ def format_estimates(estimates: Sequence[Estimates]) -> str:
             cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
             lines.append("  " + "  ".join(cells).rstrip())
         files = f"{round(part.files, -1 if part.files < 1000 else -2):,.0f}"
-        lines.append(
-            f"  At most {format_bytes(part.peak_bytes)} of disk while one job is at work, and about {files} files."
-        )
+        peak = f"At most {format_bytes(part.peak_bytes)} of disk, if one checkpoint is at work at a time"
+        lines.append(f"  {peak}, and about {files} files.")
     return "\n".join(lines)
