@@ -1,6 +1,7 @@
 """Laws beside plans: of networks and sizes of all kinds, plan ≤ law ≤ 3 × plan in memory, disk and operations."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from quadscape.network.parameters import ParameterLayout
 from quadscape.planning.counted import Countable, counts_of
 from quadscape.planning.experiment import Experiment
 from quadscape.planning.experiment_file import parse_experiment
-from quadscape.planning.laws import Laws
+from quadscape.planning.laws import ON_GPU, Laws
 from quadscape.planning.problem import Problem
 from quadscape.planning.targets import Targets
 from quadscape.planning.work import NOMINAL, Work
@@ -250,6 +251,13 @@ def test_what_slurm_is_asked_for_follows_from_the_law(device: str) -> None:
         assert problem.runtime_minutes(job) == pytest.approx(10 + 3 * law.work.seconds(NOMINAL[where]) / 60, abs=1)
     assert {problem.laws.device_of(job) for job in ("checkpoint", "data", "figures")} == {"cpu"}
     assert problem.laws.device_of("eigenbasis") == device
+
+
+def test_gpus_are_asked_for_by_the_rules_of_these_stages() -> None:
+    texts = "".join(path.read_text() for path in (Path(__file__).parents[1] / "rules").glob("*.smk"))
+    rules = re.findall(r"^rule (\w+):\n(.*?)(?=^\S|\Z)", texts, re.M | re.S)
+    asking = {name.removeprefix("compute_") for name, body in rules if "gpu=gpus()" in body}
+    assert {"training" if name == "train" else name for name in asking} == ON_GPU
 
 
 def at_full_size(device: str) -> Problem:

@@ -170,7 +170,7 @@ class _Estimator:
         alike: dict[tuple[float, ...], tuple[Need, int]] = {}
         for runs in parts.values():
             law = together_law([self.laws.of("training", run.name) for run in runs])
-            need = self.need("train_together", law, runs[0].name, 1, self.laws.device_of("training"))
+            need = self.need("train_together", law, runs[0].name, 1, self.laws.device_of("train_together"))
             key = (round(need.seconds, 3), need.disk_bytes, need.memory_bytes)
             alike[key] = (need, alike.get(key, (need, 0))[1] + 1)
         yield from (replace(need, jobs=jobs) for need, jobs in alike.values())

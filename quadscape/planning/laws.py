@@ -43,7 +43,7 @@ from quadscape.training.costs import (
 )
 
 ON_GPU = frozenset({"training", "extract_start", "hessian_shard", "hessian", "gauss_newton", "eigenbasis"})
-"""Stages that a GPU computes."""
+"""Stages that a GPU computes; of small members of families, which share a job, the steps are too short for one."""
 PROBES = 16
 """Sign vectors that a matrix is verified with, of each kind (`quadscape.curvature.verification`)."""
 _CHECKED = 24 + PROBES + 4

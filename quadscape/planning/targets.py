@@ -515,7 +515,7 @@ class Targets:
         """Time limit of the trainings of a part of a family."""
         members = self.part_members(wildcards.family, wildcards.part)
         law = together_law([self._problem.laws.of("training", run) for run in members])
-        return runtime_minutes(law.work.seconds(NOMINAL[self._problem.laws.device_of("training")]) / 60, attempt)
+        return runtime_minutes(law.work.seconds(NOMINAL[self._problem.laws.device_of("train_together")]) / 60, attempt)
 
     def parts_of(self, trajectories: list[str]) -> list[str]:
         """The parts whose members are to be trained again."""
