@@ -162,7 +162,8 @@ class Job:
         """Sizes that the cost of a measure of a checkpoint or a run follows from."""
         from quadscape.data.info import data_info
         from quadscape.measures.members import model_section
-        from quadscape.network.counting import count_network
+        from quadscape.network.counting import count_graph
+        from quadscape.network.counts import chunk_bytes
 
         info = data_info(self.path("data"))
         counts, pixels = info.counts, math.prod(info.shape)
@@ -172,7 +173,7 @@ class Job:
         else:
             given = self.trajectory().stage.manifest["parameters"]
             size = int(given["parameters"])
-        network = count_network(model_section(given["model"]), info.shape, len(info.classes), given["loss"])
+        numbers = count_graph(model_section(given["model"]), info.shape, len(info.classes), given["loss"])
         return Sizes(
             parameters=size,
             training=counts["train"],
@@ -181,7 +182,7 @@ class Job:
             classes=len(info.classes),
             example_bytes=8 * pixels,
             itemsize=8,
-            graph_bytes=network.chunk_bytes(counts["train"], 8),
+            graph_bytes=chunk_bytes(numbers, counts["train"], 8),
             device=self.device.type,
         )
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from quadscape.config.sections import Model
 from quadscape.network.counts import Counts, TensorCounts
@@ -31,13 +30,15 @@ class _Recorded:
         positions: Of its output, for one channel.
     """
 
-    def __init__(self, operation: Any, arguments: tuple[Any, ...], outcome: Any, names: dict[int, str]) -> None:
+    def __init__(
+        self, operation: Any, arguments: tuple[Any, ...], outcome: Any, names: dict[int, str], registry: Any
+    ) -> None:
         tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
         outcomes = [value for value in _flat(outcome) if isinstance(value, torch.Tensor)]
         self.inputs = {names[key] for tensor in tensors if (key := _key(tensor)) in names}
         fresh = [value for value in outcomes if _key(value) not in {_key(tensor) for tensor in tensors}]
         self.numbers = sum(value.numel() for value in fresh)
-        count = flop_registry.get(operation.overloadpacket)
+        count = registry.get(operation.overloadpacket)
         self.operations = 0 if count is None else int(count(*arguments, out_val=outcome))
         self.taken = self.unfolded = self.folded = self.positions = 0
         given = [tensor for tensor in tensors if _key(tensor) not in names and tensor.dim() > 1]
@@ -64,13 +65,16 @@ class _Record(TorchDispatchMode):
 
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__()
-        self.names, self.found = names, list[_Recorded]()
+        # Here, since it takes two seconds, which jobs that only ask for the graph need not wait.
+        from torch.utils.flop_counter import flop_registry
+
+        self.names, self.found, self._registry = names, list[_Recorded](), flop_registry
         self.alive = list[Any]()
         """What was made: no memory is used twice meanwhile."""
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outcome = operation(*args, **(kwargs or {}))
-        self.found.append(_Recorded(operation, args, outcome, self.names))
+        self.found.append(_Recorded(operation, args, outcome, self.names, self._registry))
         self.alive.append(outcome)
         return outcome
 
@@ -122,17 +126,35 @@ class _Network:
         return sum(numbers for _, numbers in kept.values())
 
 
+def _graph_numbers(network: _Network) -> float:
+    return max(0.0, network.graph_numbers(3) - network.graph_numbers(2))
+
+
+def count_graph(model: Model, shape: Shape, classes: int, loss: str) -> float:
+    """Numbers that autograd keeps of one example, for a gradient whose own derivative will be taken.
+
+    Args:
+        model: The `model` section.
+        shape: Channels, height and width of an image.
+        classes: Number of classes.
+        loss: `cross_entropy` or `squared_error`.
+
+    Returns:
+        As `count_network` counts them.
+    """
+    return _graph_numbers(_Network(build_model(model, shape, classes).float(), shape, loss, "cpu"))
+
+
 def _counted(network: _Network) -> Counts:
     names = {_key(value): name for name, value in network.parameters.items()}
     with _Record(names) as forward:
         loss = network.loss(_EXAMPLES)
     with _Record({}) as backward:
         torch.autograd.grad(loss, list(network.parameters.values()), allow_unused=True)
-    more, fewer = network.graph_numbers(3), network.graph_numbers(2)
     return Counts(
         forward=sum(one.operations for one in forward.found) / _EXAMPLES,
         backward=sum(one.operations for one in backward.found) / _EXAMPLES,
-        graph_numbers=max(0.0, more - fewer),
+        graph_numbers=_graph_numbers(network),
         outputs=network.outputs(),
         values=sum(one.numbers for one in forward.found) / _EXAMPLES,
         unfolded=sum(one.unfolded + one.folded for one in forward.found) / _EXAMPLES,

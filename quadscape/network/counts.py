@@ -82,8 +82,22 @@ class Counts:
         Returns:
             Bytes.
         """
-        graph = max(1, int(self.graph_numbers * itemsize))
-        return chunk_of(graph, count) * graph
+        return chunk_bytes(self.graph_numbers, count, itemsize)
+
+
+def chunk_bytes(graph_numbers: float, count: int, itemsize: int) -> float:
+    """Memory of the graph of a gradient over one chunk of examples, on a CPU.
+
+    Args:
+        graph_numbers: That autograd keeps of one example.
+        count: N.
+        itemsize: Bytes of a number.
+
+    Returns:
+        Bytes.
+    """
+    graph = max(1, int(graph_numbers * itemsize))
+    return chunk_of(graph, count) * graph
 
 
 def chunk_of(bytes_per_example: int, count: int, budget: int = CPU_GRAPH_BYTES) -> int:
