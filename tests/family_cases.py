@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from quadscape.config.model import model_section
 from quadscape.config.sections import Run, Training
 from quadscape.measures.descent import compute as descent
 from quadscape.measures.escape import compute as escape
 from quadscape.measures.family import Family, Member
 from quadscape.measures.job import Job
 from quadscape.measures.layers import compute as layers
-from quadscape.measures.members import MemberRun, columns_of, family_head, model_section
+from quadscape.measures.members import MemberRun, columns_of, family_head
 from quadscape.measures.ruggedness.declaration import RUGGEDNESS, SCORES
 from quadscape.measures.ruggedness_compared import compute as compared
 from quadscape.measures.tuning import compute as tuning

@@ -21,7 +21,7 @@ from problems import (
 )
 
 from quadscape.config.sections import CNN, MLP, Curvature, Linear
-from quadscape.curvature import strips
+from quadscape.curvature import costs, strips
 from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.hessian import HessianMatrix, HessianShardTask, HessianTask
 from quadscape.curvature.shards import shard_directory, shard_name
@@ -213,7 +213,8 @@ def test_strips_are_whole_files_within_the_budget(budget):
 
 
 def test_strips_fit_into_memory(monkeypatch):
-    monkeypatch.setattr(strips, "STRIP_BYTES", 8 * 1000 * 5)
+    for module in (strips, costs):
+        monkeypatch.setattr(module, "STRIP_BYTES", 8 * 1000 * 5)
     block, bounds = cut_strips(1000, lambda a, b: 0.0, 1.0)
     assert block == 4
     assert all(8 * (1000 - a) * (b - a) <= 8 * 1000 * 5 for a, b in pairwise(bounds))

@@ -7,13 +7,13 @@ import pytest
 from family_cases import family, family_job, trained
 from test_measure_interpolation import SHORT
 
+from quadscape.config.model import model_section
 from quadscape.config.sections import Data
 from quadscape.data.sets import prepare
 from quadscape.errors import ConfigError
 from quadscape.findings.connection import statements
 from quadscape.measures.connection import compute as connection
 from quadscape.measures.job import Job
-from quadscape.measures.members import model_section
 from quadscape.network import permutations
 from quadscape.network.models import build_model
 from quadscape.network.parameters import ParameterLayout

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from quadscape.measures.members import model_section
+from quadscape.config.model import model_section
 from quadscape.network.models import build_model, cast, initial_vector
 from quadscape.network.parameters import ParameterLayout, assign_vector
 from quadscape.network.permutations import (

@@ -419,7 +419,7 @@ def test_units_are_shorter_where_steps_are_slow(data, monkeypatch):
     wide = CNN(factory="cnn", channels=(256, 512))
     task = TrainingTask(run, 0, wide, "cross_entropy", data, "cpu")
     assert task._operations() == 2 * 9 * (1 * 256 * 64 + 256 * 512 * 16) + 2 * 512 * 4 * 3
-    monkeypatch.setattr("quadscape.training.task._MAX_SHARD_BYTES", 2**40)
+    monkeypatch.setattr("quadscape.training.costs._MAX_SHARD_BYTES", 2**40)
     expected = 30 / (3 * 50 * task._operations() / 1e10)
     assert expected / 2 < task.plan()["steps"] <= expected
 

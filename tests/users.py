@@ -80,11 +80,12 @@ def python_of_all(folder: Path) -> tuple[str, dict[str, str]]:
 
 def run_as(user: str, umask: int, folder: Path, environment: dict[str, str], *command: str) -> tuple[int, str]:
     """Exit code and output of a command of another user, in a folder."""
-    found = pwd.getpwnam(user)
+    found, home = pwd.getpwnam(user), str(folder)
+    own = {"HOME": home, "XDG_CACHE_HOME": f"{home}/.cache", "USER": user, "LOGNAME": user}
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, "HOME": str(folder), "USER": user, "LOGNAME": user, **environment},
+        env={**os.environ, **own, **environment},
         user=found.pw_uid,
         group=found.pw_gid,
         extra_groups=[] if user == EVE else [TEAM],

@@ -12,6 +12,7 @@ from family_cases import training
 from measure_cases import PlainBasis, chosen
 from problems import SMALL, dense_hessian, problem
 
+from quadscape.config.model import model_section
 from quadscape.config.sections import Data, Run
 from quadscape.data.sets import prepare
 from quadscape.measures.connection import compute as connection
@@ -20,7 +21,6 @@ from quadscape.measures.fractal import compute as fractal
 from quadscape.measures.fractal.declaration import PRECISIONS
 from quadscape.measures.interpolation import compute as interpolation
 from quadscape.measures.job import Job
-from quadscape.measures.members import model_section
 from quadscape.measures.path import compute as path
 from quadscape.measures.ruggedness import compute as ruggedness
 from quadscape.measures.ruggedness.spectral import exact_scores

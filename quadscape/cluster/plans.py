@@ -4,7 +4,6 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from quadscape.cluster.activity import look
 from quadscape.cluster.heads import PLACE, read_json, write_json
 from quadscape.errors import ClusterError
 
@@ -42,6 +41,9 @@ def planned_reads(root: Path) -> dict[Path, str]:
     Raises:
         ClusterError: SLURM does not answer, so that nobody knows; or what is planned is not known.
     """
+    # Here, since it reads stages, and so loads Zarr, which the head does not.
+    from quadscape.cluster.activity import look
+
     activity = look(root)
     if activity.silence:
         raise ClusterError(f"{activity.silence.rstrip('.')}, so that what its jobs read is not known; purge later.")

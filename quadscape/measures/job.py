@@ -160,8 +160,8 @@ class Job:
 
     def sizes(self) -> Sizes:
         """Sizes that the cost of a measure of a checkpoint or a run follows from."""
+        from quadscape.config.model import model_section
         from quadscape.data.info import data_info
-        from quadscape.measures.members import model_section
         from quadscape.network.counting import count_graph
         from quadscape.network.counts import chunk_bytes
 

@@ -152,24 +152,6 @@ def target_loss(members: Sequence[MemberRun], given: float) -> float:
     return float(np.median(finite)) if len(finite) else float("nan")
 
 
-def model_section(values: Any) -> Any:
-    """The `model` section that a training's manifest names.
-
-    Args:
-        values: JSON values.
-
-    Returns:
-        The section.
-    """
-    from pydantic import TypeAdapter
-
-    from quadscape.config.sections import Model
-
-    adapter: Any = TypeAdapter(Model)
-    # As JSON, where a list may stand for a tuple.
-    return adapter.validate_json(json.dumps(values), strict=True)
-
-
 def by_cell(members: Sequence[MemberRun]) -> dict[str, list[MemberRun]]:
     """Members of every cell, in order."""
     found: dict[str, list[MemberRun]] = {}

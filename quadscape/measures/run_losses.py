@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from quadscape.config.model import model_section
 from quadscape.errors import ModelError
-from quadscape.measures.members import model_section
 
 if TYPE_CHECKING:
     from quadscape.measures.job import Job

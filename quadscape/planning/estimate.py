@@ -163,17 +163,11 @@ class _Estimator:
         small = self.targets.small_members
         for same in _alike([run for run in self.experiment.runs if run.path is None and run.name not in small]):
             yield self.of("training", same[0], len(same))
-        parts: dict[tuple[str, int], list[Run]] = {}
-        for run in self.experiment.runs:
-            if run.name in small:
-                parts.setdefault(small[run.name], []).append(run)
-        alike: dict[tuple[float, ...], tuple[Need, int]] = {}
-        for runs in parts.values():
-            law = together_law([self.laws.of("training", run.name) for run in runs])
-            need = self.need("train_together", law, runs[0].name, 1, self.laws.device_of("train_together"))
-            key = (round(need.seconds, 3), need.disk_bytes, need.memory_bytes)
-            alike[key] = (need, alike.get(key, (need, 0))[1] + 1)
-        yield from (replace(need, jobs=jobs) for need, jobs in alike.values())
+        if not small:
+            return
+        jobs = len(set(small.values()))
+        law = together_law([self.laws.of("training", run) for run in small], jobs)
+        yield self.need("train_together", law, next(iter(small)), jobs, self.laws.device_of("train_together"))
 
     def curvature(self, runs: list[Run]) -> Iterator[Need]:
         """Stages of the checkpoints of runs with one network."""

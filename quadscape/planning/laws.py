@@ -6,8 +6,8 @@ tells. Stages announce what their own plan takes by the same formulas (`quadscap
 takes at the most that any plan may ask for: plan ≤ law ≤ 3 × plan. Nothing here loads torch or data.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -375,17 +375,20 @@ def _solver_work(units: list[UnitWork], dtype: str) -> Work:
     )
 
 
-def together_law(laws: list[Law]) -> Law:
-    """What a job takes that does the work of several, one after another."""
+def together_law(laws: Sequence[Law], jobs: int = 1) -> Law:
+    """What each of some jobs takes that share the work of many, one after another.
+
+    Args:
+        laws: Of the work by itself.
+        jobs: Number of jobs.
+
+    Returns:
+        Of one job, on average.
+    """
     work = Work()
     for law in laws:
         work += law.work
-    first = laws[0]
-    return replace(
-        first,
-        memory_bytes=max(law.memory_bytes for law in laws),
-        disk_bytes=sum(law.disk_bytes for law in laws),
-        kept_bytes=sum(law.kept_bytes for law in laws),
-        files=sum(law.files for law in laws),
-        work=replace(work, amounts={**work.amounts, "starts": 1.0}),
-    )
+    disk, kept, files = (sum(getattr(law, key) for law in laws) for key in ("disk_bytes", "kept_bytes", "files"))
+    # Only the first of a job waits for the process to start.
+    shared = Work({**work.amounts, "starts": float(jobs)}).times(1 / jobs)
+    return Law(max(law.memory_bytes for law in laws), disk / jobs, kept / jobs, files / jobs, shared)

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from quadscape.config.model import model_section
 from quadscape.errors import ConfigError
 from quadscape.measures.connection.declaration import CONNECTION, CONNECTION_SUMMARY
 from quadscape.measures.interpolation.compute import Evaluate, empty, floor_of, measure
 from quadscape.measures.job import Job
-from quadscape.measures.members import model_section
 from quadscape.measures.run_losses import RunLosses, run_head
 from quadscape.tables import Table, TableSchema
 

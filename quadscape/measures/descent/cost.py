@@ -28,9 +28,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from quadscape.config.model import model_section
 from quadscape.config.sections import Model, Training
 from quadscape.data.sets import DataSet
-from quadscape.measures.members import model_section
 from quadscape.network.models import build_model, cast, initial_vector
 from quadscape.network.parameters import ParameterLayout
 from quadscape.training.optimizers import clip, make_optimizer, state_names

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from quadscape.config.model import model_section
 from quadscape.measures.curves.compute import wilson
 from quadscape.measures.escape.declaration import ESCAPE, RUNS
 from quadscape.measures.job import Job
-from quadscape.measures.members import MemberRun, by_cell, columns_of, family_head, model_section, read_members
+from quadscape.measures.members import MemberRun, by_cell, columns_of, family_head, read_members
 from quadscape.tables import Table
 
 
