@@ -284,7 +284,13 @@ NAMED = {
         (NAMED | {"default-resources": {"slurm_partition": "site"}}, None, "names the partition 'site'"),
         # What it asks for can be had: sbatch refuses in the end.
         ({"retries": 0}, {"partitions": {"cpu": {}}, "account": "lab", "qos": "long"}, "Batch job submission failed"),
-        ({"retries": 0, "set-resources": {"train": {"gpu": 1}}}, None, "Batch job submission failed"),
+        # As the one before, and as long: a job that is not taken is submitted again for a while.
+        pytest.param(
+            {"retries": 0, "set-resources": {"train": {"gpu": 1}}},
+            None,
+            "Batch job submission failed",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_what_a_head_says_at_once(
