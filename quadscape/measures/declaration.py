@@ -63,7 +63,7 @@ class Option:
     least_parameters: Callable[[Any], int] | None = None
 
 
-TABLE_BYTES = 280e6
+TABLE_BYTES = 250e6
 """Memory of a job that reads tables and trajectories, without torch."""
 
 
