@@ -23,6 +23,14 @@ from quadscape.training.task import TrainingTask
 from tests.experiments import SMALL
 
 ITERATIONS = (0, 40)
+PLACES = {
+    "training": "trajectory",
+    "hessian_shard": "checkpoints/40/hessian_shards/1-of-1",
+    "hessian": "checkpoints/40/hessian",
+    "gauss_newton": "checkpoints/40/gauss_newton",
+    "eigenbasis": "checkpoints/40/eigenbasis",
+}
+"""Where the stages of a checkpoint lie, below the folder of the run."""
 
 
 def small_experiment(**changes: object) -> Experiment:

@@ -15,7 +15,7 @@ from quadscape.planning.problem import Problem
 from quadscape.planning.speeds import measure_matrices, measure_speeds
 from quadscape.results.sizes import Network
 from quadscape.stage.events import read_events
-from results import small_experiment
+from results import PLACES, small_experiment
 from tests.experiments import SMALL
 
 STAGES = ["prepare_data", "training", "extract_checkpoint", "hessian_shard", "hessian", "gauss_newton", "eigenbasis"]
@@ -46,14 +46,7 @@ def estimated() -> dict[str, Need]:
 
 
 def test_disk_and_time_of_real_stages(estimated: dict[str, Need], made_results: Path) -> None:
-    places = {
-        "training": "trajectory",
-        "hessian_shard": "checkpoints/40/hessian_shards/1-of-1",
-        "hessian": "checkpoints/40/hessian",
-        "gauss_newton": "checkpoints/40/gauss_newton",
-        "eigenbasis": "checkpoints/40/eigenbasis",
-    }
-    for stage, place in places.items():
+    for stage, place in PLACES.items():
         directory = made_results / "results/small/runs/a" / place
         assert estimated[stage].disk_bytes == pytest.approx(store_bytes(directory), rel=0.1), stage
         events = read_events(directory)

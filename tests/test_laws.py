@@ -32,7 +32,7 @@ from quadscape.planning.work import NOMINAL, Work
 from quadscape.results.sizes import Kept, Network
 from quadscape.stage.protocol import Needs
 from quadscape.training.task import TrainingTask
-from results import small_experiment
+from results import PLACES, small_experiment
 
 NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int]] = {
     "mlp": ({"factory": "mlp", "hidden": [40, 20]}, (1, 14, 14), 300),
@@ -227,14 +227,7 @@ def test_finished_stages(made_results: Path) -> None:
     """Disk and files of real ones."""
     experiment = small_experiment(curvature={"dtype": "float64", "gauss_newton": True}, device="cpu")
     laws = Problem.of(experiment).laws
-    places = {
-        "training": "trajectory",
-        "hessian_shard": "checkpoints/40/hessian_shards/1-of-1",
-        "hessian": "checkpoints/40/hessian",
-        "gauss_newton": "checkpoints/40/gauss_newton",
-        "eigenbasis": "checkpoints/40/eigenbasis",
-    }
-    for stage, place in places.items():
+    for stage, place in PLACES.items():
         directory, law = made_results / "results/small/runs/a" / place, laws.of(stage)
         files = [path for path in directory.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files if path.name != "zarr.json" and "store.zarr" in str(path))

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from quadscape.curvature import verification as module
+from quadscape.curvature.costs import SIGN_PROBES
 from quadscape.curvature.verification import (
     DEFLATED_SEED,
     PROBE_SEED,
-    SIGN_PROBES,
     BasisEvidence,
     Checks,
     Evidence,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from quadscape.config.sections import Curvature
-from quadscape.curvature.costs import eigenbasis_bytes
+from quadscape.curvature.costs import SIGN_PROBES, eigenbasis_bytes
 from quadscape.curvature.eigensolver import Solver, basis_specs, make_solver, plan_solver
 from quadscape.curvature.hessian import HessianMatrix
 from quadscape.curvature.invariances import (
@@ -34,7 +34,6 @@ from quadscape.curvature.verification import (
     FORCED,
     FORCED_SEED,
     PROBE_SEED,
-    SIGN_PROBES,
     SPOT_SEED,
     BasisEvidence,
     Evidence,

@@ -27,6 +27,7 @@ from quadscape.config.sections import Curvature
 from quadscape.curvature.costs import (
     ACCUMULATED_BYTES,
     ROW_BYTES,
+    SIGN_PROBES,
     column_block,
     lower_entries,
     resident_bytes,
@@ -46,7 +47,6 @@ from quadscape.curvature.strips import (
 )
 from quadscape.curvature.verification import (
     PROBE_SEED,
-    SIGN_PROBES,
     Checks,
     sign_probes,
     solver_growth,

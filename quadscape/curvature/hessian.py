@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from quadscape.config.sections import Curvature
-from quadscape.curvature.costs import resident_bytes, strips_bytes
+from quadscape.curvature.costs import SIGN_PROBES, resident_bytes, strips_bytes
 from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.shards import shard_directory, shard_name
 from quadscape.curvature.strips import (
@@ -35,7 +35,7 @@ from quadscape.curvature.strips import (
     share_of_strips,
     strip_bounds,
 )
-from quadscape.curvature.verification import PROBE_SEED, SIGN_PROBES, sign_probes, verify_hessian
+from quadscape.curvature.verification import PROBE_SEED, sign_probes, verify_hessian
 from quadscape.errors import DeviceMemoryError, StageError, StoreError
 from quadscape.network.objective import CheckpointObjectives, Objective
 from quadscape.numerics import (

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from quadscape.curvature.costs import MATRIX_ROWS, STRIP_BYTES, column_block, widest_strip
-from quadscape.curvature.verification import PROBE_SEED, SIGN_PROBES, sign_probes
+from quadscape.curvature.costs import MATRIX_ROWS, SIGN_PROBES, STRIP_BYTES, column_block, widest_strip
+from quadscape.curvature.verification import PROBE_SEED, sign_probes
 from quadscape.errors import StoreError, VerificationError
 from quadscape.network.objective import Objective, Vector
 from quadscape.stage.finished import FinishedStage

@@ -22,8 +22,6 @@ from quadscape.curvature.projections import overlap_tiles
 from quadscape.errors import VerificationError
 from quadscape.network.parameters import ParameterLayout
 
-SIGN_PROBES = 16
-"""Random sign vectors of each kind: a norm estimated from 16 is off by at most √(2/16)/2 = 18 % (one σ)."""
 PROBE_SEED = 20_240_001
 DEFLATED_SEED = 20_240_002
 DEFLATED = 256

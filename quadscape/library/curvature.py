@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from quadscape.amounts import format_bytes
+from quadscape.curvature.costs import SIGN_PROBES
 from quadscape.curvature.eigensolver import decompose, fix_signs, plan_solver
 from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.invariances import (
@@ -27,7 +28,6 @@ from quadscape.curvature.verification import (
     FORCED,
     FORCED_SEED,
     PROBE_SEED,
-    SIGN_PROBES,
     BasisEvidence,
     Evidence,
     Forced,

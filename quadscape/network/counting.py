@@ -1,6 +1,5 @@
 """What one example costs in a network, counted on torch's meta device: nothing is computed, whatever its size."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from quadscape.config.sections import Model
 from quadscape.network.counts import Counts, TensorCounts
 from quadscape.network.losses import example_losses
 from quadscape.network.models import build_model
+from quadscape.network.objective import graph_bytes, storage_of
 from quadscape.network.parameters import ParameterLayout
 from quadscape.network.shapes import Shape
 
@@ -35,13 +35,13 @@ class _Recorded:
     ) -> None:
         tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
         outcomes = [value for value in _flat(outcome) if isinstance(value, torch.Tensor)]
-        self.inputs = {names[key] for tensor in tensors if (key := _key(tensor)) in names}
-        fresh = [value for value in outcomes if _key(value) not in {_key(tensor) for tensor in tensors}]
+        self.inputs = {names[key] for tensor in tensors if (key := storage_of(tensor)) in names}
+        fresh = [value for value in outcomes if storage_of(value) not in {storage_of(tensor) for tensor in tensors}]
         self.numbers = sum(value.numel() for value in fresh)
         count = registry.get(operation.overloadpacket)
         self.operations = 0 if count is None else int(count(*arguments, out_val=outcome))
         self.taken = self.unfolded = self.folded = self.positions = 0
-        given = [tensor for tensor in tensors if _key(tensor) not in names and tensor.dim() > 1]
+        given = [tensor for tensor in tensors if storage_of(tensor) not in names and tensor.dim() > 1]
         if self.operations and given and outcomes and outcomes[0].dim() > 1:
             made, taken = outcomes[0], given[0]
             channel = 1 if "conv" in str(operation) else -1
@@ -53,11 +53,6 @@ class _Recorded:
 
 def _flat(value: Any) -> list[Any]:
     return [part for one in value for part in _flat(one)] if isinstance(value, tuple | list) else [value]
-
-
-def _key(tensor: torch.Tensor) -> int:
-    """What tells a memory from any other, also on the meta device, where none has an address."""
-    return int(tensor.untyped_storage()._cdata)
 
 
 class _Record(TorchDispatchMode):
@@ -77,6 +72,30 @@ class _Record(TorchDispatchMode):
         self.found.append(_Recorded(operation, args, outcome, self.names, self._registry))
         self.alive.append(outcome)
         return outcome
+
+
+def module_outputs(model: torch.nn.Module, images: torch.Tensor) -> int:
+    """Numbers that modules hand on in a forward pass, each module within another counted as well.
+
+    Args:
+        model: The network.
+        images: Its inputs.
+
+    Returns:
+        Their number.
+    """
+    total = 0
+
+    def add(_: Any, __: Any, made: Any) -> None:
+        nonlocal total
+        total += made.numel() if isinstance(made, torch.Tensor) else 0
+
+    hooks = [module.register_forward_hook(add) for module in model.modules()]
+    with torch.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return total
 
 
 class _Network:
@@ -99,31 +118,11 @@ class _Network:
 
     def outputs(self) -> float:
         """Numbers that modules hand on, for one example."""
-        total = 0
-
-        def add(_: Any, __: Any, made: Any) -> None:
-            nonlocal total
-            total += made.numel() if isinstance(made, torch.Tensor) else 0
-
-        hooks = [module.register_forward_hook(add) for module in self.model.modules()]
-        with torch.no_grad():
-            self.model(self._images(_EXAMPLES))
-        for hook in hooks:
-            hook.remove()
-        return total / _EXAMPLES
+        return module_outputs(self.model, self._images(_EXAMPLES)) / _EXAMPLES
 
     def graph_numbers(self, count: int) -> float:
         """Numbers that autograd keeps for a gradient whose own derivative will be taken."""
-        kept: dict[int, tuple[torch.Tensor, float]] = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            kept[_key(tensor)] = (tensor, tensor.untyped_storage().nbytes() / 4)
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            leaves = list(self.parameters.values())
-            torch.autograd.grad(self.loss(count), leaves, create_graph=True, allow_unused=True)
-        return sum(numbers for _, numbers in kept.values())
+        return graph_bytes(lambda: self.loss(count), list(self.parameters.values())) / 4
 
 
 def _graph_numbers(network: _Network) -> float:
@@ -146,7 +145,7 @@ def count_graph(model: Model, shape: Shape, classes: int, loss: str) -> float:
 
 
 def _counted(network: _Network) -> Counts:
-    names = {_key(value): name for name, value in network.parameters.items()}
+    names = {storage_of(value): name for name, value in network.parameters.items()}
     with _Record(names) as forward:
         loss = network.loss(_EXAMPLES)
     with _Record({}) as backward:
@@ -203,14 +202,8 @@ def count_network(model: Model, shape: Shape, classes: int, loss: str) -> Counts
     def on(device: str) -> Counts:
         return _counted(_Network(build_model(model, shape, classes).float(), shape, loss, device))
 
-    return _first_that_works([lambda: on("meta"), lambda: on("cpu")])
-
-
-def _first_that_works(ways: list[Callable[[], Counts]]) -> Counts:
-    """Some networks look at values, which the meta device does not have."""
-    for way in ways[:-1]:
-        try:
-            return way()
-        except (RuntimeError, NotImplementedError, TypeError, ValueError):
-            continue
-    return ways[-1]()
+    try:
+        return on("meta")
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        # Some networks look at values, which the meta device does not have.
+        return on("cpu")

@@ -8,7 +8,7 @@ The Hessian product here is forward over reverse (the derivative of the gradient
 The Gauss–Newton product leaves out the network's own second derivative: G = (1/N) Σₙ Jₙᵀ ∇²ℓ(f(xₙ)) Jₙ.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -274,18 +274,10 @@ class Objective:
         return PRODUCT_GRAPHS * min(self.chunk, self.count) * self.graph_bytes_per_example()
 
     def _graph_bytes(self, count: int) -> int:
-        kept: list[torch.Tensor] = []  # so that no address is used twice
         leaves = {name: p.detach().clone().requires_grad_() for name, p in self.model.named_parameters()}
         images = self.images[:1].expand(count, *self.images.shape[1:]).contiguous()
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            kept.append(tensor)
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = self.chunk_loss(leaves, images, self.labels[:1].expand(count))
-            torch.autograd.grad(loss, list(leaves.values()), create_graph=True, allow_unused=True)
-        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
+        labels = self.labels[:1].expand(count)
+        return graph_bytes(lambda: self.chunk_loss(leaves, images, labels), list(leaves.values()))
 
     def _mean_of_either(
         self, parameters: Parameters, forward: Callable[..., Parameters], backward: Callable[..., Parameters]
@@ -301,6 +293,32 @@ class Objective:
         for images, labels in self.chunks():
             total += self.layout.flatten(of_chunk(parameters, images, labels)).detach()
         return (total / self.count).cpu()
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """What tells the memory of a living tensor from any other, also on the meta device, where none has an address."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def graph_bytes(loss: Callable[[], torch.Tensor], leaves: Sequence[torch.Tensor]) -> int:
+    """Bytes that autograd keeps for a gradient whose own derivative will be taken.
+
+    Args:
+        loss: Computes a scalar.
+        leaves: With respect to which it is derived.
+
+    Returns:
+        Bytes, of every memory once.
+    """
+    kept: list[torch.Tensor] = []  # so that no memory is used twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        torch.autograd.grad(loss(), leaves, create_graph=True, allow_unused=True)
+    return sum({storage_of(tensor): tensor.untyped_storage().nbytes() for tensor in kept}.values())
 
 
 def data_chunk(bytes_per_example: int, count: int, device: torch.device) -> int:

@@ -44,9 +44,7 @@ from quadscape.training.costs import (
 
 ON_GPU = frozenset({"training", "extract_start", "hessian_shard", "hessian", "gauss_newton", "eigenbasis"})
 """Stages that a GPU computes; of small members of families, which share a job, the steps are too short for one."""
-PROBES = 16
-"""Sign vectors that a matrix is verified with, of each kind (`quadscape.curvature.verification`)."""
-_CHECKED = 24 + PROBES + 4
+_CHECKED = 24 + costs.SIGN_PROBES + 4
 """Vectors that a basis is verified with, beside one for each parameter tensor, at most."""
 _ITEMSIZE = {"float32": 4, "float64": 8}
 
@@ -190,8 +188,12 @@ class Laws:
     def _probed(self, run: Run) -> Work:
         """Products with sign vectors, in both precisions, and one pass over the matrix."""
         count, size = self.problem.training_images(run), float(self._size(run))
-        products = [self._passes(run, dtype, product=PROBES * count) for dtype in ("float32", "float64")]
-        matrix = {"matrix float64": 2 * PROBES * size**2, "stored": size**2 / 2 * self._itemsize, "units": PROBES / 4}
+        products = [self._passes(run, dtype, product=costs.SIGN_PROBES * count) for dtype in ("float32", "float64")]
+        matrix = {
+            "matrix float64": 2 * costs.SIGN_PROBES * size**2,
+            "stored": size**2 / 2 * self._itemsize,
+            "units": costs.SIGN_PROBES / 4,
+        }
         return products[0] + products[1] + Work(matrix)
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -286,7 +288,7 @@ class Laws:
         size = self._size(run)
         memory = self._resident("hessian", run) + self._product_bytes("hessian", run)
         memory += costs.strips_bytes(size, costs.strip_columns(size))
-        disk = 2.0 * size * PROBES * 8
+        disk = 2.0 * size * costs.SIGN_PROBES * 8
         return Law(memory, disk, disk, 24, self._probed(run) + Work({"starts": 1}))
 
     def _gauss_newton(self, run: Run) -> Law:
@@ -295,7 +297,7 @@ class Laws:
         device = self.device_of("gauss_newton")
         memory = self._resident("gauss_newton", run) + self._product_bytes("gauss_newton", run)
         memory += costs.gauss_newton_bytes(device, size, classes, self._itemsize)
-        disk = costs.triangle_bytes(size, self._itemsize) + 2.0 * size * PROBES * 8
+        disk = costs.triangle_bytes(size, self._itemsize) + 2.0 * size * costs.SIGN_PROBES * 8
         runs = max(1.0, 4.0 * size**2 / costs.ACCUMULATED_BYTES[device])
         jacobians = runs * count * (counts.forward + classes * counts.backward)
         work = Work(
@@ -327,7 +329,7 @@ class Laws:
         blocks = -(-size // plan["block"])
         work = _solver_work(units, dtype) + self._passes(run, "float64", product=checked * count)
         # The check of orthogonality multiplies half of QᵀQ; estimates of all residuals are in float64.
-        work += Work({f"matrix {dtype}": float(size) ** 3, "matrix float64": 4.0 * PROBES * size**2})
+        work += Work({f"matrix {dtype}": float(size) ** 3, "matrix float64": 4.0 * costs.SIGN_PROBES * size**2})
         work += Work({"stored": 3 * (basis + scratch) + products, "units": len(units) + checked / 4, "starts": 1})
         memory = costs.eigenbasis_bytes(device, plan["solver"], solver, product)
         return Law(memory, basis + scratch + products, basis + products, blocks + checked / 4 + 40, work)

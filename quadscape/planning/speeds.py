@@ -226,24 +226,23 @@ def measure_speeds(
             found[index] = speeds
             columns = columns or speeds.get(f"columns {dtype}", 0.0)
     kept.save()
-    return [_filled(_nearest(found, networks, index), {**matrices}, device) for index in range(len(networks))]
+    return [_filled(_nearest(found, networks, index, dtype), matrices, device) for index in range(len(networks))]
 
 
 def _nearest(
-    found: Mapping[int, dict[str, float]], networks: Sequence[tuple[Countable, Counts]], index: int
+    found: Mapping[int, dict[str, float]], networks: Sequence[tuple[Countable, Counts]], index: int, dtype: str
 ) -> dict[str, float]:
     """Speeds of the network itself, or of the one whose forward pass is most alike in size."""
     if not found:
         return {}
     here = np.log(max(1.0, networks[index][1].forward))
-    nearest = min(found, key=lambda other: abs(np.log(max(1.0, networks[other][1].forward)) - here))
-    known, columns = found[nearest], next((one for one in found.values() if any("columns" in k for k in one)), {})
-    ratio = {kind: speed for kind, speed in columns.items() if "columns" in kind}
-    for kind, speed in ratio.items():
-        name = kind.replace("columns", "product")
-        # Of other networks in proportion to their products.
-        known = {**known, kind: known.get(kind, speed * known[name] / columns[name])}
-    return known
+    known = found[min(found, key=lambda other: abs(np.log(max(1.0, networks[other][1].forward)) - here))]
+    columns, product = f"columns {dtype}", f"product {dtype}"
+    other = next((one for one in found.values() if columns in one), None)
+    if columns in known or other is None:
+        return known
+    # Of other networks in proportion to their products.
+    return {**known, columns: other[columns] * known[product] / other[product]}
 
 
 def _filled(known: Mapping[str, float], matrices: Mapping[str, float], device: str) -> dict[str, float]:

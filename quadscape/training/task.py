@@ -268,18 +268,11 @@ class TrainingTask:
 
     def _activations(self) -> int:
         """Numbers that the forward pass of one image makes."""
-        total = 0
-
-        def count(module: torch.nn.Module, inputs: Any, outputs: Any) -> None:
-            nonlocal total
-            total += outputs.numel() if isinstance(outputs, torch.Tensor) else 0
+        # Here, since whoever only reads a trajectory need not load it.
+        from quadscape.network.counting import module_outputs
 
         model = build_model(self.model, self._info.shape, len(self._info.classes)).eval()
-        for module in model.modules():
-            module.register_forward_hook(count)
-        with torch.no_grad():
-            model(torch.zeros(1, *self._info.shape))
-        return total
+        return module_outputs(model, torch.zeros(1, *self._info.shape))
 
     def start(self, plan: dict[str, Any]) -> None:
         """Sets threads, and puts network and data on the device.
