@@ -1,7 +1,7 @@
 """SIGKILLs of a whole experiment at random moments: afterwards everything must equal that of an undisturbed run.
 
-The experiment is run twice in copies of this checkout: once undisturbed, once with its head and all jobs killed again
-and again, followed by the same command each time. Then all arrays of all stores and all tables are compared, and
+The experiment is run in copies of this checkout: once undisturbed, then with its head and all jobs killed again and
+again, followed by the same command each time, as many times over as the kills take. Then all arrays of all stores and all tables are compared, and
 `quadscape verify` reads everything. Prints what was compared, and what differs.
 """
 
@@ -101,29 +101,34 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs both, and compares."""
     moments = random.Random(arguments.seed)
     began = time.monotonic()
+    kills = arrays = tables = 0
+    differ: list[str] = []
+    verified: list[int] = []
     with tempfile.TemporaryDirectory(prefix="quadscape-kills-") as place:
-        alone, killed = (_checkout(Path(place) / name) for name in ("alone", "killed"))
+        alone = _checkout(Path(place) / "alone")
         if _start(alone, arguments.profile).wait():
             raise SystemExit(f"The undisturbed run failed: {(alone / 'kills.log').read_text()[-2000:]}")
         undisturbed = time.monotonic() - began
-        kills = 0
-        while True:
-            head = _start(killed, arguments.profile)
-            try:
-                # After the last kill, and where a kill comes too late, it runs to its end.
-                code = head.wait(moments.uniform(2.0, arguments.longest) if kills < arguments.kills else None)
-            except subprocess.TimeoutExpired:
-                _kill(head)
-                kills += 1
-                print(f"kill {kills} after {time.monotonic() - began:.0f} s", flush=True)
-                continue
+        while kills < arguments.kills:
+            killed = _checkout(Path(place) / f"killed-{len(verified)}")
+            while True:
+                head = _start(killed, arguments.profile)
+                try:
+                    # After the last kill, and where a kill comes too late, it runs to its end.
+                    code = head.wait(moments.uniform(2.0, arguments.longest) if kills < arguments.kills else None)
+                    break
+                except subprocess.TimeoutExpired:
+                    _kill(head)
+                    kills += 1
+                    print(f"kill {kills} after {time.monotonic() - began:.0f} s", flush=True)
             if code:
                 raise SystemExit(f"A run failed: {(killed / 'kills.log').read_text()[-2000:]}")
-            break
-        arrays, tables, differ = differences(alone / "results", killed / "results")
-        command = [sys.executable, "-m", "quadscape.cli", "verify", "results"]
-        verified = subprocess.run(command, cwd=killed, capture_output=True, text=True, check=False)
-        print(verified.stdout.splitlines()[-1] if verified.stdout else verified.stderr)
+            more_arrays, more_tables, more = differences(alone / "results", killed / "results")
+            arrays, tables, differ = arrays + more_arrays, tables + more_tables, differ + more
+            command = [sys.executable, "-m", "quadscape.cli", "verify", "results"]
+            check = subprocess.run(command, cwd=killed, capture_output=True, text=True, check=False)
+            print(check.stdout.splitlines()[-1] if check.stdout else check.stderr, flush=True)
+            verified.append(check.returncode)
     print(f"{kills} kills, {arrays} arrays and {tables} tables compared, {len(differ)} differ")
     for name in differ[:20]:
         print(f"  {name}")
@@ -135,7 +140,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         "arrays": arrays,
         "tables": tables,
         "differ": differ,
-        "verify": verified.returncode,
+        "verify": verified,
         "seconds": seconds,
     }
 
