@@ -1,8 +1,8 @@
 """SIGKILLs of a whole experiment at random moments: afterwards everything must equal that of an undisturbed run.
 
 The experiment is run in copies of this checkout: once undisturbed, then with its head and all jobs killed again and
-again, followed by the same command each time, as many times over as the kills take. Then all arrays of all stores and all tables are compared, and
-`quadscape verify` reads everything. Prints what was compared, and what differs.
+again, followed by the same command each time, and anew where it ends before the last kill. Then all arrays of all
+stores and all tables are compared, and `quadscape verify` reads everything. Prints what was compared, and what differs.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def _checkout(folder: Path) -> Path:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in listed.stdout.splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, folder / name)
+        shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     return folder
 
 
