@@ -205,20 +205,24 @@ LEFT_OUT = ("density", "interpolation", "localisation")
 
 
 class Whole:
-    """The whole workflow through SLURM jobs: first one figure, then everything.
+    """The whole workflow through SLURM jobs, of which tables are kept: first one figure, then everything.
 
     Attributes:
         checkout: The checkout.
         first: What SLURM has recorded of the jobs for the figure.
         rest: The same of all others.
+        purged_after_one_figure: What was purged before the others.
     """
 
     def __init__(self, path: Path, slot: Slot) -> None:
         self.checkout = ClusterCheckout(path)
         self.checkout.link()
-        self.checkout.configure(device="cpu", measures={**TINY["measures"], **dict.fromkeys(LEFT_OUT, False)})
+        self.checkout.configure(
+            device="cpu", keep="tables", measures={**TINY["measures"], **dict.fromkeys(LEFT_OUT, False)}
+        )
         self.checkout.write_profile(slot, {}, {"cpu": {"max_runtime": CPU_MINUTES}, "gpu": {"max_gpu": GPUS}})
         self.first = self._run("results/tiny/figures/spectrum.svg")
+        self.purged_after_one_figure = [*path.rglob("purged.json")]
         self.rest = self._run()
 
     def _run(self, *targets: str) -> list[dict[str, str]]:

@@ -1,5 +1,6 @@
 """The cluster and the undisturbed run that all tests here share."""
 
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,15 +13,16 @@ pytest.register_assert_rewrite("tests.slurm.chain", "tests.slurm.events")
 from tests.slurm.chain import SHARDED, SHARDED_EXPERIMENT, Prepared, Whole  # ruff: ignore[module-import-not-at-top-of-file]
 from tests.slurm.cluster import SLOTS, Cluster, UnavailableError  # ruff: ignore[module-import-not-at-top-of-file]
 from tests.slurm.events import Record, preempt_a_shard  # ruff: ignore[module-import-not-at-top-of-file]
+from tests.slurm.people import a_colleague_goes_on  # ruff: ignore[module-import-not-at-top-of-file]
 
-SHARDED_SLOT, WHOLE_SLOT = -2, -1
+COLLEAGUE_SLOT, SHARDED_SLOT, WHOLE_SLOT = -3, -2, -1
 """The slots of what is at work beside the events."""
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """The cluster, with accounting, which the profile's `squeue` does without."""
-    found = Cluster(slots=SLOTS + 2, accounting=True)
+    found = Cluster(slots=SLOTS + 3, accounting=True)
     try:
         found.start()
     except UnavailableError as why:
@@ -64,3 +66,11 @@ def beside(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
     with ThreadPoolExecutor(2) as threads:
         yield Beside(threads.submit(Whole, path / "whole", cluster.slots[WHOLE_SLOT]), threads.submit(shard))
+
+
+@pytest.fixture(scope="session")
+def colleague(cluster: Cluster, prepared: Prepared) -> Iterator[Future[Record]]:
+    """Two people at one clone, at work beside the events, in a folder that both can come to."""
+    with tempfile.TemporaryDirectory(prefix="quadscape-users-") as folder, ThreadPoolExecutor(1) as thread:
+        Path(folder).chmod(0o755)
+        yield thread.submit(a_colleague_goes_on, cluster, cluster.slots[COLLEAGUE_SLOT], prepared, Path(folder))

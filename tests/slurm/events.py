@@ -366,28 +366,42 @@ def _short(event: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def slowly(process: int) -> Generator[None]:
-    """Lets a script work a fiftieth of the time, so that it is not done before it is killed.
-
-    SLURM looks at limits every 30 s, and only KillWait after SIGTERM, which the script does not get, comes SIGKILL.
-    """
+def meanwhile(work: Callable[[threading.Event], None]) -> Generator[None]:
+    """Has a thread do something until the block is over, which its event says, or the process has ended."""
     over = threading.Event()
 
-    def hold() -> None:
+    def until_over() -> None:
         with contextlib.suppress(ProcessLookupError):
-            while not over.is_set():
-                os.kill(process, signal.SIGSTOP)
-                over.wait(0.98)
-                os.kill(process, signal.SIGCONT)
-                over.wait(0.02)
+            work(over)
 
-    holding = threading.Thread(target=hold)
-    holding.start()
+    thread = threading.Thread(target=until_over)
+    thread.start()
     try:
         yield
     finally:
         over.set()
-        holding.join()
+        thread.join()
+
+
+def hold(process: int, seconds: float, over: threading.Event) -> None:
+    """Stops a process for so long."""
+    os.kill(process, signal.SIGSTOP)
+    over.wait(seconds)
+    os.kill(process, signal.SIGCONT)
+
+
+def slowly(process: int) -> contextlib.AbstractContextManager[None]:
+    """Lets a script work a fiftieth of the time, so that it is not done before it is killed.
+
+    SLURM looks at limits every 30 s, and only KillWait after SIGTERM, which the script does not get, comes SIGKILL.
+    """
+
+    def work(over: threading.Event) -> None:
+        while not over.is_set():
+            hold(process, 0.98, over)
+            over.wait(0.02)
+
+    return meanwhile(work)
 
 
 def preemption(scenario: Scenario) -> None:
@@ -453,12 +467,10 @@ def time_limit(scenario: Scenario) -> None:
     _check_next_asks_more(scenario, number, "TimeLimit")
 
 
-@contextlib.contextmanager
-def paced(scenario: Scenario, seconds: float, requeues: int) -> Generator[None]:
+def paced(scenario: Scenario, seconds: float, requeues: int) -> contextlib.AbstractContextManager[None]:
     """Has every unit of the chain take so much longer, whichever process computes it, until it has gone back."""
-    over = threading.Event()
 
-    def hold() -> None:
+    def work(over: threading.Event) -> None:
         seen = 0
         while not over.wait(0.1):
             events = scenario.events()
@@ -467,18 +479,10 @@ def paced(scenario: Scenario, seconds: float, requeues: int) -> Generator[None]:
                 return
             if len(units) > seen and process_is_alive(units[-1]["pid"]):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(units[-1]["pid"], signal.SIGSTOP)
-                    over.wait(seconds)
-                    os.kill(units[-1]["pid"], signal.SIGCONT)
+                    hold(units[-1]["pid"], seconds, over)
             seen = len(units)
 
-    holding = threading.Thread(target=hold)
-    holding.start()
-    try:
-        yield
-    finally:
-        over.set()
-        holding.join()
+    return meanwhile(work)
 
 
 def time_runs_out(scenario: Scenario) -> None:

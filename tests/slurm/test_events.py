@@ -19,7 +19,9 @@ IN_A_GROUP = {"preemption", "out of memory", "head killed"}
 def scenarios(
     request: pytest.FixtureRequest, cluster: Cluster, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[Record]]]:
-    """All events that were chosen, at work."""
+    """All events that were chosen, at work, and what is at work beside them."""
+    if any("colleague" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("colleague")
     pool = Pool(cluster, cluster.slots[:SLOTS], prepared, tmp_path_factory.mktemp("events"))
     chosen = {item.callspec.params["event"] for item in request.session.items if hasattr(item, "callspec")}
     order = sorted(chosen, key=lambda event: (event not in LONGEST, event))

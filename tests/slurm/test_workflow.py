@@ -1,6 +1,7 @@
 """The workflow through SLURM jobs: which jobs there are, what they hold, what one figure needs, and a lost shard."""
 
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -52,6 +53,19 @@ def test_everything_goes_through_slurm(beside: Beside) -> None:
     code, said = whole.checkout.snakemake("-n", profile="slurm")
     assert code == 0, said
     assert "Nothing to be done" in said
+
+
+def test_what_is_not_kept_goes_when_all_its_readers_are_done(beside: Beside) -> None:
+    whole = beside.whole.result()
+    results = whole.checkout.path / "results/tiny"
+    assert not whole.purged_after_one_figure
+    assert {path.relative_to(results).parts[3:] for path in results.rglob("purged.json")} == {
+        (key, *stage, "purged.json") for key in ("0", "40") for stage in (("hessian_shards", "1-of-1"), ("eigenbasis",))
+    }
+    # Without a job: on the head's machine.
+    assert not any("purge" in _rule(job) for job in [*whole.first, *whole.rest])
+    code, said = whole.checkout.run(sys.executable, "-m", "quadscape.cli", "verify", "results/tiny")
+    assert code == 0, said
 
 
 def test_hessian_and_eigenbasis_of_a_checkpoint_are_one_job_with_a_gpu(beside: Beside) -> None:
