@@ -19,10 +19,12 @@ from view_cases import (
 from quadscape.measures.curves import compute as curves
 from quadscape.measures.density import compute as density
 from quadscape.measures.final_test import compute as final_test
+from quadscape.measures.finite_batch import compute as finite_batch
 from quadscape.measures.gradients import compute as gradients
 from quadscape.measures.interfaces import as_array
 from quadscape.measures.line_forms import compute as line_forms
 from quadscape.measures.line_search import compute as line_search
+from quadscape.measures.line_search.declaration import EXAMPLES
 from quadscape.measures.localisation import compute as localisation
 from quadscape.measures.overlap import compute as overlap
 from quadscape.measures.parts import compute as parts
@@ -33,6 +35,7 @@ from quadscape.network.filters import Filters
 from quadscape.tables import Table
 
 COUNT = 200
+EPSILON = float(np.finfo(np.float64).eps)
 
 
 @dataclass
@@ -109,7 +112,11 @@ def checkpoint_tables(
     training = RidgeObjective(vectors, eigenvalues, theta)
     validation = RidgeObjective(vectors, eigenvalues, theta, shift=1.0)
     coefficients = generator.standard_t(3, (COUNT, size)) * np.sqrt(np.abs(eigenvalues) + 1e-4)
-    tables = line_search.measure(training, validation, basis, theta, chosen("line_search", directions=directions), head)
+    losses = [line_search.SplitLosses(loss, theta, EPSILON, 0) for loss in (training, validation)]
+    lines = line_search.Lines(*losses, basis, theta, chosen("line_search", directions=directions), 1e-3)
+    values = lines.values(slice(None), keep=True)
+    tables = lines.tables(values, head, EPSILON)
+    tables |= finite_batch.measure(tables["line_search"], tables["line_fit"], values[EXAMPLES], 50)
     tables |= line_forms.measure(tables["line_search"], tables["line_fit"])
     tables |= gradients.measure(GivenGradients(coefficients @ vectors.T), basis, theta, head)
     negative = int((eigenvalues < -zero).sum())

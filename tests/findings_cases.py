@@ -400,6 +400,33 @@ def line(agree: bool) -> Planted:
     return {"interpolation_summary": [plant("interpolation_summary", columns, **head)]}
 
 
+def batch_minima(agree: bool) -> Planted:
+    """Spreads of batches' minima as the original study's, or three times as large, and twice predicted."""
+    known = known_rows()["original-minima-spread"].values
+    at, spread = (np.log(np.array(list(values), dtype=float)) for values in (known.keys(), known.values()))
+    eigenvalues = np.geomspace(10, 1e-3, 30)
+    spread = np.exp(np.interp(np.log(eigenvalues), at, spread)) * (1.1 if agree else 3.0)
+    columns = {
+        "index": np.arange(30),
+        "sign": np.ones(30, dtype=int),
+        "rank": np.arange(1, 31),
+        "eigenvalue": eigenvalues,
+        "is_zero": np.zeros(30, dtype=bool),
+        "decayed": np.ones(30, dtype=bool),
+        "side": np.full(30, "only"),
+        "batch_size": np.full(30, 512),
+        "spread": spread,
+        "spread_low": 0.9 * spread,
+        "spread_high": 1.1 * spread,
+        "ratio": np.full(30, 2.0),
+        "gaussian": np.arange(30) % 2 == 0,
+        "p_normal": np.full(30, 0.5),
+        "not_normal": np.arange(30) < 3,
+    }
+    head = {"iteration": 40000, "training_batch_size": 512}
+    return {"finite_batch": [plant("finite_batch", columns, **ORIGINAL, **head)]}
+
+
 def path(agree: bool) -> Planted:
     """Components of a random walk, or of a path along a line."""
     walk = np.array([0.608, 0.152])
@@ -477,6 +504,7 @@ PLANTED: dict[str, Callable[[bool], Planted]] = {
         "spectrum": [spectrum(power(2500, np.log(110 if ok else 1e4) / np.log(1000)), 500, **ORIGINAL)]
     },
     "original-exponent": lambda ok: exponent(ok, ORIGINAL),
+    "original-minima-spread": batch_minima,
     "original-noise-exponent": lambda ok: {"gradients": [gradients(ORIGINAL, exponent=1.5 if ok else 1.0)]},
     "original-neighbours-mix": neighbours,
     "rank-exponent-trained": lambda ok: exponent(ok, USUAL),

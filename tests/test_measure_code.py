@@ -60,6 +60,8 @@ SUMMARY = "interpolation_summary"
 FLOATS = ("bump", "foot", "top", "barrier", "barrier_at", "start", "end", "floor")
 CHAOTIC = (("method", "umap"), ("precision", "float32"))
 """Columns and values of rows that another processor's last bits change as another seed would."""
+KEEPING = {"finite_batch"}
+"""Measures that read what others keep beside their tables."""
 SHORTER = {"fractal": {"windows": 2, "points": 129, "examples": 24}}
 """Options of measures that would take minutes by default."""
 # What pydantic calls from annotations, which are not followed.
@@ -99,7 +101,11 @@ class Reference:
             for table, content in self.expected(read, locked()[read]["label"]).items():
                 content.write(table_path(inputs[read][0], table))
         options = targets.options(name, RUN) | SHORTER.get(name, {})
-        return Job(RUN, iterations, options, inputs, device="cpu", log=lambda _: None)
+        job = Job(RUN, iterations, options, inputs, device="cpu", log=lambda _: None)
+        if name in KEEPING:
+            planted = planted_examples(job)
+            job.kept_values = lambda *_: planted  # type: ignore[method-assign,assignment,return-value]
+        return job
 
     def family_job(self, name: str) -> Job:
         """That of a measure of families, of which one is trained here: the archive is older than families."""
@@ -184,6 +190,20 @@ def on_subsets() -> dict[str, list[str]]:
         write_subset(subset, Path(places.data).parent, Path(places.subset(subset.name)).parent)
     bases = [places.eigenbasis(RUN, iteration) for iteration in (0, 40, 0)]
     return {"subset_data": [places.subset(subset.name) for subset in subsets], "subset_eigenbasis": bases}
+
+
+def planted_examples(job: Job) -> np.ndarray:
+    """Lines of single examples, made up around those of all: the archive is older than what line searches keep."""
+    lines, fits = (job.table("line_search", SCHEMAS[table]) for table in ("line_search", "line_fit"))
+    generator = np.random.default_rng(3)
+    slopes, bends = generator.standard_normal((2, len(fits), int(fits.attributes["N"])))
+    found = []
+    for place, index in enumerate(fits["index"]):
+        own = lines.where((lines["index"] == index) & (lines["split"] == "train"))
+        t = own["t"][:, None] / own["t"].max()
+        spread = np.abs(own["difference"]).max() * (t * slopes[place] + 0.5 * t**2 * bends[place])
+        found.append(own["difference"][:, None] + spread)
+    return np.array(found, dtype=np.float32)
 
 
 def planted_scores(folder: Path, made: Family) -> dict[str, list[Path]]:

@@ -10,6 +10,7 @@ from quadscape.cli import main
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES, items
 from quadscape.measures.declaration import Sizes
+from quadscape.measures.finite_batch.compute import draw, of_batches
 from quadscape.measures.job import Job, KeptValues
 from quadscape.measures.line_search.declaration import EXAMPLES, LINES
 from quadscape.measures.result import items_directory, read_result, table_path
@@ -233,3 +234,28 @@ def test_those_of_another_basis_are_set_aside(root: Path) -> None:
     assert "of another origin" in problems(root)[manifest.name]
     with pytest.raises(StoreError, match="of another origin"):
         reading(manifest)
+
+
+def test_lines_of_batches_are_what_these_batches_alone_give(finished: Path) -> None:
+    """Resampled from what line searches keep, against losses evaluated on those examples."""
+    targets, manifest = Targets(Problem.of(EXPERIMENT)), manifest_in(finished)
+    inputs = {
+        part: [finished / path for path in paths]
+        for part, paths in targets.inputs(MEASURES["line_search"], "a", "40").items()
+    }
+    job = Job("a", [40], targets.options("line_search", "a"), inputs | {"line_search": [manifest]}, device="cpu")
+    kept, lines = job.kept_values("line_search", EXAMPLES), job.table("line_search", LINES)
+    objective, theta = job.objective("train"), job.checkpoint.theta
+    batches = draw(objective.count, 7, 5, (0,))
+    for place, index in enumerate(np.unique(lines["index"]).tolist()):
+        t = np.sort(lines["t"][(lines["index"] == index) & (lines["split"] == "train")])
+        direction = np.asarray(job.basis.vectors(index, index + 1), dtype=np.float64)[:, 0]
+        direction /= np.linalg.norm(direction)
+        resampled = of_batches(np.asarray(kept[place], dtype=np.float64), batches)
+        for number, batch in enumerate(batches):
+            own = objective.over(objective.images[batch], objective.labels[batch])
+            centre = np.asarray(own.example_losses(theta)).mean()
+            fresh = [np.asarray(own.example_losses(theta + at * direction)).mean() - centre for at in t.tolist()]
+            # Some points of a line are of float32: a few roundings of the loss.
+            rounding = 4 * float(np.finfo(np.float32).eps) * centre
+            np.testing.assert_allclose(resampled[:, number], fresh, rtol=1e-6, atol=rounding)

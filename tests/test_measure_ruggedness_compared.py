@@ -12,6 +12,7 @@ from scipy import stats
 from experiments import TINY
 from quadscape.errors import ConfigError
 from quadscape.findings import ruggedness_compared as findings
+from quadscape.measures.discoveries import discoveries
 from quadscape.measures.family import Family
 from quadscape.measures.members import family_head
 from quadscape.measures.result import table_path
@@ -212,10 +213,10 @@ def test_discoveries_are_those_of_benjamini_and_hochberg() -> None:
     p = np.array([0.001, 0.3, 0.02, np.nan, 0.0001, 0.04, 0.9])
     tested = np.array([True, True, True, True, False, True, True])
     # Of five: 0.001 ≤ 0.02, 0.02 ≤ 0.04, 0.04 ≤ 0.06, 0.3 > 0.08.
-    np.testing.assert_array_equal(compared.discoveries(p, tested), [True, False, True, False, False, True, False])
-    assert not compared.discoveries(np.array([np.nan, 0.01]), np.array([True, False])).any()
+    np.testing.assert_array_equal(discoveries(p, tested), [True, False, True, False, False, True, False])
+    assert not discoveries(np.array([np.nan, 0.01]), np.array([True, False])).any()
     generator, families = np.random.default_rng(23), 400
-    wrong = sum(compared.discoveries(generator.uniform(size=20), np.ones(20, bool)).any() for _ in range(families))
+    wrong = sum(discoveries(generator.uniform(size=20), np.ones(20, bool)).any() for _ in range(families))
     assert stats.binomtest(wrong, families, 0.1).pvalue > 0.01
 
 

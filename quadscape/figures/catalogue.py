@@ -1,6 +1,7 @@
 """All figures, by name and in the order of the report."""
 
 from quadscape.figures import (
+    batch_minima,
     connection,
     curvature_parts,
     descent,
@@ -49,6 +50,7 @@ FIGURES: dict[str, FigureSpec] = {
         random_lines,
         fractal,
         gradient_cosine,
+        batch_minima,
         eigenvector_overlap,
         identified_directions,
         tuning,

@@ -8,6 +8,7 @@ from quadscape.measures.descent.declaration import MEASURE as DESCENT
 from quadscape.measures.embedding.declaration import MEASURE as EMBEDDING
 from quadscape.measures.escape.declaration import MEASURE as ESCAPE
 from quadscape.measures.final_test.declaration import MEASURE as FINAL_TEST
+from quadscape.measures.finite_batch.declaration import MEASURE as FINITE_BATCH
 from quadscape.measures.fractal.declaration import MEASURE as FRACTAL
 from quadscape.measures.gradients.declaration import MEASURE as GRADIENTS
 from quadscape.measures.identified.declaration import MEASURE as IDENTIFIED
@@ -37,6 +38,7 @@ _ALL = (
     LINE_SEARCH,
     LINE_FORMS,
     GRADIENTS,
+    FINITE_BATCH,
     LOCALISATION,
     OVERLAP,
     IDENTIFIED,

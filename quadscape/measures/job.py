@@ -245,6 +245,11 @@ class Job:
         return checkpoint_head(checkpoint, len(arrays["theta"]), data_info(self.path("data")).counts["train"])
 
     @property
+    def training(self) -> dict[str, Any] | None:
+        """The resolved `training` section of the checkpoint's run; None for parameters trained elsewhere."""
+        return self._stored_checkpoint[1]["training"]
+
+    @property
     def basis_head(self) -> dict[str, Any]:
         """The same with zero_threshold, the numerical zero ε_λ of the eigenbasis."""
         return {**self.head, "zero_threshold": float(self.basis.zero_threshold)}

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
+from quadscape.measures.discoveries import discoveries
 from quadscape.measures.interpolation.declaration import SUMMARY
 from quadscape.measures.job import Job
 from quadscape.measures.members import MemberRun, by_cell, columns_of, family_head, read_members, target_loss
@@ -28,7 +28,6 @@ from quadscape.measures.ruggedness_compared.declaration import (
 )
 from quadscape.tables import Table
 
-FALSE_DISCOVERIES = 0.1
 _RANKED = ("steps_to_target", "final_loss", "seed_spread")
 
 
@@ -198,23 +197,6 @@ def _ranks(networks: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, 
     primary = np.array([row["primary"] for row in rows])
     rejected = discoveries(np.array([row["p_value"] for row in rows]), ~primary)
     return [{**row, "rejected": bool(found)} for row, found in zip(rows, rejected, strict=True)]
-
-
-def discoveries(p_values: np.ndarray, tested: np.ndarray) -> np.ndarray:
-    """Which of many pairs are more than chance, by Benjamini and Hochberg at `FALSE_DISCOVERIES`.
-
-    Args:
-        p_values: Of all pairs, NaN where there is none, shape (m,).
-        tested: Which of them are to be told apart, shape (m,).
-
-    Returns:
-        Booleans, shape (m,).
-    """
-    tested = tested & np.isfinite(p_values)
-    found = np.zeros(len(p_values), dtype=bool)
-    if tested.any():
-        found[tested] = false_discovery_control(p_values[tested]) <= FALSE_DISCOVERIES
-    return found
 
 
 def rank_row(x: np.ndarray, y: np.ndarray, covariates: np.ndarray) -> dict[str, Any]:
