@@ -14,7 +14,11 @@ from tests.experiments import TINY
 
 RUNS = "results/tiny/runs"
 OFF = dict.fromkeys(
-    ("density", "gradients", "localisation", "line_search", "line_forms", "fractal", "sharpness", "surface"), False
+    (
+        *("density", "gradients", "localisation", "line_search", "line_forms", "finite_batch"),
+        *("fractal", "sharpness", "surface"),
+    ),
+    False,
 )
 RICH: dict[str, Any] = {
     **TINY,

@@ -59,6 +59,7 @@ def test_everything_is_made_and_then_nothing(checkout: Checkout) -> None:
             "quadratic_radius",
             "quadratic_through_training",
             "gradient_cosine",
+            "batch_minima",
             "eigenvector_overlap",
             "interpolation",
             "trajectory_plane",
@@ -179,7 +180,7 @@ def test_another_checkpoint_trains_nothing(checkout: Checkout) -> None:
     checkout.configure(runs=[{"name": "a", "checkpoints": [0, 20, 40]}])
     planned = checkout.plan()
     assert planned.pop("measure_overlap") == 2
-    assert planned.pop("draw_figure") == 8
+    assert planned.pop("draw_figure") == 9
     assert planned.pop("write_findings") == 1
     assert checkout.figures() == {
         "spectrum",
@@ -189,6 +190,7 @@ def test_another_checkpoint_trains_nothing(checkout: Checkout) -> None:
         "quadratic_radius",
         "quadratic_through_training",
         "gradient_cosine",
+        "batch_minima",
         "eigenvector_overlap",
     }
     assert planned == Counter(dict.fromkeys(PER_CHECKPOINT, 1))
@@ -225,12 +227,18 @@ def test_a_changed_figure_is_drawn_again(checkout: Checkout) -> None:
     assert checkout.figures() == {"spectrum"}
 
 
+LINES_AGAIN = Counter(
+    measure_line_search=2, measure_line_forms=2, measure_finite_batch=2, draw_figure=4, write_findings=1
+)
+"""Line searches, and what reads them."""
+
+
 @pytest.mark.slow
 def test_a_changed_measure_is_measured_again(checkout: Checkout) -> None:
     path = checkout.path / "quadscape/measures/line_search/analysis.py"
     path.write_text(path.read_text().replace("CLUSTERING = 6.0", "CLUSTERING = 5.0"))
-    assert checkout.plan() == Counter(measure_line_search=2, measure_line_forms=2, draw_figure=3, write_findings=1)
-    assert checkout.figures() == {"line_searches", "quadratic_radius", "quadratic_through_training"}
+    assert checkout.plan() == LINES_AGAIN
+    assert checkout.figures() == {"line_searches", "quadratic_radius", "quadratic_through_training", "batch_minima"}
 
 
 @pytest.mark.slow
@@ -240,7 +248,7 @@ def test_one_option_measures_one_measure_again(checkout: Checkout) -> None:
     assert checkout.figures() == {"eigenvector_overlap"}
     # And what reads its tables.
     checkout.configure(measures={**TINY["measures"], "line_search": {"directions": 6, "points": 25}})
-    assert checkout.plan() == Counter(measure_line_search=2, measure_line_forms=2, draw_figure=3, write_findings=1)
+    assert checkout.plan() == LINES_AGAIN
     checkout.configure()
     assert not checkout.plan()
 

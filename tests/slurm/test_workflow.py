@@ -39,17 +39,18 @@ def test_everything_goes_through_slurm(beside: Beside) -> None:
     assert Counter(map(_rule, whole.rest)) == Counter(
         measure_line_search=2,
         measure_line_forms=2,
+        measure_finite_batch=2,
         measure_gradients=2,
         measure_overlap=1,
         measure_curves=1,
         measure_final_test=1,
         measure_path=1,
-        draw_figure=7,
+        draw_figure=8,
         draw_page=1,
         write_findings=1,
     )
     assert {job["JobState"] for job in whole.rest} == {"COMPLETED"}
-    assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 8
+    assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 9
     code, said = whole.checkout.snakemake("-n", profile="slurm")
     assert code == 0, said
     assert "Nothing to be done" in said
