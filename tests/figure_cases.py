@@ -26,6 +26,10 @@ from quadscape.measures.line_forms import compute as line_forms
 from quadscape.measures.line_search import compute as line_search
 from quadscape.measures.line_search.declaration import EXAMPLES
 from quadscape.measures.localisation import compute as localisation
+from quadscape.measures.members import columns_of
+from quadscape.measures.noise_crossed.compute import band_rows
+from quadscape.measures.noise_crossed.declaration import CROSSED, POWERS
+from quadscape.measures.noise_curvature import compute as noise_curvature
 from quadscape.measures.overlap import compute as overlap
 from quadscape.measures.parts import compute as parts
 from quadscape.measures.ranks import log_indices
@@ -119,6 +123,10 @@ def checkpoint_tables(
     tables |= finite_batch.measure(tables["line_search"], tables["line_fit"], values[EXAMPLES], 50)
     tables |= line_forms.measure(tables["line_search"], tables["line_fit"])
     tables |= gradients.measure(GivenGradients(coefficients @ vectors.T), basis, theta, head)
+    variances = tables["gradients"]["variance"]
+    noise = GivenGradients(coefficients @ vectors.T)
+    tables |= noise_curvature.measure(noise, basis, theta, variances, 8, head)
+    tables["noise_crossed"] = crossed_table(eigenvalues, head)
     negative = int((eigenvalues < -zero).sum())
     invariances = {"negative": negative, "negative_without_generators": max(0, negative - 3)}
     overlaps = np.random.default_rng(7).uniform(0, 0.1, (size, 2))
@@ -137,6 +145,19 @@ def checkpoint_tables(
     tables |= fractal_tables(head)
     tables |= plausible(size, iteration, run=run)
     return tables | surface.measure(training, basis, theta, filters, planes, head)
+
+
+def crossed_table(eigenvalues: np.ndarray, head: dict) -> Table:
+    """Bands of two halves that agree but for some noise."""
+    rows = []
+    generator = np.random.default_rng(5)
+    for half in (0, 1):
+        values = eigenvalues * np.exp(0.1 * generator.standard_normal(len(eigenvalues)))
+        names = ("own_curvature", "own_noise", "curvature", "noise", *POWERS)
+        found = {name: values * np.exp(0.1 * generator.standard_normal(len(values))) for name in names}
+        given = {"halving": 0, "seed": 0, "half": half, "examples": COUNT // 2}
+        rows += [given | row for row in band_rows(found, max(head["weight_decay"], head["zero_threshold"]))]
+    return Table(CROSSED, columns_of(rows, CROSSED.all_columns()), head)
 
 
 def part_tables(eigenvalues: np.ndarray, vectors: np.ndarray, zero: float, head: dict) -> dict[str, Table]:

@@ -6,11 +6,12 @@ import numpy as np
 from measure_cases import PlainBasis, random_orthogonal
 
 from quadscape.measures.identified import compute as identified
+from quadscape.measures.subsets import Side, comparisons
 from quadscape.tables import Table
 
 
-def side(eigenvalues: np.ndarray, vectors: np.ndarray, zero: float = 0.0, **subset: Any) -> identified.Side:
-    return identified.Side(PlainBasis(eigenvalues, vectors, zero), subset, 100 if "half" in subset else 200)
+def side(eigenvalues: np.ndarray, vectors: np.ndarray, zero: float = 0.0, **subset: Any) -> Side:
+    return Side(PlainBasis(eigenvalues, vectors, zero), subset, 100 if "half" in subset else 200)
 
 
 def sharing(count: int, size: int, seed: int, angle: float = 0.0) -> np.ndarray:
@@ -29,7 +30,7 @@ def sharing(count: int, size: int, seed: int, angle: float = 0.0) -> np.ndarray:
 
 def halvings(
     eigenvalues: np.ndarray, shared: int, count: int = 1, zero: float = 0.0, seed: int = 0
-) -> tuple[identified.Side, list[identified.Side]]:
+) -> tuple[Side, list[Side]]:
     """A checkpoint's own basis and those of halvings, which share the first eigenvectors."""
     size = len(eigenvalues)
     own = side(eigenvalues, sharing(shared, size, seed + 999), zero)
@@ -41,11 +42,11 @@ def halvings(
     return own, sides
 
 
-def tables(own: identified.Side, sides: list[identified.Side], bands: int = 30, **head: Any) -> dict[str, Table]:
+def tables(own: Side, sides: list[Side], bands: int = 30, **head: Any) -> dict[str, Table]:
     size = len(own.basis.eigenvalues)
     head = {"run": "r0", "iteration": 0, "P": size, "N": 200, "weight_decay": 0.0, **head}
     head["zero_threshold"] = own.basis.zero_threshold
-    return identified.measure(identified.comparisons(own, sides), min(bands, size), head)
+    return identified.measure(comparisons(own, sides), min(bands, size), head)
 
 
 def together(dimension: Table, end: str = "top") -> dict[str, float]:

@@ -16,7 +16,7 @@ RUNS = "results/tiny/runs"
 OFF = dict.fromkeys(
     (
         *("density", "gradients", "localisation", "line_search", "line_forms", "finite_batch"),
-        *("fractal", "sharpness", "surface"),
+        *("noise_curvature", "fractal", "sharpness", "surface"),
     ),
     False,
 )
@@ -53,7 +53,10 @@ def test_everything_that_reads_them_is_known() -> None:
     found = keeping()
     assert readers(found, "a/checkpoints/40/hessian") == {"tables/parts/a/40"}
     assert readers(found, "a/checkpoints/40/gauss_newton") == {"tables/parts/a/40"}
-    assert readers(found, "a/checkpoints/40/on-h/eigenbasis") == {"tables/identified/a/40"}
+    assert readers(found, "a/checkpoints/40/on-h/eigenbasis") == {
+        "tables/identified/a/40",
+        "tables/noise_crossed/a/40",
+    }
     assert readers(found, "a/checkpoints/0/eigenbasis") == {
         "tables/overlap/a/0-40",
         "tables/parts/a/0",
@@ -61,7 +64,7 @@ def test_everything_that_reads_them_is_known() -> None:
     }
     assert readers(found, "a/checkpoints/40/eigenbasis") == {
         *("tables/overlap/a/0-40", "tables/parts/a/40", "tables/spectrum/a/40", "tables/identified/a/40"),
-        *("runs/stepped/trajectory", "runs/stepped/starts/10/start.zarr"),
+        *("tables/noise_crossed/a/40", "runs/stepped/trajectory", "runs/stepped/starts/10/start.zarr"),
     }
     members = {name for name in found.readers if "/runs/f/" in name}
     assert len(members) == 3
@@ -84,7 +87,7 @@ def test_what_is_purged(keep: str, purged: set[str]) -> None:
 
 
 def test_a_basis_that_nothing_reads_stays() -> None:
-    changes = {"measures": {**RICH["measures"], "identified": False}, "keep": "tables"}
+    changes = {"measures": {**RICH["measures"], "identified": False, "noise_crossed": False}, "keep": "tables"}
     on_half = [path for path in keeping(**changes).outputs() if "on-h" in path]
     assert on_half == [f"{RUNS}/a/checkpoints/40/on-h/purge-hessian.json"]
     assert f"{RUNS}/a/checkpoints/40/on-h/eigenbasis/manifest.json" in keeping(**changes).targets.everything()

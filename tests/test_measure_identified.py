@@ -13,6 +13,7 @@ from scipy.linalg import hadamard
 
 from quadscape.measures.identified import compute as identified
 from quadscape.measures.ranks import rank_bands, signed_ranks
+from quadscape.measures.subsets import Side, comparisons
 
 SIZE = 160
 FALLING = 10.0 * np.arange(1, SIZE + 1) ** -1.2
@@ -218,8 +219,8 @@ def test_no_rank_is_beyond_the_directions_that_are_told() -> None:
 
 def kinds(own: dict[str, Any], *subsets: dict[str, Any]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     basis = PlainBasis(np.ones(1), np.eye(1))
-    whole = identified.Side(basis, own, 10)
-    found = identified.comparisons(whole, [identified.Side(basis, subset, 5) for subset in subsets])
+    whole = Side(basis, own, 10)
+    found = comparisons(whole, [Side(basis, subset, 5) for subset in subsets])
     return [(one.kind, dict(one.first.subset), dict(one.second.subset)) for one in found]
 
 

@@ -226,13 +226,19 @@ def test_what_is_computed_on_a_subset_is_kept_until_it_is_compared(root: Path) -
     on_half = basis.parent / "on-half/eigenbasis"
     shutil.copytree(basis, on_half)
     place = str(on_half.relative_to(root))
-    unfinished = "needed by 1 unfinished measure: identified"
+    unfinished = "needed by 2 unfinished measures: noise_crossed, identified"
     # The result that is there was measured before there was a subset.
     assert removable(root) == {**dict.fromkeys(LARGE, ""), LARGE[2]: unfinished, place: unfinished}
-    result = root / "results/small/tables/identified/a/40/manifest-00000000.json"
-    result.write_text(json.dumps({"inputs": {"subset_eigenbasis": ["0"]}}))
+    results = [
+        root / f"results/small/tables/{measure}/a/40/manifest-00000000.json"
+        for measure in ("identified", "noise_crossed")
+    ]
+    for result in results:
+        result.parent.mkdir(exist_ok=True)
+        result.write_text(json.dumps({"inputs": {"subset_eigenbasis": ["0"]}}))
     assert removable(root) == dict.fromkeys([*LARGE, place], "")
-    result.unlink()
+    for result in results:
+        result.unlink()
     assert removable(root) == {**dict.fromkeys(LARGE, ""), LARGE[2]: unfinished, place: unfinished}
     kept = Kept(root / "results/small/sizes.json")
     keep_asked(kept, {"a": ["spectrum"]})

@@ -41,7 +41,7 @@ PER_CHECKPOINT |= {f"measure_{name}" for name, measure in MEASURES.items() if me
 # Of a Gauss–Newton matrix, which is not asked for, and what the experiment leaves out.
 PER_CHECKPOINT -= {"measure_parts", "measure_fractal", "measure_ruggedness", "measure_surface"}
 # Of subsets of the data, of which there are none.
-PER_CHECKPOINT -= {"measure_identified"}
+PER_CHECKPOINT -= {"measure_identified", "measure_noise_crossed"}
 
 
 @pytest.mark.slow
@@ -60,6 +60,7 @@ def test_everything_is_made_and_then_nothing(checkout: Checkout) -> None:
             "quadratic_through_training",
             "gradient_cosine",
             "batch_minima",
+            "noise_curvature",
             "eigenvector_overlap",
             "interpolation",
             "trajectory_plane",
@@ -180,7 +181,7 @@ def test_another_checkpoint_trains_nothing(checkout: Checkout) -> None:
     checkout.configure(runs=[{"name": "a", "checkpoints": [0, 20, 40]}])
     planned = checkout.plan()
     assert planned.pop("measure_overlap") == 2
-    assert planned.pop("draw_figure") == 9
+    assert planned.pop("draw_figure") == 10
     assert planned.pop("write_findings") == 1
     assert checkout.figures() == {
         "spectrum",
@@ -191,6 +192,7 @@ def test_another_checkpoint_trains_nothing(checkout: Checkout) -> None:
         "quadratic_through_training",
         "gradient_cosine",
         "batch_minima",
+        "noise_curvature",
         "eigenvector_overlap",
     }
     assert planned == Counter(dict.fromkeys(PER_CHECKPOINT, 1))

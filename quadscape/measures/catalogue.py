@@ -17,6 +17,8 @@ from quadscape.measures.layers.declaration import MEASURE as LAYERS
 from quadscape.measures.line_forms.declaration import MEASURE as LINE_FORMS
 from quadscape.measures.line_search.declaration import MEASURE as LINE_SEARCH
 from quadscape.measures.localisation.declaration import MEASURE as LOCALISATION
+from quadscape.measures.noise_crossed.declaration import MEASURE as NOISE_CROSSED
+from quadscape.measures.noise_curvature.declaration import MEASURE as NOISE_CURVATURE
 from quadscape.measures.overlap.declaration import MEASURE as OVERLAP
 from quadscape.measures.parts.declaration import MEASURE as PARTS
 from quadscape.measures.path.declaration import MEASURE as PATH
@@ -39,6 +41,8 @@ _ALL = (
     LINE_FORMS,
     GRADIENTS,
     FINITE_BATCH,
+    NOISE_CURVATURE,
+    NOISE_CROSSED,
     LOCALISATION,
     OVERLAP,
     IDENTIFIED,

@@ -25,6 +25,25 @@ def student(values: np.ndarray) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def jackknife(value: float, without: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a value by the jackknife, with Student's t.
+
+    Args:
+        value: The value.
+        without: What it is without each part in turn, shape (n,).
+
+    Returns:
+        Lower and upper end; the value itself where there are no parts, so that nothing was estimated; NaN for one.
+    """
+    count = len(without)
+    if not count:
+        return value, value
+    if count < 2:
+        return math.nan, math.nan
+    half = float(stdtrit(count - 1, 0.975)) * math.sqrt((count - 1) * float(np.var(without)))
+    return value - half, value + half
+
+
 def relative_variance(values: np.ndarray) -> float:
     """Variance about a straight line, over the squared mean.
 

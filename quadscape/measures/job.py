@@ -222,6 +222,14 @@ class Job:
 
         return None if self.dtype == torch.float32 else self._objective_in(torch.float32, split)
 
+    def objective_on(self, data: str | Path) -> "Objective":
+        """The training loss at the checkpoint, on another data store with the same classes."""
+        from quadscape.data.sets import DataSet
+
+        found = DataSet.load(data, device=self.device, dtype=self.dtype)
+        images, labels = found.split("train")
+        return self.objective("train").over(images.to(self.device, self.dtype), labels.to(self.device))
+
     def _objective_in(self, dtype: "torch.dtype", split: "Split") -> "Objective":
         from quadscape.network.objective import objective_for
 

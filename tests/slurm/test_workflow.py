@@ -40,17 +40,18 @@ def test_everything_goes_through_slurm(beside: Beside) -> None:
         measure_line_search=2,
         measure_line_forms=2,
         measure_finite_batch=2,
+        measure_noise_curvature=2,
         measure_gradients=2,
         measure_overlap=1,
         measure_curves=1,
         measure_final_test=1,
         measure_path=1,
-        draw_figure=8,
+        draw_figure=9,
         draw_page=1,
         write_findings=1,
     )
     assert {job["JobState"] for job in whole.rest} == {"COMPLETED"}
-    assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 9
+    assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 10
     code, said = whole.checkout.snakemake("-n", profile="slurm")
     assert code == 0, said
     assert "Nothing to be done" in said
@@ -80,6 +81,7 @@ def test_hessian_and_eigenbasis_of_a_checkpoint_are_one_job_with_a_gpu(beside: B
             GROUP: 2,
             "measure_line_search": 2,
             "measure_gradients": 2,
+            "measure_noise_curvature": 2,
             "measure_overlap": 1,
             "measure_path": 1,
         }

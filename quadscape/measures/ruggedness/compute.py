@@ -14,7 +14,7 @@ import numpy as np
 from scipy.signal import find_peaks
 from scipy.stats import binom
 
-from quadscape.measures.intervals import student
+from quadscape.measures.intervals import jackknife, student
 from quadscape.measures.job import Job
 from quadscape.measures.members import columns_of
 from quadscape.measures.ruggedness.declaration import GROWTH, KINDS, LINES, RAMP, RUGGEDNESS, SCORES
@@ -369,11 +369,7 @@ def norm_variation(lengths: np.ndarray) -> Value:
 
 
 def _jackknifed(value: float, without: np.ndarray) -> Value:
-    count = len(without)
-    half = student(without)[2] - float(without.mean()) if np.isfinite(without).all() else math.nan
-    # Values that each leave one out are (n − 1) times closer together than single ones.
-    half *= count - 1
-    return Value(value, value - half, value + half, "batches, jackknife", count)
+    return Value(value, *jackknife(value, without), "batches, jackknife", len(without))
 
 
 def rate_scores(constant: np.ndarray, ramp: np.ndarray, curvature: float) -> dict[str, Value]:

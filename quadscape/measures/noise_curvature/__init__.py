@@ -1,0 +1,1 @@
+"""How alike are the noise of gradients and the curvature? Whether C commutes with H, and how far it is diagonal."""
