@@ -40,6 +40,7 @@ TINY = {
         "overlap": {"bands": 8},
         "density": {"vectors": 2, "steps": 8},
         # What takes long, and goes the same ways as what is left: the tiny gallery has them.
+        "batch_hessians": False,
         "embedding": False,
         "fractal": False,
         "ruggedness": False,

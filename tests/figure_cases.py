@@ -16,6 +16,7 @@ from view_cases import (
     sharpness_tables,
 )
 
+from quadscape.measures.batch_hessians.declaration import BROADENED
 from quadscape.measures.curves import compute as curves
 from quadscape.measures.density import compute as density
 from quadscape.measures.final_test import compute as final_test
@@ -127,6 +128,7 @@ def checkpoint_tables(
     noise = GivenGradients(coefficients @ vectors.T)
     tables |= noise_curvature.measure(noise, basis, theta, variances, 8, head)
     tables["noise_crossed"] = crossed_table(eigenvalues, head)
+    tables["batch_broadening"] = broadening_table(eigenvalues, head)
     negative = int((eigenvalues < -zero).sum())
     invariances = {"negative": negative, "negative_without_generators": max(0, negative - 3)}
     overlaps = np.random.default_rng(7).uniform(0, 0.1, (size, 2))
@@ -158,6 +160,20 @@ def crossed_table(eigenvalues: np.ndarray, head: dict) -> Table:
         given = {"halving": 0, "seed": 0, "half": half, "examples": COUNT // 2}
         rows += [given | row for row in band_rows(found, max(head["weight_decay"], head["zero_threshold"]))]
     return Table(CROSSED, columns_of(rows, CROSSED.all_columns()), head)
+
+
+def broadening_table(eigenvalues: np.ndarray, head: dict) -> Table:
+    """Eigenvalues of batches that come down to those of all examples."""
+    rows = []
+    for size in (8, 32, 128):
+        for place in range(1, min(3, len(eigenvalues)) + 1):
+            full = float(eigenvalues[place - 1])
+            row = {"batch_size": size, "place": place, "batches": 6, "full": full}
+            for name, value in (("eigenvalue", full + 4 / size), ("excess", 4 / size), ("curvature", full - 2 / size)):
+                row |= {name: value, f"{name}_low": value - 1 / size, f"{name}_high": value + 1 / size}
+            share = 1 - 2 / size
+            rows.append(row | {"captured": share, "captured_low": share - 0.1, "captured_high": min(1.0, share + 0.1)})
+    return Table(BROADENED, columns_of(rows, BROADENED.all_columns()), head)
 
 
 def part_tables(eigenvalues: np.ndarray, vectors: np.ndarray, zero: float, head: dict) -> dict[str, Table]:

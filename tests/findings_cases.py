@@ -427,6 +427,25 @@ def batch_minima(agree: bool) -> Planted:
     return {"finite_batch": [plant("finite_batch", columns, **ORIGINAL, **head)]}
 
 
+def broadened(agree: bool) -> Planted:
+    """Excesses of batches' first eigenvalues that go as 1/B, or as its root."""
+    sizes = np.repeat([8, 32, 128, 512], 6)
+    excess = 10.0 * sizes ** (-1.0 if agree else -0.5) * np.tile(np.linspace(0.9, 1.1, 6), 4)
+    columns = {
+        "batch_size": sizes,
+        "batch": np.tile(np.arange(6), 4),
+        "place": np.ones(24, dtype=int),
+        "eigenvalue": 2 + excess,
+    }
+    means = {"batch_size": np.unique(sizes), "place": np.ones(4, dtype=int), "full": np.full(4, 2.0)}
+    for name in ("eigenvalue", "captured"):
+        means |= {f"{name}{end}": np.full(4, 0.5) for end in ("", "_low", "_high")}
+    return {
+        "batch_hessians": [plant("batch_hessians", columns, **USUAL, iteration=500)],
+        "batch_broadening": [plant("batch_broadening", means, **USUAL, iteration=500)],
+    }
+
+
 def path(agree: bool) -> Planted:
     """Components of a random walk, or of a path along a line."""
     walk = np.array([0.608, 0.152])
@@ -522,6 +541,7 @@ PLANTED: dict[str, Callable[[bool], Planted]] = {
     "best-step-positive": lambda ok: lines(step=1.1 if ok else 10.0),
     "best-step-negative": lambda ok: lines(related=not ok, count=200),
     "noise-power-law": lambda ok: {"gradients": [gradients(USUAL, exponent=1.5 if ok else 0.3)]},
+    "batch-hessian-broadened": broadened,
     "few-examples-rule": lambda ok: {"gradients": [gradients(USUAL, participation=0.02 if ok else 0.3)]},
     "noise-scale-grows": noise_scale,
     "start-curvature-predicts": ranked,

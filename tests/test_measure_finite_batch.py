@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from measure_cases import PlainBasis, chosen, random_orthogonal
 from scipy import stats
 
-from quadscape.measures.finite_batch.compute import batch_sizes, draw, measure, of_batches, sides
+from quadscape.measures.batches import batch_sizes, draw
+from quadscape.measures.finite_batch.compute import measure, of_batches, sides
 from quadscape.measures.finite_batch.minima import derivatives, minima, thinned
 from quadscape.measures.line_search import compute as line_search
 from quadscape.measures.line_search.analysis import grid

@@ -9,8 +9,9 @@ import pytest
 from quadscape.cli import main
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES, items
+from quadscape.measures.batches import draw
 from quadscape.measures.declaration import Sizes
-from quadscape.measures.finite_batch.compute import draw, of_batches
+from quadscape.measures.finite_batch.compute import of_batches
 from quadscape.measures.job import Job, KeptValues
 from quadscape.measures.line_search.declaration import EXAMPLES, LINES
 from quadscape.measures.result import items_directory, read_result, table_path

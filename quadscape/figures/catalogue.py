@@ -1,6 +1,7 @@
 """All figures, by name and in the order of the report."""
 
 from quadscape.figures import (
+    batch_hessians,
     batch_minima,
     connection,
     curvature_parts,
@@ -53,6 +54,7 @@ FIGURES: dict[str, FigureSpec] = {
         gradient_cosine,
         batch_minima,
         noise_curvature,
+        batch_hessians,
         eigenvector_overlap,
         identified_directions,
         tuning,

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from quadscape.findings import (
+    batch_hessians,
     connection,
     curves,
     density,
@@ -55,6 +56,7 @@ _MODULES = (
     finite_batch,
     noise_curvature,
     noise_crossed,
+    batch_hessians,
     layers,
     tuning,
     descent,

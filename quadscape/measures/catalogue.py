@@ -1,5 +1,6 @@
 """All measures; a new one is registered here. Importing this loads neither torch nor pydantic."""
 
+from quadscape.measures.batch_hessians.declaration import MEASURE as BATCH_HESSIANS
 from quadscape.measures.connection.declaration import MEASURE as CONNECTION
 from quadscape.measures.curves.declaration import MEASURE as CURVES
 from quadscape.measures.declaration import Measure
@@ -43,6 +44,7 @@ _ALL = (
     FINITE_BATCH,
     NOISE_CURVATURE,
     NOISE_CROSSED,
+    BATCH_HESSIANS,
     LOCALISATION,
     OVERLAP,
     IDENTIFIED,

@@ -15,6 +15,7 @@ from scipy.interpolate import CubicSpline
 from scipy.sparse import csr_array
 from scipy.stats import kurtosis, rankdata, shapiro
 
+from quadscape.measures.batches import batch_sizes, draw
 from quadscape.measures.discoveries import discoveries
 from quadscape.measures.finite_batch.declaration import GAUSSIAN_CURVATURE, MINIMA, NOISE
 from quadscape.measures.finite_batch.minima import LEAST_POINTS, Minima, derivatives, minima, thinned
@@ -23,9 +24,6 @@ from quadscape.measures.job import Job, KeptValues
 from quadscape.measures.line_search.analysis import decay_rise
 from quadscape.measures.line_search.declaration import EXAMPLES, FITS, LINES
 from quadscape.tables import Table
-
-SMALLEST, FACTOR = 8, 4
-"""The smallest batch, and the factor from one size to the next."""
 
 REPLICATES = 200
 """Bootstrap replicates over batches."""
@@ -100,40 +98,6 @@ def measure(
         "finite_batch": Table(MINIMA, columns, head),
         "line_noise": Table(NOISE, values, merged(head, chance_cross=1 / math.sqrt(count))),
     }
-
-
-def batch_sizes(count: int, own: int | None = None) -> list[int]:
-    """Sizes of batches.
-
-    Args:
-        count: N.
-        own: That of the training.
-
-    Returns:
-        Ascending: 8, 32, 128, … up to N/2, and the training's if N is not less; at least one.
-    """
-    sizes = {min(own, count)} if own else set()
-    size = SMALLEST
-    while size <= count // 2:
-        sizes.add(size)
-        size *= FACTOR
-    return sorted(sizes or {max(1, count // 2)})
-
-
-def draw(count: int, size: int, batches: int, seed: tuple[int, ...]) -> np.ndarray:
-    """Independent batches.
-
-    Args:
-        count: N.
-        size: B.
-        batches: Number of batches.
-        seed: Of the generator.
-
-    Returns:
-        Indices of examples, int64, shape (batches, B); no example twice in one batch.
-    """
-    generator = np.random.default_rng(seed)
-    return np.stack([generator.choice(count, size, replace=False, shuffle=False) for _ in range(batches)])
 
 
 def of_batches(values: np.ndarray, batches: np.ndarray) -> np.ndarray:
