@@ -1,5 +1,6 @@
 """Tables of a plausible experiment, made by the probes themselves from planted spectra, lines and gradients."""
 
+import base64
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ from view_cases import (
 from quadscape.measures.batch_hessians.declaration import BROADENED
 from quadscape.measures.curves import compute as curves
 from quadscape.measures.density import compute as density
+from quadscape.measures.example_curvature.declaration import CURVATURES
+from quadscape.measures.example_curvature.declaration import EXAMPLES as EXAMPLE_IMAGES
 from quadscape.measures.final_test import compute as final_test
 from quadscape.measures.finite_batch import compute as finite_batch
 from quadscape.measures.gradients import compute as gradients
@@ -33,7 +36,7 @@ from quadscape.measures.noise_crossed.declaration import CROSSED, POWERS
 from quadscape.measures.noise_curvature import compute as noise_curvature
 from quadscape.measures.overlap import compute as overlap
 from quadscape.measures.parts import compute as parts
-from quadscape.measures.ranks import log_indices
+from quadscape.measures.ranks import direction_rows, log_indices
 from quadscape.measures.spectrum import compute as spectrum
 from quadscape.measures.surface import compute as surface
 from quadscape.network.filters import Filters
@@ -129,6 +132,7 @@ def checkpoint_tables(
     tables |= noise_curvature.measure(noise, basis, theta, variances, 8, head)
     tables["noise_crossed"] = crossed_table(eigenvalues, head)
     tables["batch_broadening"] = broadening_table(eigenvalues, head)
+    tables |= curvature_tables(eigenvalues, head)
     negative = int((eigenvalues < -zero).sum())
     invariances = {"negative": negative, "negative_without_generators": max(0, negative - 3)}
     overlaps = np.random.default_rng(7).uniform(0, 0.1, (size, 2))
@@ -174,6 +178,31 @@ def broadening_table(eigenvalues: np.ndarray, head: dict) -> Table:
             share = 1 - 2 / size
             rows.append(row | {"captured": share, "captured_low": share - 0.1, "captured_high": min(1.0, share + 0.1)})
     return Table(BROADENED, columns_of(rows, BROADENED.all_columns()), head)
+
+
+def curvature_tables(eigenvalues: np.ndarray, head: dict) -> dict[str, Table]:
+    """Shares of examples along a few eigenvectors, and small images."""
+    chosen_ones = log_indices(eigenvalues, 8)
+    which = direction_rows(eigenvalues, chosen_ones)
+    generator = np.random.default_rng(4)
+    columns = which | {"is_zero": np.abs(which["eigenvalue"]) <= head["zero_threshold"]}
+    for name in CURVATURES.all_columns().keys() - columns.keys():
+        columns[name] = generator.uniform(0.01, 0.9, len(chosen_ones))
+    columns["top_example"] = generator.integers(0, COUNT, len(chosen_ones))
+    rows = []
+    for place in range(min(3, len(chosen_ones))):
+        direction = {name: values[place].item() for name, values in which.items()}
+        for number in range(4):
+            image = base64.b64encode(generator.integers(0, 256, (3, 8, 8), dtype=np.uint8).tobytes()).decode()
+            row = {"place": number + 1, "example": number, "share": 0.2 / (number + 1), "slope": (-1.0) ** number}
+            row |= {"hessian": 1.0, "label": "cat", "prediction": ("cat", "dog")[number % 2], "probability": 0.4}
+            rows.append(direction | row | {"image": image})
+    return {
+        "example_curvature": Table(CURVATURES, columns, head),
+        "curvature_examples": Table(
+            EXAMPLE_IMAGES, columns_of(rows, EXAMPLE_IMAGES.all_columns()), head | {"image_shape": [3, 8, 8]}
+        ),
+    }
 
 
 def part_tables(eigenvalues: np.ndarray, vectors: np.ndarray, zero: float, head: dict) -> dict[str, Table]:

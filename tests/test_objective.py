@@ -161,3 +161,52 @@ def test_example_gradients_without_vmap_are_the_same(loss):
         for model in (reads, plain)
     )
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn-group", "cnn-batch", "linear"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+@pytest.mark.parametrize("forward", [True, False])
+def test_curvatures_of_examples_are_those_of_autograd(name, loss, forward, monkeypatch):
+    if name not in SMALL:
+        pytest.skip("no such network")
+    objective, theta = problem(*SMALL[name], loss=loss, chunk=4)  # 11 examples: a ragged last chunk
+    q = torch.randn(objective.size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    q /= q.norm()
+    if not forward:
+        monkeypatch.setattr("quadscape.network.objective.Objective.network", without_forward(Objective.network))
+    slopes, hessian, gauss_newton = objective.example_curvatures(theta, q)
+    monkeypatch.undo()
+    for n in range(objective.count):
+        one = objective.part(slice(n, n + 1))
+        assert float(slopes[n]) == pytest.approx(float(one.gradient(theta) @ q), rel=1e-10, abs=1e-13)
+        assert float(hessian[n]) == pytest.approx(float(one.hessian_product(theta, q) @ q), rel=1e-9, abs=1e-12)
+        assert float(gauss_newton[n]) == pytest.approx(
+            float(one.gauss_newton_product(theta, q) @ q), rel=1e-9, abs=1e-12
+        )
+
+
+class _NoForward(torch.autograd.Function):
+    """The identity, without a forward derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def without_forward(network):
+    """A network of which torch has no forward derivative, as of one with fused attention."""
+
+    def made(objective, parameters, images):
+        return _NoForward.apply(network(objective, parameters, images))
+
+    return made

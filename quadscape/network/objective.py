@@ -256,6 +256,48 @@ class Objective:
                 )
         return result
 
+    def example_curvatures(self, theta: Vector, direction: Vector) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """First and second derivatives of single examples' losses along a direction q.
+
+        With outputs f, f′ = ∂f/∂t and f″ = ∂²f/∂t² at θ + tq, and slope s and Hessian A of the loss in the outputs:
+        qᵀGₙq = f′ᵀAf′ and qᵀHₙq = f′ᵀAf′ + sᵀf″.
+
+        Args:
+            theta: Shape (P,), float64.
+            direction: q, shape (P,).
+
+        Returns:
+            gₙᵀq, qᵀHₙq and qᵀGₙq, float64, shape (N,) each, on the CPU.
+        """
+        primal, tangents = self.parameters(theta), self.parameters(direction)
+
+        def of_chunk(images: torch.Tensor, labels: torch.Tensor, forward: bool) -> torch.Tensor:
+            def outputs(p: Parameters) -> torch.Tensor:
+                return self.network(p, images)
+
+            def along(function: Callable[[Parameters], torch.Tensor], p: Parameters) -> torch.Tensor:
+                if forward:
+                    return jvp(function, (p,), (tangents,))[1]
+                # u ↦ Jᵀu is linear, and Jq is its transpose applied to q.
+                values, pull_back = vjp(function, p)[:2]
+                return vjp(lambda u: pull_back(u)[0], torch.zeros_like(values))[1](tangents)[0]
+
+            values, first, second = outputs(primal), along(outputs, primal), along(partial(along, outputs), primal)
+            slope = grad(lambda o: example_losses(o, labels, self.loss_kind).sum())
+            slopes, bent = jvp(slope, (values,), (first,))[:2]
+            curvature = (first * bent).sum(dim=1)
+            found = torch.stack([(slopes * first).sum(dim=1), curvature + (slopes * second).sum(dim=1), curvature])
+            return found.detach().double()
+
+        def of_all(forward: bool) -> torch.Tensor:
+            return torch.cat([of_chunk(images, labels, forward) for images, labels in self.chunks()], dim=1).cpu()
+
+        try:
+            found = of_all(forward=True)
+        except NotImplementedError:  # torch has no forward derivative (fused attention)
+            found = of_all(forward=False)
+        return found[0], found[1], found[2]
+
     def graph_bytes_per_example(self) -> int:
         """What one more example adds to the graph of the gradient, measured: the bytes that autograd keeps.
 
