@@ -44,6 +44,7 @@ TINY = {
         "embedding": False,
         "example_curvature": False,
         "fractal": False,
+        "noise_memory": False,
         "ruggedness": False,
         "sharpness": False,
         "surface": False,

@@ -34,6 +34,7 @@ from quadscape.measures.members import columns_of
 from quadscape.measures.noise_crossed.compute import band_rows
 from quadscape.measures.noise_crossed.declaration import CROSSED, POWERS
 from quadscape.measures.noise_curvature import compute as noise_curvature
+from quadscape.measures.noise_memory.declaration import MEMORY
 from quadscape.measures.overlap import compute as overlap
 from quadscape.measures.parts import compute as parts
 from quadscape.measures.ranks import direction_rows, log_indices
@@ -233,6 +234,20 @@ def pair_tables(size: int, run: str, first: int, second: int, angle: float, **op
     return overlap.measure(*bases, 60, head)
 
 
+def memory_tables(run: str) -> dict[str, Table]:
+    """Noise of reshuffled batches of which an epoch has twenty."""
+    rows = []
+    generator = np.random.default_rng(6)
+    for plateau, rate in enumerate((0.1, 0.01)):
+        for lag in range(2, 50, 2):
+            predicted = -max(0.0, 1 - lag / 20) / 19
+            row = {"plateau": plateau, "first": 800, "last": 900, "learning_rate": rate, "lag": lag, "pairs": 50 - lag}
+            value = predicted + 0.03 * generator.standard_normal()
+            row |= {"correlation": value, "correlation_low": value - 0.06, "correlation_high": value + 0.06}
+            rows.append(row | {"predicted": predicted})
+    return {"noise_memory": Table(MEMORY, columns_of(rows, MEMORY.all_columns()), {"run": run})}
+
+
 def run_tables(run: str, steps: int, drops: tuple[int, ...]) -> dict[str, Table]:
     generator = np.random.default_rng(len(run))
     t = np.arange(steps)
@@ -255,4 +270,5 @@ def run_tables(run: str, steps: int, drops: tuple[int, ...]) -> dict[str, Table]
         | embedding_tables(run)
         | connection_tables(run, "b")
         | sharpness_tables(run, rate, drops)
+        | memory_tables(run)
     )

@@ -21,6 +21,7 @@ from quadscape.measures.line_search.declaration import MEASURE as LINE_SEARCH
 from quadscape.measures.localisation.declaration import MEASURE as LOCALISATION
 from quadscape.measures.noise_crossed.declaration import MEASURE as NOISE_CROSSED
 from quadscape.measures.noise_curvature.declaration import MEASURE as NOISE_CURVATURE
+from quadscape.measures.noise_memory.declaration import MEASURE as NOISE_MEMORY
 from quadscape.measures.overlap.declaration import MEASURE as OVERLAP
 from quadscape.measures.parts.declaration import MEASURE as PARTS
 from quadscape.measures.path.declaration import MEASURE as PATH
@@ -47,6 +48,7 @@ _ALL = (
     NOISE_CROSSED,
     BATCH_HESSIANS,
     EXAMPLE_CURVATURE,
+    NOISE_MEMORY,
     LOCALISATION,
     OVERLAP,
     IDENTIFIED,

@@ -1,0 +1,1 @@
+"""Does the noise of one step remember that of earlier ones?"""
