@@ -260,7 +260,8 @@ def format_estimates(estimates: Sequence[Estimates]) -> str:
     """
     lines = []
     for part in estimates:
-        source = "speeds measured here" if part.measured else "assumed nominal speeds, since there is no GPU here"
+        measured = "one core, speeds measured here" if part.device == "cpu" else "speeds measured here"
+        source = measured if part.measured else "assumed nominal speeds, since there is no GPU here"
         lines.append(f"{part.device} ({source})")
         rows = [["stage", "jobs", "memory", "disk", "time", "all disk", "all time"]]
         rows += [

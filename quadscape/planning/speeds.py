@@ -1,5 +1,8 @@
 """Speeds of a device of this machine for the networks of an experiment: measured in processor time, and kept.
 
+On a CPU they are those of one core: several threads wait for each other by spinning, which on a busy machine counts as
+processor time, and most jobs have one.
+
 Of a network are measured a loss, a step, and a Hessian product over a few examples, in both precisions; of the largest
 also a few columns of the Hessian. What each takes beside the counted operations tells how fast they go. All of it is
 processor time, so that a busy machine tells the same, and no more than a few seconds in all: networks that are left
@@ -8,7 +11,8 @@ take the speeds of the most alike. What was measured is kept for this host in th
 
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +41,7 @@ _ENOUGH = 0.05
 """Seconds after which no piece of work is repeated."""
 _EXAMPLES = 64
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_FORMAT = 1
+_FORMAT = 2
 
 Speeds = Mapping[str, float]
 
@@ -80,13 +84,13 @@ def seconds_of(work: Callable[[], Any], device: str, repeats: int = 5) -> float:
 
     Args:
         work: What is timed.
-        device: `cpu`, where it is processor time by thread, or `cuda`.
+        device: `cpu`, where it is processor time, or `cuda`.
         repeats: At most.
 
     Returns:
         Seconds.
     """
-    clock, threads = (time.perf_counter, 1) if device == "cuda" else (time.process_time, torch.get_num_threads())
+    clock = time.perf_counter if device == "cuda" else time.process_time
     work()
     found: list[float] = []
     for _ in range(repeats):
@@ -94,7 +98,7 @@ def seconds_of(work: Callable[[], Any], device: str, repeats: int = 5) -> float:
         work()
         if device == "cuda":
             torch.cuda.synchronize()
-        found.append((clock() - began) / threads)
+        found.append(clock() - began)
         if sum(found) > _ENOUGH:
             break
     return max(min(found), 1e-7)
@@ -181,6 +185,17 @@ def _columns(network: _Network, dtype: str) -> float:
     return done / seconds * columns_operations(counts) * few.count / max(1.0, engine.flops(0, size))
 
 
+@contextmanager
+def _one_thread() -> Generator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def measure_speeds(
     networks: Sequence[tuple[Countable, Counts]], run: Run, dtype: str, device: str, cache: Path | None = None
 ) -> list[dict[str, float]]:
@@ -198,7 +213,7 @@ def measure_speeds(
     """
     path = user_cache() / f"speeds-{socket.gethostname()}.json" if cache is None else cache
     kept, began = Kept(path), time.process_time()
-    key = f"{_FORMAT} {device} {torch.get_num_threads()} {dtype}"
+    key = f"{_FORMAT} {device} {dtype}"
     known = [kept.get(countable.key, key) for countable, _ in networks]
     found = {index: speeds for index, speeds in enumerate(known) if speeds is not None}
     order = sorted(range(len(networks)), key=lambda index: -networks[index][1].forward)
