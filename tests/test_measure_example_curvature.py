@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from measure_cases import PlainBasis, random_orthogonal
-from problems import SMALL, problem
+from problems import SMALL, dense_hessian, problem
 
 from quadscape.findings import example_curvature as findings
 from quadscape.measures.example_curvature import compute as example_curvature
@@ -22,8 +22,7 @@ CLASSES = ("a", "b", "c", "d", "e")
 
 def measured(objective: Any, theta: torch.Tensor, directions: int, **head: Any) -> dict[str, Table]:
     size = objective.size
-    hessian = torch.stack([objective.hessian_product(theta, row) for row in torch.eye(size, dtype=torch.float64)])
-    values, vectors = np.linalg.eigh(hessian.numpy())
+    values, vectors = np.linalg.eigh(dense_hessian(objective, theta).numpy())
     basis = PlainBasis(values[::-1].copy(), vectors[:, ::-1].copy(), 1e-12)
     curvatures = Curvatures(objective, basis, theta.numpy(), directions)
     attributes = {"run": "a", "iteration": 40, "P": size, "N": objective.count, "weight_decay": 0.0} | head
@@ -36,10 +35,7 @@ def test_of_a_linear_model_it_is_the_closed_form() -> None:
     tables = measured(objective, theta, 6)
     table, images = tables["example_curvature"], objective.images.reshape(objective.count, -1)
     probabilities = torch.softmax(objective.outputs(theta), dim=1)
-    hessian = torch.stack(
-        [objective.hessian_product(theta, row) for row in torch.eye(objective.size, dtype=torch.float64)]
-    )
-    vectors = np.linalg.eigh(hessian.numpy())[1][:, ::-1]
+    vectors = np.linalg.eigh(dense_hessian(objective, theta).numpy())[1][:, ::-1]
     told = ~table["is_zero"]
     assert told.sum() >= 3
     for row, index in zip(np.flatnonzero(told), table["index"][told].tolist(), strict=True):
@@ -76,6 +72,29 @@ def test_one_example_that_carries_a_direction() -> None:
     assert found["few"] == pytest.approx(1, abs=1e-4)
     assert found["negative"] == 1
     assert found["opposed"] == 0
+
+
+def test_a_pixel_that_one_image_has_is_a_direction_that_it_carries() -> None:
+    objective, theta = problem(*SMALL["linear"])
+    images = objective.images.clone()
+    images[:, 0, 0, 0] = 0
+    images[3, 0, 0, 0] = 2.0
+    planted = objective.over(images, objective.labels)
+    # The weights of that pixel come first of each class.
+    basis = PlainBasis(np.linspace(2, 1, planted.size), np.eye(planted.size), 1e-12)
+    head = {"run": "a", "iteration": 1, "P": planted.size, "N": planted.count, "zero_threshold": 1e-12}
+    curvatures = Curvatures(planted, basis, theta.numpy(), planted.size)
+    table = curvatures.tables(curvatures.values(slice(None)), head, CLASSES)["example_curvature"]
+    weights = planted.layout.blocks[0]
+    pixels = int(np.prod(planted.images.shape[1:]))
+    assert weights.shape == (len(CLASSES), pixels)
+    alone = table.where((table["index"] % pixels == 0) & (table["index"] < weights.stop))
+    assert len(alone) == len(CLASSES)
+    assert (alone["top_example"] == 3).all()
+    np.testing.assert_allclose(alone["participation"], 1 / planted.count)
+    np.testing.assert_allclose(alone["top_share"], 1)
+    others = table.where(table["index"] % pixels == 1)
+    assert (others["participation"] > 1.5 / planted.count).all()
 
 
 def test_equal_gaussian_and_opposed_examples() -> None:

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3
 """Largest residual, over the largest |λ|: far below what batches differ by."""
 
-_COLUMNS = 1024
-"""Eigenvectors that are multiplied at once."""
-
 
 def compute(job: Job) -> dict[str, Table]:
     """Hessians of batches at one checkpoint.
@@ -111,14 +108,15 @@ def _largest(
 
 def _seen(basis: BasisLike, vectors: np.ndarray, count: int) -> list[dict[str, float]]:
     """Where eigenvectors of batches lie to those of all examples; they come in turns of `count`."""
+    from quadscape.curvature.projections import project
+
     values = np.asarray(basis.eigenvalues, dtype=np.float64)
-    curvature, leading = np.zeros(vectors.shape[1]), np.empty((0, vectors.shape[1]))
-    for start in range(0, len(values), _COLUMNS):
-        stop = min(start + _COLUMNS, len(values))
-        along = np.asarray(basis.vectors(start, stop), dtype=np.float64).T @ vectors
-        curvature += values[start:stop] @ np.square(along)
-        if len(leading) < count:
-            leading = np.concatenate([leading, along[: count - len(leading)]])
+    curvature, leading = np.zeros(vectors.shape[1]), np.zeros((count, vectors.shape[1]))
+    for tile in project(lambda part: vectors.T[part], vectors.shape[1], basis):
+        along = tile.values.double().numpy().T
+        curvature[tile.rows] += values[tile.columns] @ np.square(along)
+        first = along[: max(0, count - tile.columns.start)]
+        leading[tile.columns.start : tile.columns.start + len(first), tile.rows] = first
     captured = np.square(leading).sum(axis=0)
     return [
         {
