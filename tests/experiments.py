@@ -44,6 +44,7 @@ TINY = {
         "embedding": False,
         "example_curvature": False,
         "fractal": False,
+        "independence": False,
         "noise_memory": False,
         "ruggedness": False,
         "sharpness": False,

@@ -25,6 +25,7 @@ from quadscape.measures.example_curvature.declaration import EXAMPLES as EXAMPLE
 from quadscape.measures.final_test import compute as final_test
 from quadscape.measures.finite_batch import compute as finite_batch
 from quadscape.measures.gradients import compute as gradients
+from quadscape.measures.independence import compute as independence
 from quadscape.measures.interfaces import as_array
 from quadscape.measures.line_forms import compute as line_forms
 from quadscape.measures.line_search import compute as line_search
@@ -127,6 +128,9 @@ def checkpoint_tables(
     tables = lines.tables(values, head, EPSILON)
     tables |= finite_batch.measure(tables["line_search"], tables["line_fit"], values[EXAMPLES], 50)
     tables |= line_forms.measure(tables["line_search"], tables["line_fit"])
+    around = independence.Around(losses[0], theta, EPSILON)
+    given = chosen("independence", directions=2, points=5, resolution=5)
+    tables |= independence.measure(around, basis, tables["line_search"], tables["line_fit"], given, head)
     tables |= gradients.measure(GivenGradients(coefficients @ vectors.T), basis, theta, head)
     variances = tables["gradients"]["variance"]
     noise = GivenGradients(coefficients @ vectors.T)

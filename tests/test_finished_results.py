@@ -87,7 +87,7 @@ def test_tables_are_taken_over_and_the_rest_is_said(upgraded: Upgraded) -> None:
     views = {"measure_interpolation", "measure_path", "measure_embedding", "measure_sharpness"}
     assert set(first) == {"draw_figure", "draw_page", "measure_final_test", "write_findings"} | views
     # Lines are other tables now, and their basis was purged; what reads these alone does not ask for them.
-    for name in ("localisation", "line_search", "line_forms", "finite_batch"):
+    for name in ("localisation", "line_search", "line_forms", "independence", "finite_batch"):
         assert f"{name} of a/40 is left out, since what it reads was purged" in listing
     assert "measured again, for line_search" not in listing
     for name, measure in MEASURES.items():

@@ -16,7 +16,7 @@ RUNS = "results/tiny/runs"
 OFF = dict.fromkeys(
     (
         *("density", "gradients", "localisation", "line_search", "line_forms", "finite_batch"),
-        *("noise_curvature", "batch_hessians", "example_curvature", "fractal", "sharpness", "surface"),
+        *("independence", "noise_curvature", "batch_hessians", "example_curvature", "fractal", "sharpness", "surface"),
     ),
     False,
 )

@@ -169,8 +169,8 @@ def test_purge_frees_them_alone_and_they_can_be_made_again(root: Path, capsys: p
     manifest = manifest_in(root)
     before, directory = content(manifest.parent), items_directory(manifest)
     (found,) = [item for item in find_removable(root) if item.directory == directory]
-    assert found.kept_for == "needed by 2 unfinished measures: finite_batch, line_forms"
-    for reader in ("line_forms", "finite_batch"):
+    assert found.kept_for == "needed by 3 unfinished measures: line_forms, independence, finite_batch"
+    for reader in ("line_forms", "independence", "finite_batch"):
         read = root / f"results/small/tables/{reader}/a/40/manifest-00000000.json"
         read.parent.mkdir(parents=True)
         read.write_text("{}")

@@ -14,6 +14,7 @@ from quadscape.measures.finite_batch.declaration import MEASURE as FINITE_BATCH
 from quadscape.measures.fractal.declaration import MEASURE as FRACTAL
 from quadscape.measures.gradients.declaration import MEASURE as GRADIENTS
 from quadscape.measures.identified.declaration import MEASURE as IDENTIFIED
+from quadscape.measures.independence.declaration import MEASURE as INDEPENDENCE
 from quadscape.measures.interpolation.declaration import MEASURE as INTERPOLATION
 from quadscape.measures.layers.declaration import MEASURE as LAYERS
 from quadscape.measures.line_forms.declaration import MEASURE as LINE_FORMS
@@ -42,6 +43,7 @@ _ALL = (
     SHARPNESS,
     LINE_SEARCH,
     LINE_FORMS,
+    INDEPENDENCE,
     GRADIENTS,
     FINITE_BATCH,
     NOISE_CURVATURE,

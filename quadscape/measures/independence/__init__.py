@@ -1,0 +1,1 @@
+"""Do eigendirections act independently beyond the quadratic?"""
