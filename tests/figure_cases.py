@@ -17,7 +17,7 @@ from view_cases import (
     sharpness_tables,
 )
 
-from quadscape.measures.batch_hessians.declaration import BROADENED
+from quadscape.measures.batch_hessians.declaration import BROADENED, PAIRS
 from quadscape.measures.curves import compute as curves
 from quadscape.measures.density import compute as density
 from quadscape.measures.example_curvature.declaration import CURVATURES
@@ -136,7 +136,7 @@ def checkpoint_tables(
     noise = GivenGradients(coefficients @ vectors.T)
     tables |= noise_curvature.measure(noise, basis, theta, variances, 8, head)
     tables["noise_crossed"] = crossed_table(eigenvalues, head)
-    tables["batch_broadening"] = broadening_table(eigenvalues, head)
+    tables |= batch_tables(eigenvalues, head)
     tables |= curvature_tables(eigenvalues, head)
     negative = int((eigenvalues < -zero).sum())
     invariances = {"negative": negative, "negative_without_generators": max(0, negative - 3)}
@@ -171,9 +171,9 @@ def crossed_table(eigenvalues: np.ndarray, head: dict) -> Table:
     return Table(CROSSED, columns_of(rows, CROSSED.all_columns()), head)
 
 
-def broadening_table(eigenvalues: np.ndarray, head: dict) -> Table:
+def batch_tables(eigenvalues: np.ndarray, head: dict) -> dict[str, Table]:
     """Eigenvalues of batches that come down to those of all examples."""
-    rows = []
+    rows, pairs = [], []
     for size in (8, 32, 128):
         for place in range(1, min(3, len(eigenvalues)) + 1):
             full = float(eigenvalues[place - 1])
@@ -182,7 +182,14 @@ def broadening_table(eigenvalues: np.ndarray, head: dict) -> Table:
                 row |= {name: value, f"{name}_low": value - 1 / size, f"{name}_high": value + 1 / size}
             share = 1 - 2 / size
             rows.append(row | {"captured": share, "captured_low": share - 0.1, "captured_high": min(1.0, share + 0.1)})
-    return Table(BROADENED, columns_of(rows, BROADENED.all_columns()), head)
+            for batch in range(6):
+                pair = {"batch_size": size, "batch": batch, "place": place, "residual": 1e-4, "cosine": share}
+                pair |= {"eigenvalue": full + (4 + 0.2 * batch) / size, "curvature": full - 2 / size, "captured": share}
+                pairs.append(pair)
+    return {
+        "batch_broadening": Table(BROADENED, columns_of(rows, BROADENED.all_columns()), head),
+        "batch_hessians": Table(PAIRS, columns_of(pairs, PAIRS.all_columns()), head),
+    }
 
 
 def curvature_tables(eigenvalues: np.ndarray, head: dict) -> dict[str, Table]:

@@ -19,7 +19,10 @@ from tests.experiments import TINY
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK = {name for name, measure in MEASURES.items() if measure.evaluates}
 LOSSES_ALONE = {"interpolation", "connection", "path", "embedding"}
-OF_CHECKPOINTS = {name for name, measure in MEASURES.items() if "checkpoint" in measure.reads}
+# The gradient of a mean is in neither.
+OF_EXAMPLES = {"example_curvature", "noise_crossed"}
+# Of lines of batches N is that of the lines that were searched.
+OF_CHECKPOINTS = {name for name, measure in MEASURES.items() if "checkpoint" in measure.reads} - {"finite_batch"}
 WITH_BASIS = {name for name, measure in MEASURES.items() if "eigenbasis" in measure.reads}
 
 # File, what is replaced by what in it, and the measures that are measured again for it.
@@ -46,7 +49,7 @@ CHANGES: dict[str, tuple[str, str, str, set[str]]] = {
         "network/objective.py",
         "return self._mean(",
         "return 2 * self._mean(",
-        NETWORK - LOSSES_ALONE,
+        NETWORK - LOSSES_ALONE - OF_EXAMPLES,
     ),
     "the eigenvectors, negated": (
         "curvature/stored_basis.py",
