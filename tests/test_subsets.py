@@ -245,3 +245,12 @@ def test_what_was_purged_on_a_subset_is_not_computed_again(tmp_path: Path, monke
     assert compared(runs=runs).results("identified") == [str(result)]
     result.unlink()
     assert compared(runs=runs, measures={"identified": True}).results("identified") == [str(result)]
+
+
+def test_a_figure_of_two_measures_shows_what_both_have() -> None:
+    runs = [{"name": "a", "checkpoints": [0, 40]}, {"name": "b", "checkpoints": [40]}]
+    measures = {**TINY["measures"], "line_forms": {"runs": ["b"]}, "noise_curvature": {"runs": ["a"]}}
+    targets = Targets(Problem.of(parse_experiment({**TINY, "runs": runs, "measures": measures})))
+    for figure, shown in (("quadratic_radius", ["b/40"]), ("noise_curvature", ["a/0", "a/40"])):
+        for paths in targets.figure_inputs(figure).values():
+            assert ["/".join(Path(path).parts[-3:-1]) for path in paths] == shown

@@ -268,8 +268,13 @@ class Targets:
         return self._shown_inputs(PAGES[page].tables)
 
     def _shown_inputs(self, tables: tuple[str, ...]) -> dict[str, list[str]]:
-        names = dict.fromkeys(OWNERS[table].name for table in tables)
-        return {name: [self.result(name, *subject) for subject in self._shown_subjects(name)] for name in names}
+        subjects = {OWNERS[table].name: self._shown_subjects(OWNERS[table].name) for table in tables}
+        # Of several measures of checkpoints, say, only what all of them have: one may be restricted to some runs.
+        found = {}
+        for name, own in subjects.items():
+            alike = [set(other) for of, other in subjects.items() if MEASURES[of].of == MEASURES[name].of]
+            found[name] = [self.result(name, *one) for one in own if all(one in others for others in alike)]
+        return found
 
     def _shown_subjects(self, measure: str) -> list[tuple[str, str]]:
         """Run and key of every result of a measure that figures show."""
