@@ -84,7 +84,7 @@ def test_tables_are_taken_over_and_the_rest_is_said(upgraded: Upgraded) -> None:
     results = upgraded.use("old")
     first, listing = upgraded.first_plan("old")
     # What is new and reads nothing that was purged: test data in a measure of their own, views of runs, and findings.
-    views = {"measure_interpolation", "measure_path", "measure_embedding", "measure_sharpness"}
+    views = {f"measure_{name}" for name in ("interpolation", "path", "embedding", "sharpness", "noise_memory")}
     assert set(first) == {"draw_figure", "draw_page", "measure_final_test", "write_findings"} | views
     # Lines are other tables now, and their basis was purged; what reads these alone does not ask for them.
     for name in ("localisation", "line_search", "line_forms", "independence", "finite_batch"):

@@ -233,13 +233,16 @@ def _along_sets(
         # No farther away than the lines themselves go.
         most = min(1.0, limit / length) if limit > 0 else 1.0
         t = fractions(chosen[0], most, options.points, SMALLEST)
-        for number in range(options.directions):
-            signs = np.random.default_rng((seed, SETS.index(name), number)).choice([-1.0, 1.0], len(chosen))
-            shares = [(line, float(sign) * line.reach) for sign, line in zip(signs, chosen, strict=True)]
-            vector = np.zeros(len(basis.eigenvalues))
-            for line, share in shares:
-                vector += share * _vector(basis, line.index)
-            for row in _rows(around, vector, t, _OfLines(shares)):
+        reaches = np.array([line.reach for line in chosen])
+        generators = [np.random.default_rng((seed, SETS.index(name), number)) for number in range(options.directions)]
+        shares = np.array([generator.choice([-1.0, 1.0], len(chosen)) for generator in generators]) * reaches
+        vectors = np.zeros((options.directions, len(basis.eigenvalues)))
+        # Each eigenvector is read once, for all directions.
+        for place, line in enumerate(chosen):
+            vectors += shares[:, place, None] * _vector(basis, line.index)
+        for number, (vector, own) in enumerate(zip(vectors, shares, strict=True)):
+            said = _OfLines(list(zip(chosen, own.tolist(), strict=True)))
+            for row in _rows(around, vector, t, said):
                 yield {"set": name, "direction": number, "lines": len(chosen), **row}
 
 
