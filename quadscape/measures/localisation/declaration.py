@@ -44,8 +44,8 @@ BANDS = TableSchema(
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
     size = sizes.parameters
-    # A tile of eigenvectors and its squares; one pass over the basis.
-    return Cost(memory_bytes=sizes.torch_bytes + min(1e9, 24 * size**2) + 64 * 8 * size, flops=8 * size**2)
+    # A tile of eigenvectors as it was read and in float64, its squares, their shares, and those of the tile before.
+    return Cost(memory_bytes=sizes.torch_bytes + min(2.6e9, 40 * size**2) + 64 * 8 * size, flops=8 * size**2)
 
 
 MEASURE = Measure(
