@@ -8,6 +8,10 @@ QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 """Quantiles of |cos| over examples, by column."""
 
 
+TILE_COLUMNS = 1024
+"""Eigenvectors that are multiplied at once, at most."""
+
+
 _BOOTSTRAP = "95 %, Poisson bootstrap over examples"
 
 
@@ -48,8 +52,9 @@ BANDS = TableSchema(
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
     size, count = sizes.parameters, sizes.training
-    # Tiles of up to 9 GiB in all (a basis is read once per tile of rows), and streamed sums.
-    memory = sizes.torch_bytes + sizes.gradient_bytes + 1000 * 8 * size + min(8.6e9, 8 * size * max(size, count))
+    # All gradients, two tiles of the basis and a product, or tiles of up to 9 GiB in all; and streamed sums.
+    tiles = min(8.6e9, 8 * size * (count + 3 * TILE_COLUMNS) + 64 * count * TILE_COLUMNS)
+    memory = sizes.torch_bytes + sizes.gradient_bytes + 1000 * 8 * size + tiles
     return Cost(memory, gradients=count, flops=2 * count * size**2)
 
 

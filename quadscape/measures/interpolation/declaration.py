@@ -38,8 +38,8 @@ SUMMARY = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    # Up to three places are refined, of each split; mostly one.
-    points = options["points"] + 2 * 2 * REFINED
+    # Up to three places are refined, of each split; as a rule one of one.
+    points = options["points"] + 2 * REFINED
     memory = sizes.torch_bytes + sizes.evaluation_bytes + 16 * 8 * sizes.parameters
     return Cost(memory, evaluations=points * (sizes.training + sizes.validation))
 
