@@ -419,8 +419,8 @@ def test_gpu_eigenbasis(capsys: pytest.CaptureFixture[str], arguments: list[str]
 def test_dag_counts_every_job(capsys: pytest.CaptureFixture[str]) -> None:
     benchmarks.dag.main(["--checkpoints", "3"])
     result = last_json(capsys)
-    # Once: data, training, its curves, its test, its three views, its sharpness, findings, all.
-    per_checkpoint, pairs, once, figures, pages = 13, 3, 10, 18, 2
+    # Once: data, training, its curves, its test, its three views, its sharpness, memory of its noise, findings, all.
+    per_checkpoint, pairs, once, figures, pages = 18, 3, 11, 25, 2
     assert result["jobs"] == 3 * per_checkpoint + pairs + once + figures + pages
     assert result["seconds"] > 0
     assert result["head_mb"] > 10

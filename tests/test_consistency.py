@@ -207,6 +207,8 @@ def test_results_of_old_code_are_those_of_their_experiment(
         run = next(run for run in experiment.runs if run.path is not None)
         runs = [{"name": run.name, "path": run.path, "checkpoints": list(run.checkpoints)}]
         raw = {**json.loads(experiment.model_dump_json()), "runs": runs}
+        # Said in full, defaults would be asked of a network that has fewer eigenvectors.
+        del raw["measures"]
         # What trains nothing does not ask how.
         raw["training"]["momentum"] = 0.1
         assert differences(parse_experiment(raw)) == {}
