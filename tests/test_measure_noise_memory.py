@@ -103,23 +103,29 @@ def test_windows_are_even_and_end_with_the_plateau() -> None:
     np.testing.assert_array_equal(one[0].iterations, np.arange(0, 50, 7))
 
 
-def test_items_are_plateaus_and_short_ones_are_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_are_iterates(monkeypatch: pytest.MonkeyPatch) -> None:
     from quadscape.measures.noise_memory import compute as module
 
     gradients = np.random.default_rng(0).standard_normal((COUNT, 5))
     batches = np.array(batches_of("reshuffled", 30, 0))
     job: Any = SimpleNamespace(options=SimpleNamespace(iterates=12), trajectory=lambda: trajectory)
-    trajectory = SimpleNamespace(
-        stage=SimpleNamespace(read=lambda name, iteration: np.append(batches[iteration], -1)), diverged=None
+    stage = SimpleNamespace(
+        read=lambda name, iteration: np.append(batches[iteration], -1), manifest={"parameters": {"parameters": 5}}
     )
+    trajectory = SimpleNamespace(stage=stage, diverged=None)
     work = module.Work(job)
     work.__dict__["windows"] = [Window(np.arange(4, 10), 0.1), Window(np.arange(18, 30), 0.01)]
     work.__dict__["_losses"] = SimpleNamespace(counts={"train": COUNT}, batch_norm=False)
     monkeypatch.setattr(work, "_noise", lambda t: gradients[batches[t]].mean(axis=0) - gradients.mean(axis=0))
     monkeypatch.setattr(module, "run_head", lambda *_: {"run": "a"})
-    values = np.concatenate([work.measure(slice(0, 1))["products"], work.measure(slice(1, 2))["products"]])
-    assert values.shape == (2, *work.layout()["products"])
-    assert np.isnan(values[0, 6:]).all()
-    table = work.tables({"products": values})["noise_memory"]
+    assert work.items == 18
+    values = np.concatenate([work.measure(slice(start, start + 5))["noise"] for start in range(0, 18, 5)])
+    assert values.shape == (18, *work.layout()["noise"])
+    table = work.tables({"noise": values})["noise_memory"]
     assert table["plateau"].tolist() == [0] * 3 + [1] * 6
-    assert np.isfinite(table["correlation"]).all()
+    own = values[6:]
+    assert table["correlation"][3] == pytest.approx(
+        np.diagonal(own @ own.T, 1).mean() / np.diagonal(own @ own.T).mean()
+    )
+    work.__dict__["windows"] = []
+    assert not len(work.tables({"noise": np.empty((0, 5))})["noise_memory"])

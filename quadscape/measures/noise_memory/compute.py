@@ -20,7 +20,7 @@ from quadscape.measures.run_losses import RunLosses, run_head
 from quadscape.measures.sharpness.iterates import plateaus_of
 from quadscape.tables import Table
 
-PRODUCTS = "products"
+NOISE = "noise"
 
 LEAST_PAIRS = 2
 """Pairs of iterates that a standard error takes."""
@@ -117,7 +117,7 @@ def memory_rows(products: np.ndarray, expected: np.ndarray, iterations: np.ndarr
 
 
 class Work:
-    """Plateaus of a run as items of a long measure."""
+    """The iterates of a run's plateaus as items of a long measure."""
 
     def __init__(self, job: Job) -> None:
         self._job, self._trajectory = job, job.trajectory()
@@ -139,35 +139,30 @@ class Work:
 
     @property
     def items(self) -> int:
-        """Number of plateaus."""
-        return len(self.windows)
+        """Number of iterates on all plateaus."""
+        return sum(len(window.iterations) for window in self.windows)
 
     def layout(self) -> dict[str, tuple[int, ...]]:
-        """Inner products of the noise of all iterates of a plateau; NaN beyond a short one's."""
-        most = self._job.options.iterates
-        return {PRODUCTS: (most, most)}
+        """The noise of an iterate."""
+        return {NOISE: (int(self._trajectory.stage.manifest["parameters"]["parameters"]),)}
 
     def measure(self, part: slice) -> dict[str, np.ndarray]:
-        """Inner products on some plateaus."""
-        most = self._job.options.iterates
-        found = []
-        for window in self.windows[part]:
-            noise = np.array([self._noise(int(iteration)) for iteration in window.iterations])
-            padded = np.full((most, most), np.nan)
-            padded[: len(noise), : len(noise)] = noise @ noise.T
-            found.append(padded)
-        return {PRODUCTS: np.array(found).reshape(-1, most, most)}
+        """The noise of some iterates."""
+        every = [int(iteration) for window in self.windows for iteration in window.iterations]
+        return {NOISE: np.array([self._noise(iteration) for iteration in every[part]])}
 
     def tables(self, values: Mapping[str, np.ndarray]) -> dict[str, Table]:
-        """Correlations on all of them."""
+        """Correlations on all plateaus."""
         rows: list[dict[str, Any]] = []
-        count = self._losses.counts["train"]
-        for number, (window, products) in enumerate(zip(self.windows, values[PRODUCTS], strict=True)):
-            size = len(window.iterations)
+        count, start = self._losses.counts["train"], 0
+        for number, window in enumerate(self.windows):
+            stop = start + len(window.iterations)
+            noise = values[NOISE][start:stop]
             expected = overlaps([self._batch(int(iteration)) for iteration in window.iterations], count)
             where = {"plateau": number, "learning_rate": window.learning_rate}
             where |= {"first": int(window.iterations[0]), "last": int(window.iterations[-1])}
-            rows += [where | row for row in memory_rows(products[:size, :size], expected, window.iterations)]
+            rows += [where | row for row in memory_rows(noise @ noise.T, expected, window.iterations)]
+            start = stop
         head = run_head(self._job, self._trajectory, count, self._losses.batch_norm)
         return {"noise_memory": Table(MEMORY, columns_of(rows, MEMORY.all_columns()), head)}
 
@@ -196,4 +191,4 @@ def compute(job: Job) -> dict[str, Table]:
         The table `noise_memory`.
     """
     work = Work(job)
-    return work.tables(work.measure(slice(None)))
+    return work.tables(work.measure(slice(None)) if work.items else {NOISE: np.empty((0, 0))})

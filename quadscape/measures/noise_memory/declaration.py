@@ -34,7 +34,7 @@ MEMORY = TableSchema(
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
     iterates = options["iterates"]
-    memory = sizes.torch_bytes + sizes.gradient_bytes + 8 * sizes.parameters * (2 * iterates + 4)
+    memory = sizes.torch_bytes + sizes.gradient_bytes + 8 * sizes.parameters * (2 * PLATEAUS * iterates + 4)
     flops = PLATEAUS * 2.0 * iterates**2 * sizes.parameters
     return Cost(memory, gradients=PLATEAUS * 1.2 * iterates * sizes.training, flops=flops)
 
