@@ -12,7 +12,7 @@ import pandas
 import pytest
 
 from quadscape.errors import StoreError
-from quadscape.measures import MEASURES, items
+from quadscape.measures import MEASURES, SCHEMAS, items
 from quadscape.measures import job as job_module
 from quadscape.measures.job import Job
 from quadscape.measures.result import items_directory, open_kept, read_result, table_path
@@ -213,3 +213,11 @@ def test_a_manifest_says_what_it_follows_from(root: Path) -> None:
     assert document["options"] == {"dtype": "float64", "vectors": 4, "steps": 6}
     assert document["label"] == measure_label("density")
     assert set(document["inputs"]) == {"data", "checkpoint"}
+
+
+def test_a_long_measure_of_nothing_is_an_empty_table(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a run in full batches, which has no noise."""
+    module = __import__(MEASURES["noise_memory"].module, fromlist=["Work"])
+    monkeypatch.setattr(module.Work, "windows", [])
+    manifest, _ = measured(root, "noise_memory", "run")
+    assert not len(read_table(table_path(manifest, "noise_memory"), SCHEMAS["noise_memory"]))
