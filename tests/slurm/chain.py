@@ -200,7 +200,7 @@ def decoded(directory: Path) -> dict[str, np.ndarray]:
     return {name: stage.read(name) for name, member in members if isinstance(member, zarr.Array)}
 
 
-LEFT_OUT = ("density", "interpolation", "localisation")
+LEFT_OUT = ("density", "interpolation", "localisation", "finite_batch", "noise_curvature")
 """Measures whose jobs are to SLURM as those of others of the same subject, with or without a GPU."""
 
 

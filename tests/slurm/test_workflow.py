@@ -39,19 +39,17 @@ def test_everything_goes_through_slurm(beside: Beside) -> None:
     assert Counter(map(_rule, whole.rest)) == Counter(
         measure_line_search=2,
         measure_line_forms=2,
-        measure_finite_batch=2,
-        measure_noise_curvature=2,
         measure_gradients=2,
         measure_overlap=1,
         measure_curves=1,
         measure_final_test=1,
         measure_path=1,
-        draw_figure=9,
+        draw_figure=7,
         draw_page=1,
         write_findings=1,
     )
     assert {job["JobState"] for job in whole.rest} == {"COMPLETED"}
-    assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 10
+    assert len(list((whole.checkout.path / "results/tiny/figures").glob("*.svg"))) == 8
     code, said = whole.checkout.snakemake("-n", profile="slurm")
     assert code == 0, said
     assert "Nothing to be done" in said
@@ -81,7 +79,6 @@ def test_hessian_and_eigenbasis_of_a_checkpoint_are_one_job_with_a_gpu(beside: B
             GROUP: 2,
             "measure_line_search": 2,
             "measure_gradients": 2,
-            "measure_noise_curvature": 2,
             "measure_overlap": 1,
             "measure_path": 1,
         }
