@@ -131,7 +131,7 @@ def test_a_mistake_gets_one_sentence(raw: dict[str, Any], words: tuple[str, ...]
         assert word in message
     assert "\n" not in message
     assert message.endswith(".")
-    assert len(message) < 500  # the list of all measures is the longest
+    assert len(message) < 400
 
 
 def test_many_mistakes_name_the_first_and_count_the_rest() -> None:

@@ -11,6 +11,7 @@ from quadscape.findings.known import known_rows
 from quadscape.findings.numbers import number, percent
 from quadscape.findings.reading import RunTables, Tables
 from quadscape.findings.statement import Estimate, Statement, compared, described, untestable
+from quadscape.measures.ranks import even_bands
 from quadscape.tables import Table
 
 MEASURE = "gradients"
@@ -76,8 +77,7 @@ def band_means(table: Table) -> tuple[np.ndarray, np.ndarray]:
     values, noise = table["eigenvalue"][keep], table["variance"][keep]
     if not len(values) or values.max() == values.min():
         return values[:1], noise[:1]
-    edges = np.linspace(math.log(values.min()), math.log(values.max()), BANDS + 1)
-    band = np.clip(np.searchsorted(edges, np.log(values), side="right") - 1, 0, BANDS - 1)
+    band = even_bands(values, BANDS)
     counts = np.bincount(band, minlength=BANDS)
     used = counts > 0
     sums = (np.bincount(band, weights=weights, minlength=BANDS) for weights in (values, noise))

@@ -91,3 +91,19 @@ def checkpoint_head(checkpoint: CheckpointLike, size: int, count: int) -> dict[s
 def merged(attributes: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Attributes with further ones added."""
     return {**attributes, **more}
+
+
+def unit_vector(basis: BasisLike, index: int) -> np.ndarray:
+    """One eigenvector.
+
+    A stored float32 vector is a unit vector to 1e-7 only, and what is added up along it takes |q| = 1.
+
+    Args:
+        basis: The eigenbasis.
+        index: Which of them.
+
+    Returns:
+        q of length 1, float64, shape (P,).
+    """
+    vector = as_array(basis.vectors(index, index + 1))[:, 0]
+    return vector / np.linalg.norm(vector)

@@ -92,6 +92,21 @@ def log_indices(eigenvalues: np.ndarray, samples: int) -> np.ndarray:
     return np.concatenate([log_ranks(positive, samples) - 1, np.sort(size - log_ranks(size - positive, samples))])
 
 
+def even_bands(values: np.ndarray, count: int) -> np.ndarray:
+    """Bands that are even in the logarithm of positive values.
+
+    Args:
+        values: Positive, not all equal, shape (n,).
+        count: Number of bands; some may stay empty.
+
+    Returns:
+        The band of each value, int64, 0 to count − 1, ascending with the values.
+    """
+    logs = np.log(values)
+    edges = np.linspace(logs.min(), logs.max(), count + 1)
+    return np.clip(np.searchsorted(edges, logs, side="right") - 1, 0, count - 1)
+
+
 @dataclass(frozen=True)
 class RankBands:
     """A partition of the eigenvalues into bands of log rank, of each sign separately.

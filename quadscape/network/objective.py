@@ -275,14 +275,18 @@ class Objective:
             def outputs(p: Parameters) -> torch.Tensor:
                 return self.network(p, images)
 
-            def along(function: Callable[[Parameters], torch.Tensor], p: Parameters) -> torch.Tensor:
+            def along(
+                function: Callable[[Parameters], torch.Tensor], p: Parameters
+            ) -> tuple[torch.Tensor, torch.Tensor]:
+                """A function and its derivative along q."""
                 if forward:
-                    return jvp(function, (p,), (tangents,))[1]
+                    return jvp(function, (p,), (tangents,))[:2]
                 # u ↦ Jᵀu is linear, and Jq is its transpose applied to q.
                 values, pull_back = vjp(function, p)[:2]
-                return vjp(lambda u: pull_back(u)[0], torch.zeros_like(values))[1](tangents)[0]
+                return values, vjp(lambda u: pull_back(u)[0], torch.zeros_like(values))[1](tangents)[0]
 
-            values, first, second = outputs(primal), along(outputs, primal), along(partial(along, outputs), primal)
+            values = outputs(primal)
+            first, second = along(lambda p: along(outputs, p)[1], primal)
             slope = grad(lambda o: example_losses(o, labels, self.loss_kind).sum())
             slopes, bent = jvp(slope, (values,), (first,))[:2]
             curvature = (first * bent).sum(dim=1)
@@ -292,10 +296,7 @@ class Objective:
         def of_all(forward: bool) -> torch.Tensor:
             return torch.cat([of_chunk(images, labels, forward) for images, labels in self.chunks()], dim=1).cpu()
 
-        try:
-            found = of_all(forward=True)
-        except NotImplementedError:  # torch has no forward derivative (fused attention)
-            found = of_all(forward=False)
+        found = _either(partial(of_all, forward=True), partial(of_all, forward=False))
         return found[0], found[1], found[2]
 
     def graph_bytes_per_example(self) -> int:
@@ -324,17 +325,26 @@ class Objective:
     def _mean_of_either(
         self, parameters: Parameters, forward: Callable[..., Parameters], backward: Callable[..., Parameters]
     ) -> torch.Tensor:
-        """The mean of `forward`, or of the equal `backward` where torch has no forward derivative (fused attention)."""
-        try:
-            return self._mean(parameters, forward)
-        except NotImplementedError:
-            return self._mean(parameters, backward)
+        """The mean of `forward`, or of the equal `backward`."""
+
+        def mean(of_chunk: Callable[..., Parameters]) -> torch.Tensor:
+            return self._mean(parameters, of_chunk)
+
+        return _either(partial(mean, forward), partial(mean, backward))
 
     def _mean(self, parameters: Parameters, of_chunk: Callable[..., Parameters]) -> torch.Tensor:
         total = torch.zeros(self.size, dtype=torch.float64, device=self.device)
         for images, labels in self.chunks():
             total += self.layout.flatten(of_chunk(parameters, images, labels)).detach()
         return (total / self.count).cpu()
+
+
+def _either(forward: Callable[[], torch.Tensor], backward: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What `forward` gives, or the equal `backward` where torch has no forward derivative (fused attention)."""
+    try:
+        return forward()
+    except NotImplementedError:
+        return backward()
 
 
 def storage_of(tensor: torch.Tensor) -> int:

@@ -40,6 +40,10 @@ _DEEPEST = 40
 """Levels of mappings and lists; the deepest key has four, and the arguments of a user's network may have more."""
 
 
+MOST_LISTED = 20
+"""Known keys that are all listed beside one that was mistyped."""
+
+
 def _inherit(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Gives every run the keys of `training` that it does not override (each whole: a run's schedule replaces it).
 
@@ -185,7 +189,10 @@ def _first(problems: list[Any]) -> str:
         known = sorted(_section_at(first["loc"]).model_fields)
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f" (did you mean '{close[0]}'?)" if close else ""
-        sentence = f"{where} is not a known key{hint}; known here are {listed(known)}"
+        # Where one is meant, the names of all measures would be no help.
+        few = not close or len(known) <= MOST_LISTED
+        others = f"known here are {listed(known)}" if few else f"docs/configuration.md has all {len(known)} known here"
+        sentence = f"{where} is not a known key{hint}; {others}"
     elif kind == "missing":
         sentence = f"{where} is missing and has no default"
     elif kind == "value_error":

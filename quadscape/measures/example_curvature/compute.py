@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quadscape.measures.example_curvature.declaration import CURVATURES, EXAMPLES, FEW, PLACES, SHOWN
-from quadscape.measures.interfaces import BasisLike, as_array, merged
+from quadscape.measures.interfaces import BasisLike, as_array, merged, unit_vector
 from quadscape.measures.job import Job
 from quadscape.measures.line_search.compute import choose_directions
 from quadscape.measures.members import columns_of
@@ -70,8 +70,7 @@ class Curvatures:
         """Numbers of some directions, shape (directions, `width`)."""
         rows = []
         for index in self.directions[part].tolist():
-            direction = as_array(self._basis.vectors(index, index + 1))[:, 0]
-            direction /= np.linalg.norm(direction)
+            direction = unit_vector(self._basis, index)
             slopes, hessian, gauss_newton = map(as_array, self._objective.example_curvatures(self._theta, direction))
             first = np.argsort(-gauss_newton, kind="stable")[: self._places]
             numbers = statistics(slopes, hessian, gauss_newton)

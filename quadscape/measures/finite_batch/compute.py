@@ -21,8 +21,9 @@ from quadscape.measures.finite_batch.declaration import GAUSSIAN_CURVATURE, MINI
 from quadscape.measures.finite_batch.minima import LEAST_POINTS, Minima, derivatives, minima, thinned
 from quadscape.measures.interfaces import merged
 from quadscape.measures.job import Job, KeptValues
-from quadscape.measures.line_search.analysis import decay_rise
+from quadscape.measures.line_search.analysis import decay_rise, finite_part
 from quadscape.measures.line_search.declaration import EXAMPLES, FITS, LINES
+from quadscape.measures.members import columns_of
 from quadscape.tables import Table
 
 REPLICATES = 200
@@ -80,22 +81,25 @@ def measure(
     noise: dict[str, list[float]] = {}
     slopes = np.zeros((len(fits), count))
     weight_decay = float(fits.attributes["weight_decay"])
+    which = {name: fits[name] for name in ("index", "sign", "rank", "eigenvalue", "is_zero")}
     for place in range(len(fits)):
         line = _Line.of(lines, fits, place, np.asarray(kept[place], dtype=np.float64), weight_decay)
         slopes[place], curvatures = line.slopes, line.curvatures
         for name, value in _noise(line.slopes, curvatures).items():
             noise.setdefault(name, []).append(value)
+        direction = {name: values[place].item() for name, values in which.items()}
+        own = (seed, int(fits["index"][place]))
+        # Of both losses the same batches.
+        several = {size: of_batches(line.values, draw(count, size, batches, (*own, size))) for size in sizes}
         for decayed in (True, False) if weight_decay else (True,):
-            for row in line.rows(sizes, batches, decayed, (seed, int(fits["index"][place]))):
-                rows.append({"place": place, "decayed": decayed, **row})
-    which = {name: fits[name] for name in ("index", "sign", "rank", "eigenvalue", "is_zero")}
+            rows += [{**direction, "decayed": decayed, **row} for row in line.rows(several, decayed, own)]
+    rejected = discoveries(np.array([row["p_normal"] for row in rows]), np.ones(len(rows), dtype=bool))
+    rows = [{**row, "not_normal": bool(one)} for row, one in zip(rows, rejected, strict=True)]
     head = merged(fits.attributes, batches=batches, training_batch_size=int(batch_size or 0))
-    columns = _columns(rows, which)
-    columns["not_normal"] = discoveries(columns["p_normal"], np.ones(len(rows), dtype=bool))
     values = {name: np.array(noise.get(name, []), dtype=np.float64) for name in _NOISE}
     values |= {**which, "cross": _cross(slopes)}
     return {
-        "finite_batch": Table(MINIMA, columns, head),
+        "finite_batch": Table(MINIMA, columns_of(rows, MINIMA.all_columns()), head),
         "line_noise": Table(NOISE, values, merged(head, chance_cross=1 / math.sqrt(count))),
     }
 
@@ -148,24 +152,19 @@ class _Line:
     def of(cls, lines: Table, fits: Table, place: int, values: np.ndarray, weight_decay: float) -> "_Line":
         row = {name: fits[name][place].item() for name in ("index", "gradient", "curvature", "floor", "is_zero")}
         t = np.sort(lines["t"][(lines["index"] == row.pop("index")) & (lines["split"] == "train")])
-        half = len(t) // 2
-        finite = np.isfinite(values).all(axis=1)
-        finite &= finite[::-1]
-        # From the centre outwards as far as all are finite.
-        reach = int(np.argmin(np.append(finite[half:], False))) - 1
-        part = slice(half - reach, half + reach + 1)
+        part = finite_part(np.isfinite(values).all(axis=1))
         t, values = t[part], values[part]
         nothing = np.full(values.shape[1], np.nan)
-        slopes, curvatures = derivatives(t, values) if reach > 1 else (nothing, nothing)
+        slopes, curvatures = derivatives(t, values) if len(t) > LEAST_POINTS else (nothing, nothing)
         position = (fits["gradient_decayed"][place] - row["gradient"]) / weight_decay if weight_decay else 0.0
         return cls(t, values, slopes, curvatures, position=float(position), weight_decay=weight_decay, **row)
 
-    def rows(self, sizes: list[int], batches: int, decayed: bool, seed: tuple[int, int]) -> Iterator[dict[str, Any]]:
-        """Rows of all sizes and sides."""
+    def rows(self, several: Mapping[int, np.ndarray], decayed: bool, seed: tuple[int, int]) -> Iterator[dict[str, Any]]:
+        """Rows of all sizes and sides; `several` has the lines of batches of L, shape (T, M), by their size."""
         decay = self.weight_decay if decayed else 0.0
         total = self.curvature + decay
         count = self.values.shape[1]
-        for size in sizes:
+        for size, lines in several.items():
             # Where rounding would show in second derivatives, between points that lie closer.
             floor = self.floor * math.sqrt(count / size)
             spacing = math.sqrt(4 * floor / (CURVATURE_ERROR * abs(total))) if total else 0.0
@@ -174,8 +173,7 @@ class _Line:
             if len(t) < LEAST_POINTS:
                 continue
             rise = decay_rise(t, self.position, decay)[:, None]
-            drawn = draw(count, size, batches, (*seed, size))
-            some, every = of_batches(values, drawn) + rise, values.mean(axis=1, keepdims=True) + rise
+            some, every = lines[keep] + rise, values.mean(axis=1, keepdims=True) + rise
             predicted = math.nan
             if total > 0 and not self.is_zero:
                 newton = -(self.gradient + decay * self.position) / total
@@ -183,14 +181,19 @@ class _Line:
             for side, part in sides(t, every[:, 0], total):
                 whole = minima(t[part], every[part])
                 found = minima(t[part], some[part])
+                expected = predicted if side == "only" else math.nan
+                spreads = _of_minima(found, (*seed, size, 1), tell=not self.is_zero)
+                # What is not above zero has no ratio to it.
+                below = expected if expected > 0 else math.nan
                 yield {
                     "side": side,
                     "batch_size": size,
                     "minimum": float(whole.place[0]) if whole.inside[0] else math.nan,
                     "curvature": float(whole.curvature[0]),
-                    "predicted": predicted if side == "only" else math.nan,
+                    "predicted": expected,
                     "predicted_there": self._predicted_there(t, values, rise, whole, size),
-                    **_of_minima(found, (*seed, size, 1), tell=not self.is_zero),
+                    **spreads,
+                    **{f"ratio{end}": spreads[f"spread{end}"] / below for end in ("", "_low", "_high")},
                     "excess": _excess(t[part], every[part, 0], whole, found),
                 }
 
@@ -321,17 +324,3 @@ def _cross(slopes: np.ndarray) -> np.ndarray:
     there = np.isfinite(squares)
     total = np.where(there, squares, 0.0).sum(axis=1)
     return np.sqrt(np.divide(total, there.sum(axis=1), out=np.full(len(slopes), np.nan), where=there.any(axis=1)))
-
-
-def _columns(rows: list[dict[str, Any]], which: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Columns of `finite_batch`, with those that follow from others."""
-    places = np.array([row.pop("place") for row in rows], dtype=np.int64)
-    columns = {name: values[places] for name, values in which.items()}
-    derived = {"ratio", "ratio_low", "ratio_high", "not_normal"}
-    for name in MINIMA.all_columns().keys() - columns.keys() - derived:
-        columns[name] = np.array([row[name] for row in rows]) if rows else np.empty(0, dtype=np.int64)
-    for end in ("", "_low", "_high"):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            quotient = columns[f"spread{end}"] / columns["predicted"]
-        columns[f"ratio{end}"] = np.where(columns["predicted"] > 0, quotient, np.nan)
-    return columns

@@ -19,7 +19,7 @@ import numpy as np
 
 from quadscape.measures.independence.declaration import INTERACTION, RESOLUTION, SETS, SKILL
 from quadscape.measures.independence.lines import Between, Line, fractions, lines_of, pairs_of, sets_of
-from quadscape.measures.interfaces import BasisLike, ObjectiveLike, as_array, merged
+from quadscape.measures.interfaces import BasisLike, ObjectiveLike, as_array, merged, unit_vector
 from quadscape.measures.job import Job
 from quadscape.measures.line_search.declaration import FITS, LINES
 from quadscape.measures.line_search.losses import SplitLosses
@@ -216,12 +216,6 @@ def _interval(name: str, value: float, error: float) -> dict[str, float]:
     return {name: value, f"{name}_low": value - NORMAL * error, f"{name}_high": value + NORMAL * error}
 
 
-def _vector(basis: BasisLike, index: int) -> np.ndarray:
-    """One eigenvector, of length 1 as line searches have it."""
-    vector = as_array(basis.vectors(index, index + 1))[:, 0]
-    return vector / np.linalg.norm(vector)
-
-
 def _along_sets(
     around: Around, basis: BasisLike, lines: Sequence[Line], options: Any, limit: float, seed: int
 ) -> Iterator[dict[str, Any]]:
@@ -239,7 +233,7 @@ def _along_sets(
         vectors = np.zeros((options.directions, len(basis.eigenvalues)))
         # Each eigenvector is read once, for all directions.
         for place, line in enumerate(chosen):
-            vectors += shares[:, place, None] * _vector(basis, line.index)
+            vectors += shares[:, place, None] * unit_vector(basis, line.index)
         for number, (vector, own) in enumerate(zip(vectors, shares, strict=True)):
             said = _OfLines(list(zip(chosen, own.tolist(), strict=True)))
             for row in _rows(around, vector, t, said):
@@ -295,7 +289,7 @@ def _plane(
     """Rows of a grid in the plane of two eigendirections."""
     first, second = pair
     along = [np.linspace(-line.reach, line.reach, resolution) for line in pair]
-    vectors = [_vector(basis, line.index) for line in pair]
+    vectors = [unit_vector(basis, line.index) for line in pair]
     alone = [
         [around.examples(at * vector) if at else np.zeros(around.objective.count) for at in places.tolist()]
         for places, vector in zip(along, vectors, strict=True)

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from scipy.interpolate import CubicSpline
 
+from quadscape.measures.line_search.analysis import finite_part
 from quadscape.tables import Table
 
 LEAST_POINTS = 5
@@ -82,12 +83,8 @@ def lines_of(points: Table, fits: Table) -> list[Line]:
     for row in range(len(fits)):
         own = training.where(training["index"] == fits["index"][row])
         own = own.where(np.argsort(own["t"]))
-        half = len(own) // 2
-        finite = np.isfinite(own["difference"])
-        finite &= finite[::-1]
-        reach = int(np.argmin(np.append(finite[half:], False))) - 1
-        part = slice(half - reach, half + reach + 1)
-        if 2 * reach + 1 < LEAST_POINTS:
+        part = finite_part(np.isfinite(own["difference"]))
+        if part.stop - part.start < LEAST_POINTS:
             continue
         radii = (_radius(fits, row, "negative"), _radius(fits, row, "positive"))
         eigenvalue, slope, curvature = (float(fits[name][row]) for name in ("eigenvalue", "gradient", "curvature"))

@@ -168,6 +168,21 @@ _SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def finite_part(finite: np.ndarray) -> slice:
+    """The part of a symmetric grid around its centre in which all is finite.
+
+    Args:
+        finite: Whether the value at each point is, shape (T,), T odd.
+
+    Returns:
+        Points, as many on either side; empty where the centre is not finite.
+    """
+    half = len(finite) // 2
+    both = finite & finite[::-1]
+    reach = int(np.argmin(np.append(both[half:], False))) - 1
+    return slice(half - reach, half + reach + 1)
+
+
 def held_out(t: np.ndarray) -> np.ndarray:
     """Which points of a symmetric grid test the fits: every third from next to the ends inwards, mirrored, never 0."""
     half = len(t) // 2

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from quadscape.measures.interfaces import BasisLike, ObjectiveLike, as_array, merged
+from quadscape.measures.interfaces import BasisLike, ObjectiveLike, as_array, merged, unit_vector
 from quadscape.measures.job import Job
 from quadscape.measures.line_search.analysis import Centre, analyse, decay_rise, enter_estimate, grid, minimum
 from quadscape.measures.line_search.declaration import EXAMPLES, FITS, LINES, TOLERANCE
@@ -111,9 +111,7 @@ class Lines:
         return {name: np.array([one[name] for one in found]) for name in (*LINE_SHAPES, EXAMPLES)}
 
     def _line(self, index: int, keep: bool) -> dict[str, Any]:
-        direction = as_array(self._basis.vectors(index, index + 1))[:, 0]
-        # A stored float32 vector is a unit vector to 1e-7 only, and the decay term takes |q| = 1.
-        direction /= np.linalg.norm(direction)
+        direction = unit_vector(self._basis, index)
         t = grid(self._options.points, float(self._eigenvalues[index]), self._options.loss_rise, self.limit)
         curvatures = [losses.curvature(direction) for losses in self.splits.values()]
         lines = [

@@ -21,6 +21,7 @@ from quadscape.measures.interfaces import BasisLike, ObjectiveLike
 from quadscape.measures.job import Job
 from quadscape.measures.members import columns_of
 from quadscape.measures.noise_crossed.declaration import BANDS, CROSSED, POWERS
+from quadscape.measures.ranks import even_bands
 from quadscape.measures.subsets import Comparison, comparisons_of
 from quadscape.tables import Table
 
@@ -158,15 +159,11 @@ def band_rows(found: Mapping[str, np.ndarray], cut: float) -> list[dict[str, Any
     """
     values = found["own_curvature"]
     positive = np.flatnonzero(values > 0)
-    if not len(positive) or values[positive].max() == values[positive].min():
-        return []
     # Below the cut nothing is told, but it is drawn, a decade of it.
     positive = positive[values[positive] > 0.1 * cut]
-    logs = np.log(values[positive]) if len(positive) else np.empty(0)
-    if not len(logs) or logs.max() == logs.min():
+    if len(np.unique(values[positive])) < 2:
         return []
-    edges = np.linspace(logs.min(), logs.max(), BANDS + 1)
-    band = np.clip(np.searchsorted(edges, logs, side="right") - 1, 0, BANDS - 1)
+    band = even_bands(values[positive], BANDS)
     rows = []
     for number in np.unique(band)[::-1].tolist():
         own = positive[band == number]
