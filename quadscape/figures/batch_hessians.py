@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from quadscape.tables import Table
 
 TITLE = "Hessians of batches"
-_LOOKS = ((style.BLUE, "o", "-", 0.94), (style.ORANGE, "^", "--", 1.0), (style.GREEN, "s", "-.", 1.06))
-"""Colour, marker, dash, and by what points are moved so that they do not lie on top of each other."""
+_LOOKS = ((style.BLUE, "o", "-"), (style.ORANGE, "^", "--"), (style.GREEN, "s", "-."))
+"""Colour, marker and dash of the first eigenvalues."""
 
 
 @style.styled
@@ -36,7 +36,9 @@ def draw(tables: "Tables") -> "Figure":
     columns = style.even_columns(len(found), 4)
     places = min(len(_LOOKS), max(int(table["place"].max()) for table in found))
     for table, (above, below) in zip(found, axes.T, strict=True):
-        for place, (colour, marker, dash, aside) in enumerate(_LOOKS[:places], start=1):
+        for place, (colour, marker, dash) in enumerate(_LOOKS[:places], start=1):
+            # Around the size itself, so that they do not lie on top of each other.
+            aside = 1.06 ** (place - (places + 1) / 2)
             rows = table.where((table["place"] == place) & np.isfinite(table["eigenvalue"]))
             if not len(rows):
                 continue
@@ -64,7 +66,7 @@ def draw(tables: "Tables") -> "Figure":
     style.outer_labels(axes[1], columns, "batch size B", f"share in the first {places}" if places > 1 else "cos²")
     keys = [
         style.line_key(f"eigenvalue {place}", color=colour, marker=marker, linestyle=dash, markersize=5)
-        for place, (colour, marker, dash, _) in enumerate(_LOOKS[:places], start=1)
+        for place, (colour, marker, dash) in enumerate(_LOOKS[:places], start=1)
     ]
     keys += [
         style.line_key("of all examples", color=style.BLACK, linestyle=":"),
