@@ -51,7 +51,6 @@ from quadscape.findings.statements import MEASURES, PRIMARY, all_statements
 from quadscape.measures import MEASURES as DECLARED
 from quadscape.measures import SCHEMAS
 from quadscape.measures.declaration import CHAPTERS
-from quadscape.measures.stability import stability_limit
 from quadscape.tables import Table
 
 RELAXED = settings(deadline=None)
@@ -250,16 +249,6 @@ def test_outliers_are_counted(count: int) -> None:
 @pytest.mark.parametrize("exponent", [0.5, 1, 2])
 def test_a_power_law_has_no_outliers(exponent: float) -> None:
     assert spectrum_findings.outlier_count(power(60, exponent), 10) == 0
-
-
-def test_stability_limits() -> None:
-    # Of x ← x − v, v ← μv + ηλx: a root of z² − (1+μ−h)z + μ at −1.
-    for momentum in (0.0, 0.5, 0.9):
-        h = 0.1 * stability_limit(0.1, momentum, nesterov=False)
-        assert max(abs(np.roots([1, -(1 + momentum - h), momentum]))) == pytest.approx(1)
-        h = 0.1 * stability_limit(0.1, momentum, nesterov=True)
-        step = np.array([[1 - h * (1 + momentum), -(momentum**2)], [h, momentum]])
-        assert max(abs(np.linalg.eigvals(step))) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("exponent", [1.0, 1.5, 2.0])

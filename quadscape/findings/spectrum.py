@@ -13,8 +13,8 @@ from quadscape.findings.known import known_rows
 from quadscape.findings.numbers import number, percent
 from quadscape.findings.reading import RunTables, Tables
 from quadscape.findings.statement import Estimate, Statement, compared, described, untestable
-from quadscape.measures.stability import stability_limit
 from quadscape.tables import Table
+from quadscape.theory.momentum import Momentum
 
 MEASURE = "spectrum"
 
@@ -339,7 +339,8 @@ def _limits(run: RunTables, tables: Tables) -> list[Statement]:
     momentum, decay = float(run.setting["momentum"]), float(run.setting["weight_decay"])
     ratios = []
     for table in usable:
-        limit = stability_limit(rates[reading.iteration_of(table)], momentum, bool(run.setting.get("nesterov", False)))
+        rate = rates[reading.iteration_of(table)]
+        limit = Momentum(rate, momentum, bool(run.setting.get("nesterov", False))).limit / rate
         value, low, high = _largest_of(table)
         ratios.append(((value + decay) / limit, (low + decay) / limit, (high + decay) / limit))
     iterations = [reading.iteration_of(table) for table in usable]

@@ -20,8 +20,8 @@ from quadscape.measures.sharpness.batches import batch_curvatures, batch_sharpne
 from quadscape.measures.sharpness.declaration import BUDGET, CHAIN, PLATEAUS, SHARPNESS, STATES
 from quadscape.measures.sharpness.iterates import chosen_iterates, plateaus_of
 from quadscape.measures.sharpness.plateaus import plateau_row
-from quadscape.measures.stability import stability_limit
 from quadscape.tables import Table
+from quadscape.theory.momentum import Momentum
 
 if TYPE_CHECKING:
     from quadscape.config.sections import Training
@@ -231,7 +231,7 @@ def limits(rates: np.ndarray, head: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if head["no_limit"]:
             return found
         momentum, nesterov = float(head["momentum"]), bool(head["nesterov"])
-        found["limit"] = stability_limit(1.0, momentum, nesterov) / rates
+        found["limit"] = Momentum(1.0, momentum, nesterov).limit / rates
         if not nesterov:
             found["noisy_limit"] = 2 * (1 - momentum) / rates
     return found
