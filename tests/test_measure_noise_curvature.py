@@ -10,9 +10,10 @@ from measure_cases import GivenGradients, PlainBasis, random_orthogonal
 from quadscape.findings import noise_crossed as crossed_findings
 from quadscape.findings import noise_curvature as findings
 from quadscape.measures.intervals import jackknife, student
-from quadscape.measures.noise_crossed.compute import band_rows, crossed_curvatures, noise_along
+from quadscape.measures.noise_crossed.compute import band_rows, crossed_curvatures
 from quadscape.measures.noise_crossed.compute import measure as crossed
 from quadscape.measures.noise_curvature.compute import measure
+from quadscape.measures.slope_noise import noise_along
 from quadscape.measures.subsets import Side, comparisons
 from quadscape.tables import Table
 

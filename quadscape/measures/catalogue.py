@@ -8,6 +8,7 @@ from quadscape.measures.density.declaration import MEASURE as DENSITY
 from quadscape.measures.descent.declaration import MEASURE as DESCENT
 from quadscape.measures.embedding.declaration import MEASURE as EMBEDDING
 from quadscape.measures.escape.declaration import MEASURE as ESCAPE
+from quadscape.measures.evolution.declaration import MEASURE as EVOLUTION
 from quadscape.measures.example_curvature.declaration import MEASURE as EXAMPLE_CURVATURE
 from quadscape.measures.final_test.declaration import MEASURE as FINAL_TEST
 from quadscape.measures.finite_batch.declaration import MEASURE as FINITE_BATCH
@@ -51,6 +52,7 @@ _ALL = (
     BATCH_HESSIANS,
     EXAMPLE_CURVATURE,
     NOISE_MEMORY,
+    EVOLUTION,
     LOCALISATION,
     OVERLAP,
     IDENTIFIED,

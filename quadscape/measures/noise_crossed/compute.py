@@ -22,6 +22,7 @@ from quadscape.measures.job import Job
 from quadscape.measures.members import columns_of
 from quadscape.measures.noise_crossed.declaration import BANDS, CROSSED, POWERS
 from quadscape.measures.ranks import even_bands
+from quadscape.measures.slope_noise import noise_along
 from quadscape.measures.subsets import Comparison, comparisons_of
 from quadscape.tables import Table
 
@@ -111,40 +112,6 @@ def crossed_curvatures(
         along[0][tile.rows] += squares @ values[1][tile.columns]
         along[1][tile.columns] += squares.T @ values[0][tile.rows]
     return [dict(zip(names, one.cpu().numpy().T, strict=True)) for one in along]
-
-
-def noise_along(
-    basis: BasisLike, objective: ObjectiveLike, theta: np.ndarray, *, memory: int | None = None, device: Any = "cpu"
-) -> np.ndarray:
-    """qᵀCq of all eigenvectors, float64, shape (P,), with the population's denominator N − 1.
-
-    Args:
-        basis: The eigenvectors.
-        objective: The loss whose single examples' gradients are meant.
-        theta: θ, float64, shape (P,).
-        memory: Bytes that tiles may take.
-        device: Device of the products.
-
-    Returns:
-        Variances; NaN below two examples.
-    """
-    import torch
-
-    from quadscape.curvature.projections import project
-
-    size, count = len(basis.eigenvalues), objective.count
-    linear, square = np.zeros(size), np.zeros(size)
-
-    def read(examples: slice) -> Any:
-        return torch.as_tensor(objective.example_gradients(theta, examples)).to(device)
-
-    for tile in project(read, count, basis, memory=memory, device=device):
-        along = tile.values.double()
-        linear[tile.columns] += along.sum(dim=0).cpu().numpy()
-        square[tile.columns] += along.square().sum(dim=0).cpu().numpy()
-    if count < 2:
-        return np.full(size, np.nan)
-    return np.maximum(square - linear**2 / count, 0.0) / (count - 1)
 
 
 def band_rows(found: Mapping[str, np.ndarray], cut: float) -> list[dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""How does a run move along each eigenvector: into the minimum, and about it?"""
