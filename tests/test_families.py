@@ -318,6 +318,150 @@ def test_pairs_are_checked() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Where all members start
+
+
+FROM_A = {"run": "a", "iteration": 40, "batches": "fresh"}
+BOTH = {
+    "name": "both",
+    "vary": {"sampling": ["reshuffled", "independent"]},
+    "set": {"iterations": 30, "start": FROM_A},
+}
+
+
+def started(**keys: Any) -> dict[str, Any]:
+    """The family with other keys, which all members share."""
+    return {**BOTH, "set": {**BOTH["set"], **keys}}
+
+
+def starting(**axes: Any) -> dict[str, Any]:
+    """The same, whose members differ in something else."""
+    return {**BOTH, "vary": axes, "set": {"iterations": 30}}
+
+
+@pytest.fixture
+def start_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two measures as if they read the checkpoint at which members start; `tuning` is on by default."""
+    for name in ("tuning", "escape"):
+        reads = (*MEASURES[name].reads, "start_checkpoint", "start_eigenbasis")
+        monkeypatch.setitem(MEASURES, name, replace(MEASURES[name], reads=reads))
+
+
+@pytest.mark.usefixtures("start_is_read")
+def test_the_checkpoint_at_which_all_members_start_is_read() -> None:
+    targets = Targets(Problem.of(with_families(RATES, BOTH)))
+    assert targets.subjects("tuning") == [("both", "family")]
+    assert targets.results("escape") == []
+    rule, wildcards = MeasureRule(MEASURES["tuning"], targets), Wildcards(family="both")
+    place = "results/tiny/runs/a/checkpoints/40"
+    inputs = rule.inputs(wildcards)
+    assert inputs["start_checkpoint"] == [f"{place}/checkpoint.zarr/zarr.json"]
+    assert inputs["start_eigenbasis"] == [f"{place}/eigenbasis/manifest.json"]
+    assert len(inputs["trajectory"]) == 2
+    family = Family.of_document(json.loads(json.dumps(rule.options(wildcards)["family"])))
+    assert family == replace(targets.experiment.grid("both"), start=("a", 40))
+    with pytest.raises(ConfigError, match="no checkpoint at which all members of 'rates' start"):
+        rule.inputs(Wildcards(family="rates"))
+    # What does not read it is as it was, and so are its finished results.
+    descent = MeasureRule(MEASURES["descent"], targets)
+    assert descent.options(wildcards)["family"] == targets.experiment.grid("both").document()
+    assert "start" not in descent.options(wildcards)["family"]
+    assert [family for family, _ in targets.subjects("descent")] == ["rates", "both"]
+    asked = with_families(RATES, BOTH, measures={**TINY["measures"], "escape": {"runs": ["both"]}})
+    assert Targets(Problem.of(asked)).subjects("escape") == [("both", "family")]
+
+
+@pytest.mark.usefixtures("start_is_read")
+def test_reading_the_basis_counts() -> None:
+    targets, other = Targets(Problem.of(with_families(BOTH))), Targets(Problem.of(with_families(RATES, BOTH)))
+    read = [targets.law(name, "both").work.amounts["stored"] for name in ("tuning", "descent")]
+    assert read == [4 * 235**2, 0]
+    estimates = estimate_experiment(other._problem, ["cpu"])[0].needs
+    assert {need.stage: need.jobs for need in estimates}["measure_tuning"] == 1
+
+
+@pytest.mark.usefixtures("start_is_read")
+@pytest.mark.parametrize(
+    ("family", "problem"),
+    [
+        (RATES, "whose member (learning_rate.value 0.05, seed 0) starts by itself"),
+        (
+            started(start={**FROM_A, "iteration": 30}),
+            "whose members start at iteration 30 of run 'a', whose checkpoints are 0, 40",
+        ),
+        (
+            starting(**{"start": {"x": {"start": FROM_A}, "y": {"start": {**FROM_A, "iteration": 0}}}}),
+            "whose member (start y) starts at iteration 0 of run 'a', not at iteration 40 of run 'a'",
+        ),
+        (
+            starting(**{"start": {"x": {"start": FROM_A}, "y": {}}}),
+            "whose member (start y) starts by itself",
+        ),
+        (
+            started(examples="few"),
+            "whose member (sampling reshuffled) has examples few, but starts at iteration 40 of run 'a', which has all",
+        ),
+        (
+            starting(loss={f"{n}": {"loss": n, "start": FROM_A} for n in ("cross_entropy", "squared_error")}),
+            "whose member (loss squared_error) has loss squared_error, but starts at iteration 40 of run 'a', which "
+            "has cross_entropy",
+        ),
+    ],
+)
+def test_where_members_do_not_start_at_one_checkpoint(family: dict[str, Any], problem: str) -> None:
+    common = {"subsets": [{"name": "few", "per_class": 20}]}
+    good = {**BOTH, "name": "good"}
+    by_default = Targets(Problem.of(with_families(family, good, **common)))
+    assert by_default.subjects("tuning") == [("good", "family")]
+    name = family["name"]
+    for measure in ("tuning", "escape"):
+        for section, said in (
+            ({"runs": [name]}, rf"measures\.{measure}\.runs names the family '{name}'"),
+            ({"runs": ["good", name], "on": True}, rf"measures\.{measure}\.runs names the family '{name}'"),
+            (True, rf"measures\.{measure}\.on is true, also for the family '{name}'"),
+        ):
+            with pytest.raises(ConfigError, match=rf"^{said}, .*valid as runs are .*: good\.$") as caught:
+                with_families(family, good, **common, measures={**TINY["measures"], measure: section})
+            assert problem in str(caught.value)
+        for section in ({"runs": ["good"]}, {"on": False, "runs": [name]}, False):
+            with_families(family, good, **common, measures={**TINY["measures"], measure: section})
+
+
+@pytest.mark.usefixtures("start_is_read")
+def test_two_runs_of_a_pair_may_start_at_one_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MEASURES, "tuning", replace(MEASURES["tuning"], of="run_pair"))
+    runs = [*TINY["runs"], *({"name": name, "start": FROM_A} for name in "bc")]
+    pairs = parse_experiment({**TINY, "runs": runs, "pairs": [["b", "c"], ["a", "b"]]})
+    assert Targets(Problem.of(pairs)).subjects("tuning") == [("pairs/b/c", "pair")]
+    measures = {**TINY["measures"], "tuning": True}
+    with pytest.raises(
+        ConfigError, match=r"the pair 'pairs/a/b', whose member \(run a\) starts by itself.*: pairs/b/c"
+    ):
+        parse_experiment({**TINY, "runs": runs, "pairs": [["b", "c"], ["a", "b"]], "measures": measures})
+
+
+@pytest.mark.usefixtures("start_is_read")
+def test_a_result_that_reads_a_start_is_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    targets = Targets(Problem.of(with_families(BOTH)))
+    (result,) = map(Path, targets.results("tuning"))
+    basis = Path(targets.inputs(MEASURES["tuning"], "both", "family")["start_eigenbasis"][0])
+    basis.parent.mkdir(parents=True)
+    basis.with_name("purged.json").write_text("{}")
+    # What was purged is not computed again for what is missing, unless it is asked for.
+    assert Targets(Problem.of(with_families(BOTH))).results("tuning") == []
+    asked = with_families(BOTH, measures={**TINY["measures"], "tuning": True})
+    assert Targets(Problem.of(asked)).results("tuning") == [str(result)]
+    result.parent.mkdir(parents=True)
+    document = targets.group(MEASURES["tuning"], "both").document()
+    for family, outgrown in ((document, []), ({**document, "start": ["a", 0]}, [str(result)])):
+        result.write_text(json.dumps({"options": {"family": family}}))
+        again = Targets(Problem.of(with_families(BOTH)))
+        assert again.results("tuning") == [str(result)]
+        assert again.outgrown() == outgrown
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Many to a job
 
 

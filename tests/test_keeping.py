@@ -1,11 +1,13 @@
 """`keep`: which large arrays the workflow purges, and after what reads them, if only a comparison does."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quadscape.errors import ConfigError
+from quadscape.measures import MEASURES
 from quadscape.planning.experiment_file import parse_experiment
 from quadscape.planning.keeping import Keeping
 from quadscape.planning.problem import Problem
@@ -72,6 +74,26 @@ def test_everything_that_reads_them_is_known() -> None:
     alone = keeping(measures={**RICH["measures"], "ruggedness": {"runs": ["a"]}})
     assert {name for name in alone.readers if "/runs/f/" in name} == members
     assert list(keeping().readers.items()) == list(found.readers.items()), "sizes.json is not written anew each time"
+
+
+def test_a_family_that_reads_the_basis_of_its_start_is_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = (*MEASURES["tuning"].reads, "start_checkpoint", "start_eigenbasis")
+    monkeypatch.setitem(MEASURES, "tuning", replace(MEASURES["tuning"], reads=reads))
+    start = {"run": "a", "iteration": 40, "batches": "fresh"}
+    both = {"name": "both", "vary": {"sampling": ["reshuffled", "independent"]}, "set": {"start": start}}
+    found = keeping(families=[*RICH["families"], both], keep="tables")
+    result = next(path for path in found.targets.results("tuning") if "/both/" in path)
+    assert "tables/tuning/both/family" in readers(found, "a/checkpoints/40/eigenbasis")
+    assert "tables/tuning/both/family" not in readers(found, "a/checkpoints/0/eigenbasis")
+    assert result in found.inputs(_Wildcards("40", "basis"))
+    # It alone keeps the basis, and alone has it purged.
+    of_all = {output for outputs in found.readers.values() for output in outputs}
+    for output in of_all - {result}:
+        touch(output)
+    again = keeping(families=[*RICH["families"], both], keep="tables")
+    assert f"{RUNS}/a/checkpoints/40/purge-basis.json" in again.outputs()
+    touch(result)
+    assert keeping(families=[*RICH["families"], both], keep="tables").outputs() == []
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas
 import pytest
+import torch
+from family_cases import family
 
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES, SCHEMAS, items
@@ -69,6 +72,25 @@ def test_a_result_is_measured_once_and_written_the_same(root: Path, name: str, k
         *(table_path(manifest, table).name for table in MEASURES[name].schemas),
     }
     assert dict(verify_results(manifest.parent)) == {manifest: None}
+
+
+def test_where_a_family_starts_is_as_a_job_of_that_checkpoint_has_it(root: Path) -> None:
+    targets = Targets(Problem.of(EXPERIMENT))
+    inputs = targets.inputs(MEASURES["spectrum"], "a", "40") | targets.inputs(MEASURES["gradients"], "a", "40")
+    (data,), (checkpoint,), (basis,) = (
+        [root / path for path in inputs[name]] for name in ("data", "checkpoint", "eigenbasis")
+    )
+    there = Job("a", [40], {"dtype": "float32"}, {"data": [data], "checkpoint": [checkpoint], "eigenbasis": [basis]})
+    made = replace(family({"seed": ("0", "1")}), start=("a", 40))
+    reads = {"data": [data, data], "start_checkpoint": [checkpoint], "start_eigenbasis": [basis]}
+    found = Job("family", [], {"dtype": "float32"}, reads, family=made).at_start
+    assert (found.run, found.iterations, found.basis_head) == ("a", (40,), there.basis_head)
+    np.testing.assert_array_equal(found.checkpoint.theta, there.checkpoint.theta)
+    np.testing.assert_array_equal(found.basis.vectors(0, 3), there.basis.vectors(0, 3))
+    theta = torch.from_numpy(there.checkpoint.theta)
+    assert found.objective("train").loss(theta) == there.objective("train").loss(theta)
+    assert found.sizes() == there.sizes()
+    assert Job("family", [], {}, {"start_eigenbasis": [basis]}, family=made).at_start.basis.size == 235
 
 
 def test_the_checkpoint_is_loaded_once_and_one_network_is_built(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

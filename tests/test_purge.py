@@ -273,6 +273,8 @@ BASIS = "runs/a/checkpoints/40/eigenbasis/manifest.json"
             ["tables/ruggedness/f/0123abcd/0/manifest-00000000.json"],
             "needed by 1 unfinished measure: ruggedness f/0123abcd 0",
         ),
+        # Of a family whose members start there.
+        (["tables/tuning/both/family/manifest-00000000.json"], "needed by 1 unfinished measure: tuning both"),
         (["runs/stepped/trajectory/manifest.json"], "needed by 1 unfinished run: stepped"),
         (["runs/stepped/starts/10/start.zarr/zarr.json"], "needed by 1 unfinished run: stepped/starts/10/start.zarr"),
         (

@@ -5,9 +5,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from family_cases import family
 from fork_server import call, start_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,14 +20,16 @@ from quadscape.curvature.stored_basis import Eigenbasis
 from quadscape.data.sets import prepare
 from quadscape.digests import canonical_digest
 from quadscape.errors import StoreError
-from quadscape.measures import SCHEMAS
+from quadscape.measures import MEASURES, SCHEMAS
+from quadscape.measures.declaration import effective_options, fingerprint_digits
 from quadscape.measures.made import write_record
-from quadscape.measures.result import table_path
+from quadscape.measures.members import columns_of
+from quadscape.measures.result import Provenance, manifest_name, table_path, write_result
 from quadscape.results.status import find_stages
 from quadscape.results.verify import Misplaced, verify_results
 from quadscape.stage.events import read_events
 from quadscape.stage.finished import open_stage
-from quadscape.tables import read_table
+from quadscape.tables import Table, read_table
 from results import curvature, measure_spectrum, small_experiment
 
 CHECKPOINT = "runs/a/checkpoints/40"
@@ -220,6 +224,32 @@ def test_a_result_of_another_eigenbasis_is_named(results: Path) -> None:
     _change_manifest(results / BASIS / "manifest.json", lambda manifest: manifest.update(digest="0" * 64))
     problems = named(results)
     assert "measured from another eigenbasis" in problems[str(reported(results, TABLE).relative_to(results))]
+
+
+def test_a_result_of_another_basis_at_the_start_of_a_family_is_named(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = ("start_checkpoint", "start_eigenbasis")
+    measure = replace(MEASURES["tuning"], reads=reads)
+    monkeypatch.setitem(MEASURES, "tuning", measure)
+    options = effective_options(measure, {"dtype": "float64"}, 235)
+    made = replace(family({"seed": ("0", "1")}), start=("a", 40))
+    stores = (f"{CHECKPOINT}/checkpoint.zarr/zarr.json", f"{BASIS}/manifest.json")
+    inputs = {name: [results / path] for name, path in zip(reads, stores, strict=True)}
+    provenance = Provenance.of(measure, "1", {**options, "family": made.document()}, inputs)
+    tables = {name: Table(schema, columns_of([], schema.all_columns()), {}) for name, schema in measure.schemas.items()}
+    place = f"tables/tuning/family/family/{manifest_name(fingerprint_digits(options, '1'))}"
+    (results / place).parent.mkdir(parents=True)
+    write_result(results / place, provenance, tables)
+    assert named(results) == {}
+    for path, words in zip(stores, ("another checkpoint", "another eigenbasis"), strict=True):
+        before = (results / path).read_bytes()
+        shutil.copy(results / path.replace("/40/", "/0/"), results / path)
+        assert f"measured from {words} than the one in" in named(results)[place]
+        # What is not there says nothing.
+        (results / path).unlink()
+        assert place not in named(results)
+        (results / path).write_bytes(before)
 
 
 def test_a_manifest_with_changed_text_is_named(results: Path) -> None:

@@ -16,10 +16,13 @@ from quadscape.tables import TableSchema
 
 Subject = Literal["run", "checkpoint", "checkpoint_pair", "family", "run_pair"]
 Options = Mapping[str, Any]
-ON_SUBSETS = ("subset_data", "subset_eigenbasis")
+ON_SUBSETS: Options = MappingProxyType({"subset_data": "data", "subset_eigenbasis": "eigenbasis"})
 """What a measure of checkpoints can read of all subsets on which the curvature of one is computed, in their order."""
 
-STAGES = ("data", "trajectory", "checkpoint", "hessian", "gauss_newton", "eigenbasis", *ON_SUBSETS)
+AT_START: Options = MappingProxyType({"start_checkpoint": "checkpoint", "start_eigenbasis": "eigenbasis"})
+"""What a measure of families can read of the one checkpoint at which all members start."""
+
+STAGES = ("data", "trajectory", "checkpoint", "hessian", "gauss_newton", "eigenbasis", *ON_SUBSETS, *AT_START)
 """What a measure can read, besides tables of other measures."""
 
 CHAPTERS = {
@@ -213,6 +216,11 @@ class Measure:
         return any(name in self.reads for name in ON_SUBSETS)
 
     @property
+    def reads_start(self) -> bool:
+        """Whether it exists only for families whose members all start at one checkpoint with an eigenbasis."""
+        return any(name in self.reads for name in AT_START)
+
+    @property
     def stages(self) -> tuple[str, ...]:
         """The stages that it reads, not the tables."""
         return tuple(name for name in self.reads if name in STAGES)
@@ -223,6 +231,11 @@ WHOLE_FAMILY = "family"
 WHOLE_PAIR = "pair"
 GROUPS: Mapping[Subject, str] = MappingProxyType({"family": WHOLE_FAMILY, "run_pair": WHOLE_PAIR})
 """Subjects that are several runs, which a job gets as a family, and the folder of their results."""
+
+
+def stage_of(name: str) -> str:
+    """The stage that a measure reads under a name: `eigenbasis` of `subset_eigenbasis` and `start_eigenbasis`, too."""
+    return {**ON_SUBSETS, **AT_START}.get(name, name)
 
 
 _ON = "/on-"

@@ -34,12 +34,14 @@ class Family:
         axes: Labels of the levels of each axis, in the order of the experiment file; axes of one level are left out.
         repeats: Names of the axes that only change the seed: their levels repeat a cell.
         members: Its runs, the last axis fastest; two combinations may be the same run.
+        start: Run and iteration of the checkpoint at which all members start, for measures that read it.
     """
 
     name: str
     axes: Mapping[str, tuple[str, ...]]
     repeats: tuple[str, ...]
     members: tuple[Member, ...]
+    start: tuple[str, int] | None = None
 
     def cell(self, member: Member) -> str:
         """Labels of a member on all axes but repeats, joined by ` · `; the family's name where there are none."""
@@ -54,13 +56,14 @@ class Family:
         return found
 
     def document(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
+        """As JSON values; without a start as before there were any."""
+        found: dict[str, Any] = {
             "name": self.name,
             "axes": {axis: list(labels) for axis, labels in self.axes.items()},
             "repeats": list(self.repeats),
             "members": [member.document() for member in self.members],
         }
+        return found | ({} if self.start is None else {"start": list(self.start)})
 
     @classmethod
     def of_document(cls, document: Mapping[str, Any]) -> "Family":
@@ -73,4 +76,5 @@ class Family:
                 Member(member["run"], dict(member["labels"]), tuple(member.get("limits", ())))
                 for member in document["members"]
             ),
+            tuple(document["start"]) if "start" in document else None,
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quadscape.measures.declaration import Sizes
+from quadscape.measures.declaration import AT_START, Sizes
 from quadscape.measures.family import Family
 from quadscape.stage.events import Log
 from quadscape.store import read_store
@@ -157,6 +157,19 @@ class Job:
     def basis(self) -> "Eigenbasis":
         """The eigenbasis of the checkpoint."""
         return self.bases[0]
+
+    @cached_property
+    def at_start(self) -> "Job":
+        """The checkpoint at which all members of the family start, as a job of that has it.
+
+        Of it are `basis`, `checkpoint`, `objective` and `head`; data and loss are those of all members.
+        """
+        assert self.family.start is not None, "the measure reads no start"
+        run, iteration = self.family.start
+        inputs = {"data": self.inputs["data"][:1]} if "data" in self.inputs else {}
+        inputs |= {stage: self.inputs[name] for name, stage in AT_START.items() if name in self.inputs}
+        options = vars(self.options)
+        return Job(run, [iteration], options, inputs, device=self._device, threads=self.threads, log=self.log)
 
     def sizes(self) -> Sizes:
         """Sizes that the cost of a measure of a checkpoint or a run follows from."""

@@ -63,8 +63,8 @@ class MeasureSection(Section):
     """What the sections of all measures share."""
 
     on: bool | None = None
-    """Whether it is measured; none: where everything that it reads is computed. `false` or `true` can stand in place of
-    the whole section."""
+    """Whether it is measured; none: where everything that it reads is computed, or, of a measure that is off unless it
+    is asked for, where `runs` names some. `false` or `true` can stand in place of the whole section."""
     runs: Annotated[tuple[Name, ...], NotEmpty] | None = None
     """Names of the runs of which it is measured; none: all of them."""
 
@@ -265,6 +265,8 @@ class Experiment(Section):
         for name, measure in MEASURES.items():
             if self.measures.section(name).on and "gauss_newton" in measure.reads and not self.curvature.gauss_newton:
                 raise ValueError(f"measures.{name} is on, and needs curvature.gauss_newton to be true")
+            if measure.reads_start:
+                self._check_common_start(measure)
 
     def _check_subsets(self, run: Run) -> None:
         names = [subset.name for subset in self.subsets]
@@ -347,6 +349,59 @@ class Experiment(Section):
         if self.model_of(run) != self.model_of(parent):
             raise ValueError(f"{where} names the run '{parent.name}', which has another model")
 
+    def _check_common_start(self, measure: Measure) -> None:
+        """Checks the families for which a measure that reads their start is asked for by name."""
+        section, groups, kind = self.measures.section(measure.name), self.groups(measure.of), GROUPS[measure.of]
+        if section.on is False or (section.on is None and section.runs is None):
+            return
+        asked = f".runs names the {kind}" if section.runs is not None else f".on is true, also for the {kind}"
+        for grid in groups:
+            problem = "" if section.runs is not None and grid.name not in section.runs else self._start_problem(grid)
+            if problem:
+                valid = listed([one.name for one in groups if not self._start_problem(one)])
+                raise ValueError(
+                    f"measures.{measure.name}{asked} '{grid.name}', {problem}; valid as runs are those whose members "
+                    f"all start from one of the checkpoints of one run, with its loss and examples: {valid}"
+                )
+
+    def start_of(self, name: str) -> tuple[str, int] | None:
+        """Where all members of a family start.
+
+        Args:
+            name: Name of the family, or of a pair.
+
+        Returns:
+            Run and iteration of one of that run's checkpoints; None where there is none that they share, with its loss
+            and examples.
+        """
+        grid = self.grid(name)
+        start = None if grid is None or self._start_problem(grid) else self.run(grid.members[0].run).start
+        return None if start is None else (start.run, start.iteration)
+
+    def _start_problem(self, grid: Family) -> str:
+        """Why there is no one checkpoint at which all members start; empty where there is."""
+        by_name = {run.name: run for run in self.runs}
+        members = [(_called(member), by_name[member.run]) for member in grid.members]
+        places: dict[tuple[str, int], str] = {}
+        for called, run in members:
+            if run.start is None:
+                return f"whose {called} starts by itself"
+            places.setdefault((run.start.run, run.start.iteration), called)
+        (name, iteration), *others = places
+        parent, where = by_name[name], f"at iteration {iteration} of run '{name}'"
+        if others:
+            return f"whose {places[others[0]]} starts at iteration {others[0][1]} of run '{others[0][0]}', not {where}"
+        if iteration not in parent.checkpoints:
+            return f"whose members start {where}, whose checkpoints are {listed(list(map(str, parent.checkpoints)))}"
+        for called, run in members:
+            for key, own, theirs in [
+                ("loss", self.loss_of(run), self.loss_of(parent)),
+                ("examples", run.examples or "all", parent.examples or "all"),
+            ]:
+                if own != theirs:
+                    return f"whose {called} has {key} {own}, but starts {where}, which has {theirs}"
+        return ""
+
     def _chain(self, name: str, last: str) -> list[str]:
         """Runs from one to another, each of which starts from the next or steps by its basis; none if it is not so."""
         by_name, chains, seen = {run.name: run for run in self.runs}, [[name]], {name}
@@ -373,7 +428,8 @@ class Experiment(Section):
         """Whether a measure is on for a run, or for a family; for members of one only where `runs` names it."""
         section = self.measures.section(measure)
         computed = self.curvature.gauss_newton or "gauss_newton" not in MEASURES[measure].reads
-        on = computed and MEASURES[measure].by_default if section.on is None else section.on
+        asked = MEASURES[measure].by_default or section.runs is not None
+        on = computed and asked if section.on is None else section.on
         if section.runs is None:
             return on and run not in self._only_members
         return on and (run in section.runs or any(run in self._members.get(name, ()) for name in section.runs))
@@ -466,6 +522,11 @@ class Experiment(Section):
     def run_seed(self, run: Run) -> int:
         """Seed of a run: its own, or the experiment's."""
         return self.seed if run.seed is None else run.seed
+
+
+def _called(member: Member) -> str:
+    labels = ", ".join(f"{axis} {label}" for axis, label in member.labels.items())
+    return f"member ({labels})" if labels else "member"
 
 
 def _key_of(experiment: Experiment, run: Run) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from quadscape.config.sections import Run
 from quadscape.measures import MEASURES
+from quadscape.measures.declaration import stage_of
 from quadscape.measures.result import items_directory
 from quadscape.planning.targets import Targets
 from quadscape.results.sizes import Kept, keep_readers
@@ -71,7 +72,7 @@ class Keeping:
             name, run, key = pending.pop()
             measure, output = MEASURES[name], targets.result(name, run, key)
             for stage, manifests in targets.inputs(measure, run, key).items():
-                if stage.removeprefix("subset_") in DENSE or (stage in MEASURES and MEASURES[stage].keeps):
+                if stage_of(stage) in DENSE or (stage in MEASURES and MEASURES[stage].keeps):
                     yield from ((output, manifest) for manifest in manifests)
             for other in [name for name in measure.reads if name in MEASURES]:
                 read = [(other, *subject) for subject in targets.tables_read(other, measure, run, key)]

@@ -353,7 +353,8 @@ class Laws:
         passes += self._passes(run, "float32", forward=cost.single_evaluations)
         # Whose memory is that of a process with torch has loaded it.
         loads = cost.memory_bytes >= TORCH_BYTES["cpu"]
-        read = float(self._size(run)) ** 2 * self._itemsize if "eigenbasis" in MEASURES[name].reads else 0.0
+        opened = {"eigenbasis", "start_eigenbasis"}.intersection(MEASURES[name].reads)
+        read = float(self._size(run)) ** 2 * self._itemsize if opened else 0.0
         work = passes + Work(
             {
                 f"matrix {dtype}": cost.flops,

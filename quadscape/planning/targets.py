@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 from quadscape.config.sections import Run
 from quadscape.config.values import resolved
+from quadscape.errors import ConfigError
 from quadscape.figures import FIGURES
 from quadscape.figures.pages import PAGES
 from quadscape.figures.specification import FigureSpec
 from quadscape.measures import MEASURES, OWNERS
 from quadscape.measures.declaration import (
+    AT_START,
     GROUPS,
     WHOLE_FAMILY,
     WHOLE_RUN,
@@ -27,6 +30,7 @@ from quadscape.measures.declaration import (
     subset_of_key,
 )
 from quadscape.measures.earlier import earlier_tables, take_over
+from quadscape.measures.family import Family
 from quadscape.planning.experiment import MOST_RUNS
 from quadscape.planning.families import OfLimit
 from quadscape.planning.labels import measure_label
@@ -130,7 +134,8 @@ class Targets:
             `run`, `family`, iterations, or pairs of iterations as `<first>-<second>`, whether or not it is measured.
         """
         if measure.of in GROUPS:
-            return [GROUPS[measure.of]]
+            there = not measure.reads_start or self.experiment.start_of(run) is not None
+            return [GROUPS[measure.of]] if there else []
         section = self.experiment.run(run)
         if measure.of == "run":
             return [WHOLE_RUN] if section.path is None else []
@@ -183,10 +188,12 @@ class Targets:
             return True
         declared, iterations = MEASURES[measure], subject_iterations(key)
         stages = {"hessian", "gauss_newton", "eigenbasis"}.intersection(declared.stages)
-        places = [(stage, iteration) for stage in stages for iteration in iterations]
+        places = [(stage, run, iteration) for stage in stages for iteration in iterations]
         if "subset_eigenbasis" in declared.reads:
-            places += [("eigenbasis", place) for place in self.on_subset_keys(run, key)]
-        if any(self.is_purged(stage, run, place) for stage, place in places):
+            places += [("eigenbasis", run, place) for place in self.on_subset_keys(run, key)]
+        if "start_eigenbasis" in declared.reads:
+            places.append(("eigenbasis", *self._start(run)))
+        if any(self.is_purged(*place) for place in places):
             return False
         # What reads tables of the same subject alone can be made unless these are left out.
         tables = [name for name in declared.reads if name in MEASURES and MEASURES[name].of == declared.of]
@@ -197,6 +204,19 @@ class Targets:
         if subset_of_key(key) is not None:
             return []
         return [checkpoint_key(int(key), subset) for subset in self.experiment.run(run).subsets_at(int(key))]
+
+    def _start(self, family: str) -> tuple[str, str]:
+        """Run and iteration of the checkpoint at which all members of a family start."""
+        start = self.experiment.start_of(family)
+        if start is None:
+            raise ConfigError(f"There is no checkpoint at which all members of '{family}' start, and no measure of it.")
+        return start[0], str(start[1])
+
+    def group(self, measure: Measure, name: str) -> Family | None:
+        """The family, or pair, that a measure is of, with where its members start if that is read; None of a run."""
+        grid = self.experiment.grid(name)
+        reads = grid is not None and measure.of in GROUPS and measure.reads_start
+        return replace(grid, start=self.experiment.start_of(name)) if grid is not None and reads else grid
 
     def is_purged(self, stage: str, run: str, iteration: str) -> bool:
         """Whether large arrays of a stage of a checkpoint, of a Hessian of its shards, were purged and are not back."""
@@ -340,6 +360,8 @@ class Targets:
                 found[name] = [self.data(run, place) for place in self.on_subset_keys(run, key)]
             elif name == "subset_eigenbasis":
                 found[name] = [self.places.eigenbasis(run, place) for place in self.on_subset_keys(run, key)]
+            elif name in AT_START:
+                found[name] = [getattr(self.places, AT_START[name])(*self._start(run))]
             elif name in MEASURES:
                 found[name] = [self.result(name, *subject) for subject in self.tables_read(name, measure, run, key)]
             else:
@@ -506,7 +528,7 @@ class Targets:
         found = []
         for name, measure in MEASURES.items():
             for family, key in self.subjects(name) if measure.of in GROUPS else ():
-                manifest, grid = self.result(name, family, key), self.experiment.grid(family)
+                manifest, grid = self.result(name, family, key), self.group(measure, family)
                 stored = stored_document(manifest)
                 if (
                     stored is not None
@@ -633,7 +655,7 @@ class MeasureRule:
     def options(self, wildcards: Any) -> dict[str, Any]:
         """The measure's options, and what the family is where it is of one."""
         subject = self._subject(wildcards)
-        grid = self._targets.experiment.grid(subject)
+        grid = self._targets.group(self._declared, subject)
         family = {} if grid is None else {"family": grid.document()}
         return {**self._targets.options(self.measure, subject), **family}
 

@@ -18,6 +18,7 @@ from quadscape.curvature.shards import checkpoint_of, is_shard, shard_directory,
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES
 from quadscape.measures.declaration import (
+    AT_START,
     GROUPS,
     Measure,
     checkpoint_key,
@@ -336,25 +337,28 @@ def _check_subject(path: Path, head: Mapping[str, Any], located: Located) -> Non
 def _check_sources(manifest: Path, measure: Measure, found: Mapping[str, Any], located: Located) -> None:
     """Compares digests of what was read with what lies there now, as far as it does."""
     inputs: Mapping[str, list[str]] = found["inputs"]
-    members = found["options"].get("family", {}).get("members", []) if measure.of in GROUPS else []
-    runs = [member["run"] for member in members] or [located.run]
-    checkpoints = [located.folder / "checkpoints" / key for key in subject_iterations(located.key)]
+    family = found["options"].get("family", {}) if measure.of in GROUPS else {}
+    runs = [member["run"] for member in family.get("members", [])] or [located.run]
+    own = [located.folder / "checkpoints" / key for key in subject_iterations(located.key)]
+    started = [family["start"]] if "start" in family else []
+    starts = [located.root / "runs" / run / "checkpoints" / str(iteration) for run, iteration in started]
     if measure.reads_subsets:
-        _check_subsets(manifest, inputs.get("subset_eigenbasis", []), checkpoints)
+        _check_subsets(manifest, inputs.get("subset_eigenbasis", []), own)
     for name in measure.stages:
+        stage, checkpoints = (AT_START[name], starts) if name in AT_START else (name, own)
         places = {
             # Which data a run has is not known here, where there are several.
             "data": [] if located.data()[1:] else [located.root / "data.zarr/zarr.json"],
             "trajectory": [located.root / "runs" / run / "trajectory/manifest.json" for run in runs],
             "checkpoint": [place / "checkpoint.zarr/zarr.json" for place in checkpoints],
-        }.get(name, [place / name / "manifest.json" for place in checkpoints])
+        }.get(stage, [place / stage / "manifest.json" for place in checkpoints])
         for path, digest in zip(places, inputs.get(name, []), strict=False):
             try:
                 now = input_digest(path)
             except StoreError:
                 continue  # not there, or named on its own
             if now != digest:
-                _refuse_source(manifest, f"another {name} than the one in {path.parent}")
+                _refuse_source(manifest, f"another {stage} than the one in {path.parent}")
 
 
 def _refuse_source(manifest: Path, source: str) -> None:
