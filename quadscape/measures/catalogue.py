@@ -27,6 +27,7 @@ from quadscape.measures.noise_memory.declaration import MEASURE as NOISE_MEMORY
 from quadscape.measures.overlap.declaration import MEASURE as OVERLAP
 from quadscape.measures.parts.declaration import MEASURE as PARTS
 from quadscape.measures.path.declaration import MEASURE as PATH
+from quadscape.measures.posterior.declaration import MEASURE as POSTERIOR
 from quadscape.measures.ruggedness.declaration import MEASURE as RUGGEDNESS
 from quadscape.measures.ruggedness_compared.declaration import MEASURE as RUGGEDNESS_COMPARED
 from quadscape.measures.sharpness.declaration import MEASURE as SHARPNESS
@@ -53,6 +54,7 @@ _ALL = (
     EXAMPLE_CURVATURE,
     NOISE_MEMORY,
     EVOLUTION,
+    POSTERIOR,
     LOCALISATION,
     OVERLAP,
     IDENTIFIED,

@@ -402,5 +402,7 @@ def settling_times(
         amplitude = np.where(oscillates, 2, 1) * np.abs(slow)
         # Where one step ends it there is one course only.
         amplitude = np.where(np.isfinite(amplitude), amplitude, np.abs(x[0]))
+        # A course that the model does not describe leaves nothing of |A|: then its first point tells.
+        amplitude = np.where(amplitude > spread, amplitude, np.abs(x[0]))
         settling = np.where(amplitude > spread, relaxation * np.log(amplitude / spread), 0.0)
     return amplitude, settling

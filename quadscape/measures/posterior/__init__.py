@@ -1,0 +1,1 @@
+"""At which curvature does SGD spread as the posterior does?"""
