@@ -42,6 +42,7 @@ TINY = {
         # What takes long, and goes the same ways as what is left: the tiny gallery has them.
         "batch_hessians": False,
         "embedding": False,
+        "evolution": False,
         "example_curvature": False,
         "fractal": False,
         "independence": False,

@@ -20,10 +20,12 @@ from view_cases import (
 from quadscape.measures.batch_hessians.declaration import BROADENED, PAIRS
 from quadscape.measures.curves import compute as curves
 from quadscape.measures.density import compute as density
+from quadscape.measures.evolution import compute as evolution
 from quadscape.measures.example_curvature.declaration import CURVATURES
 from quadscape.measures.example_curvature.declaration import EXAMPLES as EXAMPLE_IMAGES
 from quadscape.measures.final_test import compute as final_test
 from quadscape.measures.finite_batch import compute as finite_batch
+from quadscape.measures.fluctuations import Model
 from quadscape.measures.gradients import compute as gradients
 from quadscape.measures.independence import compute as independence
 from quadscape.measures.interfaces import as_array
@@ -38,11 +40,14 @@ from quadscape.measures.noise_curvature import compute as noise_curvature
 from quadscape.measures.noise_memory.declaration import MEMORY
 from quadscape.measures.overlap import compute as overlap
 from quadscape.measures.parts import compute as parts
+from quadscape.measures.posterior import compute as posterior
 from quadscape.measures.ranks import direction_rows, log_indices
 from quadscape.measures.spectrum import compute as spectrum
 from quadscape.measures.surface import compute as surface
 from quadscape.network.filters import Filters
 from quadscape.tables import Table
+from quadscape.theory.batches import Sampling
+from quadscape.theory.momentum import Momentum
 
 COUNT = 200
 EPSILON = float(np.finfo(np.float64).eps)
@@ -137,6 +142,7 @@ def checkpoint_tables(
     tables |= noise_curvature.measure(noise, basis, theta, variances, 8, head)
     tables["noise_crossed"] = crossed_table(eigenvalues, head)
     tables |= batch_tables(eigenvalues, head)
+    tables |= way_tables(eigenvalues, head)
     tables |= curvature_tables(eigenvalues, head)
     negative = int((eigenvalues < -zero).sum())
     invariances = {"negative": negative, "negative_without_generators": max(0, negative - 3)}
@@ -169,6 +175,25 @@ def crossed_table(eigenvalues: np.ndarray, head: dict) -> Table:
         given = {"halving": 0, "seed": 0, "half": half, "examples": COUNT // 2}
         rows += [given | row for row in band_rows(found, max(head["weight_decay"], head["zero_threshold"]))]
     return Table(CROSSED, columns_of(rows, CROSSED.all_columns()), head)
+
+
+def way_tables(eigenvalues: np.ndarray, head: dict) -> dict[str, Table]:
+    """Coordinates of a noisy quadratic from far away, which stand still where there is no minimum."""
+    rule, sampling, steps = Momentum(0.05, 0.9), Sampling(COUNT, max(1, COUNT // 16), reshuffled=False), 600
+    curvature = eigenvalues + head["weight_decay"]
+    stable = rule.is_stable(curvature)
+    noise = 1e-2 * np.abs(curvature) ** 1.5 + 1e-9
+    generator = np.random.default_rng(int(head["iteration"]))
+    x, v, rows = np.full(len(curvature), 5.0), np.zeros(len(curvature)), []
+    for _ in range(steps + 1):
+        rows.append(x)
+        xi = np.sqrt(sampling.variance * noise) * generator.standard_normal(len(curvature))
+        v = rule.momentum * v + np.where(stable, curvature * x, 0.0) + xi
+        x = x - rule.rate * v
+    model = Model(rule, sampling, head["weight_decay"], steps // 2 + 1)
+    where = {"first": 0, "last": steps, "begins": True, "steady": True}
+    tables = evolution.measure(np.array(rows), eigenvalues, np.tile(noise, (16, 1)), model, head | where)
+    return tables | posterior.measure(tables["evolution"], tables["evolution_bands"])
 
 
 def batch_tables(eigenvalues: np.ndarray, head: dict) -> dict[str, Table]:

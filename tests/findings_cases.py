@@ -501,6 +501,50 @@ def nested_lines(agree: bool) -> Planted:
     return {"fractal": [plant("fractal", columns, **USUAL, iteration=2000, theta_norm=10.0)]}
 
 
+def fluctuations(exponent: float, ratio: float) -> Planted:
+    """Ten stationary bands above the crossover, and forty directions of them."""
+    curvature, head = np.geomspace(10, 0.5, 10), {"iteration": 2000, "first": 0, "last": 2000, "steady": True}
+    head |= {"epoch": 20.0, "sampling": "reshuffled"}
+    variance = curvature**exponent * np.exp(0.02 * np.sin(np.arange(10)))
+    bands = {
+        "curvature": curvature,
+        "told": np.ones(10, dtype=bool),
+        "relaxation": np.full(10, 8.0),
+        "variance": variance,
+        "expected": variance / ratio,
+        "independent": 2 * variance / ratio,
+        **{f"ratio{end}": ratio * np.full(10, size) for end, size in (("", 1.0), ("_low", 0.8), ("_high", 1.2))},
+    }
+    many = np.repeat(variance, 4)
+    ways = {
+        "told": np.ones(40, dtype=bool),
+        "state": np.full(40, "settled"),
+        "settling": np.full(40, 30.0),
+        "relaxation": np.full(40, 8.0),
+        "variance": many * ratio * np.exp(0.1 * np.sin(np.arange(40))),
+        "expected": many,
+    }
+    return {
+        "evolution": [plant("evolution", ways, **USUAL, **head)],
+        "evolution_bands": [plant("evolution_bands", bands, **USUAL, **head)],
+    }
+
+
+def posterior(agree: bool) -> Planted:
+    """One crossing at the original study's eigenvalues, or at ten times these."""
+    found: Planted = {"posterior": [], "posterior_crossings": []}
+    for iteration, (rate, value) in enumerate(known_rows()["original-posterior-crossing"].values.items(), start=1):
+        at = float(value) * (1.2 if agree else 10.0)
+        row = {"learning_rate": [float(rate)], "batch_size": [512], "sampling": ["independent"], "own": [True]}
+        row |= {"lowest": [1e-3], "highest": [10.0], "first": [at], "last": [at], "low_side": [0.5], "high_side": [3.0]}
+        row |= dict.fromkeys(("predicted", "predicted_least", "predicted_most", "measured", "measured_sure"), [1])
+        bands = {"told": [True, True], "ratio": [0.5, 3.0], "expected": [0.5, 3.0]}
+        head = ORIGINAL | {"iteration": 1000 * iteration}
+        found["posterior"].append(plant("posterior", bands, **head))
+        found["posterior_crossings"].append(plant("posterior_crossings", row, **head))
+    return found
+
+
 PLANTED: dict[str, Callable[[bool], Planted]] = {
     "original-localised": localised,
     "original-loss-path": loss_path,
@@ -542,6 +586,9 @@ PLANTED: dict[str, Callable[[bool], Planted]] = {
     "best-step-negative": lambda ok: lines(related=not ok, count=200),
     "noise-power-law": lambda ok: {"gradients": [gradients(USUAL, exponent=1.5 if ok else 0.3)]},
     "batch-hessian-broadened": broadened,
+    "variance-crossover": lambda ok: fluctuations(0.0 if ok else 1.0, 1.0),
+    "discrete-time-variance": lambda ok: fluctuations(0.0, 1.05 if ok else 3.0),
+    "original-posterior-crossing": posterior,
     "few-examples-rule": lambda ok: {"gradients": [gradients(USUAL, participation=0.02 if ok else 0.3)]},
     "noise-scale-grows": noise_scale,
     "start-curvature-predicts": ranked,

@@ -420,7 +420,7 @@ def test_dag_counts_every_job(capsys: pytest.CaptureFixture[str]) -> None:
     benchmarks.dag.main(["--checkpoints", "3"])
     result = last_json(capsys)
     # Once: data, training, its curves, its test, its three views, its sharpness, memory of its noise, findings, all.
-    per_checkpoint, pairs, once, figures, pages = 18, 3, 11, 25, 2
+    per_checkpoint, pairs, once, figures, pages = 20, 3, 11, 27, 2
     assert result["jobs"] == 3 * per_checkpoint + pairs + once + figures + pages
     assert result["seconds"] > 0
     assert result["head_mb"] > 10

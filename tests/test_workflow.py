@@ -40,7 +40,7 @@ PER_CHECKPOINT = {"extract_checkpoint", "compute_hessian_shard", "compute_hessia
 PER_CHECKPOINT |= {f"measure_{name}" for name, measure in MEASURES.items() if measure.of == "checkpoint"}
 # Of a Gauss–Newton matrix, which is not asked for, and what the experiment leaves out.
 PER_CHECKPOINT -= {f"measure_{name}" for name in ("parts", "fractal", "independence", "ruggedness", "surface")}
-PER_CHECKPOINT -= {"measure_batch_hessians", "measure_example_curvature"}
+PER_CHECKPOINT -= {f"measure_{name}" for name in ("batch_hessians", "example_curvature", "evolution", "posterior")}
 # Of subsets of the data, of which there are none.
 PER_CHECKPOINT -= {"measure_identified", "measure_noise_crossed"}
 

@@ -166,8 +166,9 @@ class SmoothNoise:
             sums.append(np.concatenate([[values.sum()], drawn @ values]))
             numbers.append(float(len(values)))
         kernel = np.array([0.5, 1.0, 0.5])
-        weights = np.convolve(numbers, kernel, mode="same")
-        smooth = [np.convolve(column, kernel, mode="same") / weights for column in np.array(sums).T]
+        # Without the two ends beyond the bands, however few there are.
+        weights = np.convolve(numbers, kernel)[1:-1]
+        smooth = [np.convolve(column, kernel)[1:-1] / weights for column in np.array(sums).T]
         logs, values = np.log(bands["curvature"]), np.log(np.maximum(smooth, np.finfo(float).tiny))
         # The outer halves of the first and last band go on as the inner ones do.
         steps = logs[[1, -1]] - logs[[0, -2]]
