@@ -141,7 +141,11 @@ def _refusal(error: OSError) -> str:
     for place in places:
         # What cannot be entered hides what is in it.
         for folder in [*reversed(place.parents), place]:
-            if sentence := _forbidden(folder):
+            try:
+                sentence = _forbidden(folder)
+            except OSError as hidden:  # a link into what cannot be entered
+                sentence = f"{folder} cannot be read ({hidden.strerror})."
+            if sentence:
                 return sentence
         if sentence := first_unwritable([place, place.parent]):
             return sentence

@@ -537,7 +537,7 @@ def posterior(agree: bool) -> Planted:
         at = float(value) * (1.2 if agree else 10.0)
         row = {"learning_rate": [float(rate)], "batch_size": [512], "sampling": ["independent"], "own": [True]}
         row |= {"lowest": [1e-3], "highest": [10.0], "first": [at], "last": [at], "low_side": [0.5], "high_side": [3.0]}
-        row |= dict.fromkeys(("predicted", "predicted_least", "predicted_most", "measured", "measured_sure"), [1])
+        row |= {key: [1] for key in ("predicted", "predicted_least", "predicted_most", "measured", "measured_sure")}
         bands = {"told": [True, True], "ratio": [0.5, 3.0], "expected": [0.5, 3.0]}
         head = ORIGINAL | {"iteration": 1000 * iteration}
         found["posterior"].append(plant("posterior", bands, **head))

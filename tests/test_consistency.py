@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from quadscape.planning.experiment_file import load_experiment, parse_experiment
 from quadscape.planning.problem import Problem
 from quadscape.results.places import Places
 from quadscape.results.sizes import Kept
+from quadscape.stage.events import read_events
 from quadscape.stage.purging import purge_stage
 from results import small_experiment
 from tests.checkouts import Checkout, unpack
@@ -256,3 +258,43 @@ def test_without_its_memory_the_workflow_notices_another_seed(checkout: Checkout
     assert "was made for something else" in output
     assert not checkout.plan("results/tiny/figures/learning_curves.svg")
     assert "trajectory/manifest.json was made" not in checkout.listing
+
+
+@pytest.mark.slow
+def test_another_seed_and_back_computes_nothing_again(checkout: Checkout) -> None:
+    run = checkout.path / "results/tiny/runs/a"
+    basis = "results/tiny/runs/a/checkpoints/40/eigenbasis/manifest.json"
+    stages = ["trajectory", *(f"checkpoints/40/{name}" for name in ("hessian_shards/1-of-1", "hessian", "eigenbasis"))]
+    first = {stage: (run / stage / "manifest.json").read_bytes() for stage in stages}
+
+    def made(target: str) -> str:
+        code, output = checkout.snakemake(target)
+        assert code == 0, output
+        return output
+
+    def verified() -> tuple[int, str]:
+        return checkout.run(sys.executable, "-m", "quadscape.cli", "verify", "results/tiny")
+
+    checkout.configure(seed=1)
+    # Stopped half-way: what follows from the first trajectory is there beside the second.
+    made("results/tiny/runs/a/trajectory/manifest.json")
+    code, said = verified()
+    assert code == 1
+    assert "DAMAGED" not in said
+    assert "belongs to another" in said
+    assert said.count("OTHER") > len(stages)
+    made(basis)
+    assert "DAMAGED" not in verified()[1]
+    second = {stage: (run / stage / "manifest.json").read_bytes() for stage in stages}
+    assert all(first[stage] != second[stage] for stage in stages)
+    checkout.configure(seed=0)
+    output = made(basis)
+    assert output.count("is taken back") == len(stages), output
+    for stage in stages:
+        assert (run / stage / "manifest.json").read_bytes() == first[stage]
+        assert (run / f"{stage}.superseded/manifest.json").read_bytes() == second[stage]
+        kinds = [event["event"] for event in read_events(run / stage)]
+        assert "unit" not in kinds[len(kinds) - kinds[::-1].index("start") :], f"{stage} was computed again"
+    # Tables and figures that were never made of the second seed are what they were.
+    code, said = verified()
+    assert code == 0, said

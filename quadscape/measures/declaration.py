@@ -84,6 +84,8 @@ class Sizes:
         itemsize: Bytes of one entry of Hessian and eigenbasis.
         members: Number of runs of a family; its other sizes are then the largest of any member.
         subsets: Subsets on which the curvature of one checkpoint is computed, the most of any.
+        iterations: Steps of the run.
+        tensors: Parameter tensors of the network, of which a layer has at least one.
         graph_bytes: Memory of the graph of a gradient over one chunk of examples in float64.
         device: `cpu` or `cuda`.
     """
@@ -97,8 +99,15 @@ class Sizes:
     itemsize: int
     members: int = 1
     subsets: int = 0
+    iterations: int = 0
+    tensors: int = 0
     graph_bytes: float = CPU_GRAPH_BYTES
     device: str = "cpu"
+
+    @property
+    def course_bytes(self) -> float:
+        """Of losses, rates, evaluations and gradient norms by layer of the whole run: as decoded, whole, and cut."""
+        return 3 * 8.0 * (self.iterations + 1) * (8 + self.tensors)
 
     @property
     def torch_bytes(self) -> float:
@@ -138,6 +147,9 @@ class Cost:
         products: Hessian products of single examples.
         flops: Operations of products of plain matrices.
         kept_bytes: What is kept on disk beside the tables.
+        numbers: That element-wise passes over arrays larger than caches write or add up.
+        calls: Passes over something small, whatever it holds.
+        vectors: Eigenvectors that are read; None: all of the basis, where it reads one.
     """
 
     memory_bytes: float
@@ -147,6 +159,9 @@ class Cost:
     products: float = 0.0
     flops: float = 0.0
     kept_bytes: float = 0.0
+    numbers: float = 0.0
+    calls: float = 0.0
+    vectors: float | None = None
 
     @property
     def nominal_seconds(self) -> float:

@@ -281,7 +281,9 @@ class Laws:
         passes = 2 * files * (counts.forward + counts.backward)
         operations = count * (costs.columns_operations(counts) / options.shards + passes)
         kept = whole / options.shards
-        work = Work({f"columns {options.dtype}": operations, "units": files, "stored": kept, "starts": 1})
+        work = Work(
+            {f"columns {options.dtype}": operations, "units": files, "stored": kept, "starts": 1, "transforms": 1}
+        )
         return Law(memory, disk, kept, files + 12, work)
 
     def _hessian(self, run: Run) -> Law:
@@ -289,7 +291,7 @@ class Laws:
         memory = self._resident("hessian", run) + self._product_bytes("hessian", run)
         memory += costs.strips_bytes(size, costs.strip_columns(size))
         disk = 2.0 * size * costs.SIGN_PROBES * 8
-        return Law(memory, disk, disk, 24, self._probed(run) + Work({"starts": 1}))
+        return Law(memory, disk, disk, 24, self._probed(run) + Work({"starts": 1, "transforms": 1}))
 
     def _gauss_newton(self, run: Run) -> Law:
         size, classes, counts = self._size(run), len(self.problem.data.classes), self.problem.counts(run.name)
@@ -307,6 +309,7 @@ class Laws:
                 "units": self._matrix_files(run),
                 "stored": 2 * disk,
                 "starts": 1,
+                "transforms": 1,
             }
         )
         return Law(memory, disk, disk, self._matrix_files(run) + 24, work + self._probed(run))
@@ -331,6 +334,7 @@ class Laws:
         # The check of orthogonality multiplies half of QᵀQ; estimates of all residuals are in float64.
         work += Work({f"matrix {dtype}": float(size) ** 3, "matrix float64": 4.0 * costs.SIGN_PROBES * size**2})
         work += Work({"stored": 3 * (basis + scratch) + products, "units": len(units) + checked / 4, "starts": 1})
+        work += Work({"transforms": 1})
         memory = costs.eigenbasis_bytes(device, plan["solver"], solver, product)
         return Law(memory, basis + scratch + products, basis + products, blocks + checked / 4 + 40, work)
 
@@ -353,12 +357,17 @@ class Laws:
         passes += self._passes(run, "float32", forward=cost.single_evaluations)
         # Whose memory is that of a process with torch has loaded it.
         loads = cost.memory_bytes >= TORCH_BYTES["cpu"]
+        size = float(self._size(run))
+        vectors = size if cost.vectors is None else cost.vectors
         opened = {"eigenbasis", "start_eigenbasis"}.intersection(MEASURES[name].reads)
-        read = float(self._size(run)) ** 2 * self._itemsize if opened else 0.0
+        read = vectors * size * self._itemsize if opened else 0.0
         work = passes + Work(
             {
                 f"matrix {dtype}": cost.flops,
+                "numbers": cost.numbers,
+                "calls": cost.calls,
                 "starts" if loads else "tables": 1,
+                "transforms": float(loads and cost.gradients + cost.products > 0),
                 "stored": cost.kept_bytes + read,
                 "units": cost.kept_bytes / 1e8,
             }

@@ -240,6 +240,8 @@ class Problem:
             example_bytes=8 * data.shape[0] * data.shape[1] * data.shape[2],
             itemsize=4 if self.experiment.curvature.dtype == "float32" else 8,
             subsets=max((len(section.subsets_at(iteration)) for iteration in section.checkpoints), default=0),
+            iterations=section.iterations,
+            tensors=len(self.counts(run).tensors),
             graph_bytes=self.counts(run).chunk_bytes(self.training_images(section), 8),
             device=device,
         )

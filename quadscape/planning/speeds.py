@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,14 @@ _BUDGET = 4.0
 _ENOUGH = 0.05
 """Seconds after which no piece of work is repeated."""
 _EXAMPLES = 64
+_COLUMNS = 32
+"""Of a strip whose time is taken, at most."""
+_PLACES = 3
+"""Strips of which it is."""
+_STRIP_OPERATIONS = 15e9
+"""Of such a strip, and so about a second: where a column takes more, over fewer examples."""
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_FORMAT = 2
+_FORMAT = 3
 
 Speeds = Mapping[str, float]
 
@@ -79,19 +86,21 @@ class _Trainer(Trainer):
         self.layer_sizes = [block.stop - block.start for block in objective.layout.blocks]
 
 
-def seconds_of(work: Callable[[], Any], device: str, repeats: int = 5) -> float:
+def seconds_of(work: Callable[[], Any], device: str, repeats: int = 5, *, warm: bool = False) -> float:
     """The least time of a piece of work, after one that warms up; of fewer repetitions where it is long.
 
     Args:
         work: What is timed.
         device: `cpu`, where it is processor time, or `cuda`.
         repeats: At most.
+        warm: Whether something alike was done before, so that nothing has to warm up.
 
     Returns:
         Seconds.
     """
     clock = time.perf_counter if device == "cuda" else time.process_time
-    work()
+    if not warm:
+        work()
     found: list[float] = []
     for _ in range(repeats):
         began = clock()
@@ -148,9 +157,9 @@ def _passes(network: _Network, dtype: str, run: Training) -> dict[str, float]:
     }
 
 
-def _few(operations: float) -> int:
+def _few(operations: float, most: float = 4e8) -> int:
     """Examples at once: as many as an objective takes, or so many that nothing takes long."""
-    return max(4, min(_EXAMPLES, int(4e8 / operations)))
+    return max(4, min(_EXAMPLES, int(most / operations)))
 
 
 def _step_seconds(network: _Network, objective: Objective, run: Training, count: int) -> float:
@@ -173,16 +182,42 @@ def _step_seconds(network: _Network, objective: Objective, run: Training, count:
 def _columns(network: _Network, dtype: str) -> float:
     """Operations of columns of the Hessian per second."""
     objective, counts = network.objective(dtype), network.counts
-    few = objective.part(slice(0, _few(max(1.0, 20 * counts.forward))))
+    # As many examples as the engine takes at once: over few, what every operation takes by itself is most of the time.
+    few = objective.part(slice(0, _few(max(1.0, 20 * counts.forward), _STRIP_OPERATIONS)))
     engine = HessianEngine(few, network.theta)
-    size = objective.size
-    width = max(1, min(size // 8, 32))
-    done, seconds = 0.0, 0.0
-    for start in (0, size // 2, size - width):
-        seconds += seconds_of(partial(engine.columns, start, start + width), network.device, 1)
-        done += engine.flops(start, start + width)
+    width = max(1, min(objective.size // 8, _COLUMNS))
+    starts = _even_in_operations(engine, objective.size, width)
+    engine.columns(starts[-1], starts[-1] + 1)  # warms up
+    pace = 0.0
+    for start in starts:
+        stop = start + width
+        while stop > start + 1 and engine.flops(start, stop) > _STRIP_OPERATIONS:
+            stop = (start + stop + 1) // 2
+        seconds = seconds_of(partial(engine.columns, start, stop), network.device, 1, warm=True)
+        pace += seconds / max(1.0, engine.flops(start, stop)) / len(starts)
     # By the law's operations, which are a little more than the engine's.
-    return done / seconds * columns_operations(counts) * few.count / max(1.0, engine.flops(0, size))
+    return columns_operations(counts) * few.count / max(1.0, engine.flops(0, objective.size)) / pace
+
+
+def _even_in_operations(engine: HessianEngine, size: int, width: int) -> list[int]:
+    """Where strips begin that lie in the middle of the first, the second … part of all operations.
+
+    Columns of early layers take many times the operations of late ones, at another speed. The time of all is the sum
+    over operations of what each takes, and so its mean over places that are even in operations, not in columns.
+
+    Args:
+        engine: Whose columns.
+        size: P.
+        width: Columns of a strip.
+
+    Returns:
+        First columns, ascending.
+    """
+    bounds = np.unique(np.linspace(0, size, 33).astype(np.int64))
+    costs = np.cumsum([engine.flops(int(a), int(b)) for a, b in pairwise(bounds)])
+    places = (np.arange(_PLACES) + 0.5) / _PLACES * costs[-1]
+    begins = np.interp(places, np.concatenate([[0.0], costs]), bounds)
+    return [max(0, min(size - width, int(begin))) for begin in begins]
 
 
 @contextmanager

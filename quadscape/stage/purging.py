@@ -6,6 +6,8 @@ from pathlib import Path
 
 from quadscape.digests import canonical_digest
 from quadscape.durable import sync
+from quadscape.errors import StageError
+from quadscape.refusals import first_unwritable
 from quadscape.stage.events import Events, Log
 from quadscape.stage.files import PURGED, document_text
 from quadscape.stage.finished import finished_manifest
@@ -34,7 +36,13 @@ def purge_stage(directory: Path, arrays: Sequence[str], log: Log = print) -> Non
         directory: The stage's directory.
         arrays: Names of the arrays.
         log: Receives a line where it must wait for another process.
+
+    Raises:
+        StageError: This user may not remove them; nothing was begun then.
     """
+    folders = {directory, *(path.parent for path in _array_files(directory, arrays))}
+    if sentence := first_unwritable(sorted(folders)):
+        raise StageError(sentence)
     events = Events(directory)
     lock = Lock(directory, HEARTBEAT_SECONDS, STALE_SECONDS)
     lock.acquire(log, events)

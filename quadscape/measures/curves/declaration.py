@@ -40,7 +40,7 @@ NORMS = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    return Cost(memory_bytes=TABLE_BYTES + 512 * 8 * sizes.parameters)
+    return Cost(memory_bytes=TABLE_BYTES + sizes.course_bytes)
 
 
 MEASURE = Measure(

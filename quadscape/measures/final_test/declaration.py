@@ -15,7 +15,7 @@ FINAL_TEST = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    return Cost(memory_bytes=TABLE_BYTES + 64 * 8 * sizes.parameters)
+    return Cost(memory_bytes=TABLE_BYTES + sizes.course_bytes)
 
 
 MEASURE = Measure(

@@ -1,11 +1,15 @@
 """Lines of single batches, as declared."""
 
+from quadscape.measures.batches import batch_sizes
 from quadscape.measures.columns import DIRECTION, IS_ZERO
 from quadscape.measures.declaration import TABLE_BYTES, Cost, Measure, Option, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
 GAUSSIAN_CURVATURE = 0.2
 """Largest relative spread of a batch's curvature with which Gaussian theory of its minimum may speak."""
+
+ROW_CALLS = 5
+"""Of a row, in passes of about a millisecond."""
 
 LINE_POINTS, LINES = 61, 48
 """Points of one line and lines of one checkpoint, as line searches have them where nothing else is said."""
@@ -109,8 +113,11 @@ NOISE = TableSchema(
 def _cost(sizes: Sizes, options: Options) -> Cost:
     # One line of all examples as it was kept and in float64, its slopes and curvatures, and those of all lines.
     memory = TABLE_BYTES + (3 * 8 * LINE_POINTS + 2 * 8 * LINES) * sizes.training
-    # Batches of all sizes together hold some N examples.
-    return Cost(memory, flops=2 * 2.0 * LINES * LINE_POINTS * options["batches"] * sizes.training)
+    # Batches of all sizes together hold some N examples. Of each line and size with and without decay there is a row,
+    # whose draws, splines, quantiles and tests are over so few numbers that each takes what a call does.
+    rows = 2.0 * LINES * len(batch_sizes(sizes.training))
+    flops = 2 * 2.0 * LINES * LINE_POINTS * options["batches"] * sizes.training
+    return Cost(memory, flops=flops, calls=ROW_CALLS * rows)
 
 
 MEASURE = Measure(

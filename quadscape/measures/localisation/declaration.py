@@ -7,6 +7,10 @@ from quadscape.tables import Column, TableSchema
 LARGEST = 100
 """Components whose share of the squared norm is given."""
 
+PASSES = 9
+"""Over all components: five make arrays (float64, squares, shares, their squares, a copy of each band's columns), and
+four add up (norms, fourth powers, layers, diagonals of bands)."""
+
 DIRECTIONS = TableSchema(
     "localisation",
     "One eigenvector beyond the numerical zero, and how it is spread over the parameters.",
@@ -45,7 +49,8 @@ BANDS = TableSchema(
 def _cost(sizes: Sizes, options: Options) -> Cost:
     size = sizes.parameters
     # A tile of eigenvectors as it was read and in float64, its squares, their shares, and those of the tile before.
-    return Cost(memory_bytes=sizes.torch_bytes + min(2.6e9, 40 * size**2) + 64 * 8 * size, flops=8 * size**2)
+    memory = sizes.torch_bytes + min(2.6e9, 40 * size**2) + 64 * 8 * size
+    return Cost(memory, numbers=float(PASSES) * size**2)
 
 
 MEASURE = Measure(

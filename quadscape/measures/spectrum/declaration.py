@@ -17,7 +17,8 @@ SCHEMA = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    return Cost(memory_bytes=TABLE_BYTES + 512 * 8 * sizes.parameters)
+    # Eigenvalues, overlaps with generators, and what is sorted and chosen of them; no eigenvector.
+    return Cost(memory_bytes=TABLE_BYTES + 16 * 8 * sizes.parameters, vectors=0)
 
 
 MEASURE = Measure(

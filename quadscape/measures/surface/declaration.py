@@ -136,10 +136,12 @@ SAMPLES = TableSchema(
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
     planes = options["planes"].count(",") + 1
-    memory = sizes.torch_bytes + sizes.product_bytes + (2 * planes + 16) * 8 * sizes.parameters
+    vectors = (2 * planes + 16) * 8 * sizes.parameters
     points = planes * options["resolution"] ** 2 + 9  # nine for the rounding floor
     directions = 2 * options["samples"]
-    memory += 8 * directions * sizes.parameters + min(TILE_BYTES, 4 * 8 * sizes.parameters**2)
+    # Samples are multiplied with the basis when the last product of a plane has returned what it took.
+    samples = 8 * directions * sizes.parameters + min(TILE_BYTES, 4 * 8 * sizes.parameters**2)
+    memory = sizes.torch_bytes + vectors + max(sizes.product_bytes, samples)
     flops = 2 * directions * sizes.parameters**2
     return Cost(memory, evaluations=points * sizes.training, products=2 * planes * sizes.training, flops=flops)
 
