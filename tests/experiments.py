@@ -47,6 +47,7 @@ TINY = {
         "fractal": False,
         "independence": False,
         "noise_memory": False,
+        "posterior": False,
         "ruggedness": False,
         "sharpness": False,
         "surface": False,

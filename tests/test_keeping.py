@@ -19,7 +19,7 @@ OFF = dict.fromkeys(
     (
         *("density", "gradients", "localisation", "line_search", "line_forms", "finite_batch"),
         *("independence", "noise_curvature", "batch_hessians", "example_curvature", "fractal", "sharpness", "surface"),
-        "evolution",
+        *("evolution", "posterior"),
     ),
     False,
 )
