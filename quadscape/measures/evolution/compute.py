@@ -56,7 +56,7 @@ _SEGMENT = 5.0
 
 
 def window_at(rates: np.ndarray, iteration: int, most: int) -> Window | None:
-    """The steps of one learning rate up to a checkpoint; of the start those after it.
+    """The steps of one learning rate up to a checkpoint.
 
     Args:
         rates: η of every step, shape (T,).
@@ -64,17 +64,12 @@ def window_at(rates: np.ndarray, iteration: int, most: int) -> Window | None:
         most: Steps of the longest window.
 
     Returns:
-        The window; None where the rate is not constant there for `LEAST_STEPS` steps.
+        The window; None at the start, and where the rate is not constant for `LEAST_STEPS` steps.
     """
     for first, last in plateaus_of(rates):
-        if iteration == 0 and first == 0:
-            found = Window(0, min(last, most), begins=True)
-        elif first < iteration <= last:
+        if first < iteration <= last:
             begin = max(first, iteration - most)
-            found = Window(begin, iteration, begins=begin == first)
-        else:
-            continue
-        return found if found.last - found.first >= LEAST_STEPS else None
+            return Window(begin, iteration, begins=begin == first) if iteration - begin >= LEAST_STEPS else None
     return None
 
 

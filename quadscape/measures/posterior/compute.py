@@ -198,8 +198,9 @@ class SmoothNoise:
         if not low < high:
             return Curve(setting, np.empty(0), np.empty((1 + REPLICATES, 0)))
         curvature = np.geomspace(low, high, POINTS)
-        found = [stationary_variance(setting.rule, setting.sampling, curvature, noise) for noise in self.at(curvature)]
-        return Curve(setting, curvature, int(head["N"]) * curvature * np.array(found))
+        # The variance is in proportion to the noise.
+        unit = stationary_variance(setting.rule, setting.sampling, curvature, np.ones(POINTS))
+        return Curve(setting, curvature, int(head["N"]) * curvature * unit * self.at(curvature))
 
 
 @dataclass(frozen=True)
