@@ -158,12 +158,12 @@ def test_states() -> None:
 
 
 def test_windows() -> None:
-    rates = np.repeat([0.1, 0.01, 0.001], [100, 60, 20])
+    rates = np.repeat([0.1, 0.01, 0.001], [100, 60, 8])
     assert window_at(rates, 0, 2000) is None
     assert window_at(rates, 100, 2000) == Window(0, 100, begins=True)
     assert window_at(rates, 150, 2000) == Window(100, 150, begins=True)
     assert window_at(rates, 150, 45) == Window(105, 150, begins=False)
-    assert window_at(rates, 180, 2000) is None  # 20 steps
+    assert window_at(rates, 168, 2000) is None  # 8 steps
     assert window_at(rates, 101, 2000) is None
     assert window_at(np.geomspace(0.1, 0.01, 100), 50, 2000) is None
     assert window_at(rates[:0], 0, 2000) is None

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NETWORK = {name for name, measure in MEASURES.items() if measure.evaluates}
 LOSSES_ALONE = {"interpolation", "connection", "path", "embedding"}
 # The gradient of a mean is in neither.
-OF_EXAMPLES = {"example_curvature", "noise_crossed", "evolution"}
+OF_EXAMPLES = {"example_curvature", "noise_crossed"}
 # Of lines of batches N is that of the lines that were searched.
 OF_CHECKPOINTS = {name for name, measure in MEASURES.items() if "checkpoint" in measure.reads} - {"finite_batch"}
 WITH_BASIS = {name for name, measure in MEASURES.items() if "eigenbasis" in measure.reads}

@@ -45,7 +45,7 @@ from quadscape.theory.stationary import stationary_variance
 
 NOISE = "noise"
 
-LEAST_STEPS = 40
+LEAST_STEPS = 10
 """Steps of the shortest window."""
 
 _OUT = 3.0

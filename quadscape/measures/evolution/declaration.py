@@ -88,7 +88,7 @@ MEASURE = Measure(
     reads=("data", "trajectory", "checkpoint", "eigenbasis"),
     tables=(EVOLUTION, EVOLUTION_BANDS),
     cost=_cost,
-    options=(Option("iterates", 2000, "Most steps before the checkpoint that are looked at.", at_least=40),),
+    options=(Option("iterates", 2000, "Most steps before the checkpoint that are looked at.", at_least=10),),
     evaluates=True,
     gpu=True,
     items=True,
