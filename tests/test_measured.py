@@ -64,8 +64,8 @@ TAKEN: dict[str, dict[str, tuple[float, float, float]]] = {
         "measure_example_curvature": (7.8, 10.0, 1.04),
         "measure_noise_memory": (5.4, 10.6, 0.916),
         # Of checkpoints that end a plateau.
-        "measure_evolution": (14.2, 16.2, 1.04),
-        "measure_posterior": (4.0, 4.4, 0.219),
+        "measure_evolution": (10.8, 14.2, 1.04),
+        "measure_posterior": (1.3, 1.4, 0.220),
         "measure_localisation": (2.6, 3.0, 0.788),
         "measure_overlap": (2.8, 3.9, 0.782),
         "measure_ruggedness": (12.8, 16.1, 1.10),

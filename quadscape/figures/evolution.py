@@ -31,7 +31,7 @@ def draw(tables: "Tables") -> "Figure":
     found = [(table, bands) for table, bands in pairs if (table["curvature"] > 0).any() and len(bands)]
     if not found:
         return style.message(TITLE, "No checkpoint ends a plateau of the learning rate on which SGD has noise.")
-    figure, axes = style.panels(len(found), stacked=3, heights=(2.4, 2.4, 2.0), width=3.3, sharey="row", sharex="col")
+    figure, axes = style.panels(len(found), stacked=3, heights=(2.4, 2.4, 2.0), width=3.3, sharex="col")
     columns = style.even_columns(len(found), 4)
     for (table, bands), column in zip(found, axes.T, strict=True):
         positive = table.where(np.isfinite(table["relaxation"]) & (table["curvature"] > 0))
