@@ -112,6 +112,8 @@ def _turning(axis: "Axes", table: "Table") -> None:
     order = np.argsort(table["curvature"])
     axis.plot(table["curvature"][order], table["frequency"][order], color=style.BLACK, linewidth=1.2)
     axis.plot(table["curvature"], table["turns"], color=style.BLUE, **_dots(4))
+    known = np.concatenate([table["frequency"], table["turns"], [0.1]])
+    axis.set_ylim(-0.03 * np.nanmax(known), 1.05 * np.nanmax(known))
 
 
 SPEC = FigureSpec(
