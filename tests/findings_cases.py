@@ -501,6 +501,25 @@ def nested_lines(agree: bool) -> Planted:
     return {"fractal": [plant("fractal", columns, **USUAL, iteration=2000, theta_norm=10.0)]}
 
 
+def samplings(agree: bool) -> Planted:
+    """Two members of a family in two bands, the flatter of which spreads less where batches are reshuffled, or not."""
+    value = np.array([0.2 if agree else 1.5, 1.0])
+    shared = {"curvature": [0.1, 1.0], "lowest": [0.08, 0.8], "highest": [0.12, 1.2], "told": [True, True]}
+    shared |= {"relaxation": [100.0, 19.0], "learning_rate": [0.1, 0.1]}
+    pairs = {**shared, "reshuffled": [0, 0], "independent": [1, 1], "batch_size": [100, 100]}
+    pairs |= {"ratio": value, "ratio_low": 0.8 * value, "ratio_high": 1.2 * value, "expected": [0.2, 1.0]}
+    members = {name: np.tile(values, 2) for name, values in shared.items()}
+    members |= {
+        "run": np.repeat([0, 1], 2),
+        "cell": np.repeat(["reshuffled", "independent"], 2),
+        "seed": np.zeros(4, int),
+    }
+    ratio = np.array([1.0, 1.0, 0.9, 2.0])
+    members |= {"ratio": ratio, "ratio_low": ratio - 0.2, "ratio_high": ratio + 0.2}
+    tables = {"stationary": members, "sampling_ratio": pairs}
+    return {name: [plant(name, columns, **USUAL)] for name, columns in tables.items()}
+
+
 def fluctuations(exponent: float, ratio: float) -> Planted:
     """Ten stationary bands above the crossover, and forty directions of them."""
     curvature, head = np.geomspace(10, 0.5, 10), {"iteration": 2000, "first": 0, "last": 2000, "steady": True}
@@ -592,6 +611,7 @@ PLANTED: dict[str, Callable[[bool], Planted]] = {
     "few-examples-rule": lambda ok: {"gradients": [gradients(USUAL, participation=0.02 if ok else 0.3)]},
     "noise-scale-grows": noise_scale,
     "start-curvature-predicts": ranked,
+    "reshuffled-spreads-less": samplings,
     "adam-gain-full-batch": adam,
     "adam-gain-grows": adam,
     "gradient-norm-depth": deep,

@@ -14,6 +14,7 @@ from family_cases import compared_tables, descent_tables, escape_tables, layer_t
 from figure_cases import checkpoint_tables, pair_tables, run_tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stationary_cases import stationary_tables
 from tracing import executed
 
 import quadscape
@@ -780,7 +781,7 @@ def tables() -> dict[str, list[Table]]:
     pairs = pair_tables(SIZE, "a", 0, 1, 0.1)
     parts = [checkpoint_tables(SIZE, "a", 3, 0.5, directions=12), run_tables("a", 300, (150,)), pairs]
     parts += [descent_tables(rates=(0.01, 0.1), diverged=(4,)), layer_tables(diverged=(2,)), escape_tables()]
-    parts.append(compared_tables(diverged=(2,)))
+    parts += [compared_tables(diverged=(2,)), stationary_tables()]
     for part in parts:
         for name, table in part.items():
             found.setdefault(name, []).append(table)

@@ -9,6 +9,7 @@ import pytest
 from family_cases import compared_tables, descent_tables, escape_tables, layer_tables
 from figure_cases import checkpoint_tables, pair_tables, run_tables
 from matplotlib.figure import Figure
+from stationary_cases import stationary_tables
 
 from quadscape.figures import FIGURES, FigureSpec, save, style
 from quadscape.measures import SCHEMAS
@@ -40,8 +41,10 @@ def family_tables(size: int) -> list[dict[str, Table]]:
     if size == 1:
         one = {"batches": ("B=50",), "seeds": 1}
         first = [descent_tables(("sgd",), **one), layer_tables(("tanh",), (5,), 1)]
+        first.append(stationary_tables(("independent",), (16,), steady=False))
         return [*first, escape_tables(("full",), 1), compared_tables((2,), 1)]
     usual = [descent_tables(diverged=(4,)), layer_tables(diverged=(2,)), escape_tables(), compared_tables()]
+    usual.append(stationary_tables())
     if size <= 3:
         return usual
     methods = ("sgd", "momentum", "rmsprop", "adam")

@@ -30,6 +30,7 @@ from findings_cases import (
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from stationary_cases import stationary_tables
 
 from quadscape.findings import estimates, numbers, report
 from quadscape.findings import gradients as gradient_findings
@@ -73,7 +74,7 @@ def measured(size: int, checkpoints: int = 3) -> dict[str, list[Table]]:
     pieces += [checkpoint_tables(size, "r0", 100 * i, i / 12, directions=min(size, 12)) for i in range(checkpoints)]
     pieces += [pair_tables(size, "r0", 100 * a, 100 * b, 0.1) for a, b in itertools.combinations(range(checkpoints), 2)]
     pieces += [descent_tables(seeds=1), layer_tables(("tanh",), (8,)), escape_tables(seeds=6)]
-    pieces.append(compared_tables())
+    pieces += [compared_tables(), stationary_tables()]
     for name, table in (item for piece in pieces for item in piece.items()):
         found.setdefault(name, []).append(table)
     return found
@@ -118,7 +119,7 @@ def test_rows_without_a_measure_say_what_would_do() -> None:
 
 def test_rows_are_complete() -> None:
     rows = known_rows()
-    assert len(rows) == 70
+    assert len(rows) == 71
     for row in rows.values():
         for text in (row.claim, row.source, row.section, row.setting, row.quantity, row.would_do):
             assert text

@@ -41,6 +41,7 @@ from quadscape.planning.targets import Targets
 from quadscape.results.places import Places
 from quadscape.store import read_store
 from quadscape.tables import Table, read_table
+from quadscape.training.trajectory import Trajectory
 from tests.checkouts import unpack
 
 DATA = Path(__file__).resolve().with_name("data")
@@ -49,6 +50,7 @@ KEYS = {"run": "run", "checkpoint": "40", "checkpoint_pair": "0-40", "family": "
 RUN = "a"
 ROUNDED = 5
 METHODS = ("sgd", "adam")
+SAMPLINGS = ("reshuffled", "independent")
 DEEP = {"factory": "mlp", "hidden": [5, 5, 5, 5], "activation": "tanh"}
 WELLS = {"factory": "quadscape.network.planted:multi_well", "arguments": {"dimensions": 2, "noise": 15.0}}
 LOSSES = ("cross_entropy", "squared_error")
@@ -107,8 +109,28 @@ class Reference:
             job.kept_values = lambda *_: planted  # type: ignore[method-assign,assignment,return-value]
         return job
 
+    def started_job(self, name: str) -> Job:
+        """That of a measure of families whose members start at one checkpoint: as if at the archive's."""
+        experiment = load_experiment("reference.yaml")
+        places, made = Places(experiment.name, experiment.curvature), family({"sampling": SAMPLINGS, "seed": ("0",)})
+        given = Trajectory.open(places.trajectory(RUN)).stage.manifest["parameters"]
+        rate = {"schedule": "constant", "value": 0.3}
+        keys = {"learning_rate": rate, "batch_size": 16, "momentum": 0.0, "dtype": "float64", "iterations": 64}
+        sections = [{"sampling": sampling, **keys} for sampling in SAMPLINGS]
+        folder = self.path / "samplings"
+        if not folder.exists():
+            trained(folder, Path(places.data).parent, given["model"], sections, given["loss"])
+        options = effective_options(MEASURES[name], {"dtype": "float64"}, 1)
+        manifests = [folder / f"r{place}/manifest.json" for place in range(len(SAMPLINGS))]
+        job = family_job(replace(made, start=(RUN, 40)), Path(places.data), manifests, **options)
+        start = {"start_checkpoint": places.checkpoint(RUN, 40), "start_eigenbasis": places.eigenbasis(RUN, 40)}
+        job.inputs = {**job.inputs, **{stage: [path] for stage, path in start.items()}}
+        return job
+
     def family_job(self, name: str) -> Job:
         """That of a measure of families, of which one is trained here: the archive is older than families."""
+        if MEASURES[name].reads_start:
+            return self.started_job(name)
         planted = name == "escape"
         folder, made = self.path / ("wells" if planted else "family"), family({"method": METHODS, "seed": ("0", "1")})
         if not folder.exists():

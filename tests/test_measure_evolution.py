@@ -13,7 +13,7 @@ from torch import nn
 
 from quadscape.config.sections import Custom
 from quadscape.data.sets import DataSet
-from quadscape.measures.evolution.compute import measure, window_at
+from quadscape.measures.evolution.compute import measure
 from quadscape.measures.fluctuations import (
     Model,
     Window,
@@ -24,6 +24,7 @@ from quadscape.measures.fluctuations import (
     statistics,
     turning,
     why_not,
+    window_at,
     window_iterates,
 )
 from quadscape.theory.batches import Sampling

@@ -45,7 +45,8 @@ def statements(tables: Tables) -> list[Statement]:
     for run in reading.runs_of(tables, "evolution_bands"):
         for bands in run.tables:
             found += _fluctuations(run, bands)
-            found += _settling(run, ways[run.run, reading.iteration_of(bands)])
+            way = ways.get((run.run, reading.iteration_of(bands)))
+            found += [] if way is None else _settling(run, way)
         found += _published(run, ways)
     first = next((place for place, one in enumerate(found) if one.primary), None)
     return [replace(one, primary=place == first) for place, one in enumerate(found)]
@@ -93,7 +94,8 @@ def _fluctuations(run: RunTables, bands: Table) -> list[Statement]:
 
 def _published(run: RunTables, ways: Mapping[tuple[str, int], Table]) -> list[Statement]:
     """Rows of published results, at the last checkpoint whose window tells of the stationary state."""
-    known, claimed = known_rows(), [table for table in run.tables if table["told"].any()]
+    known = known_rows()
+    claimed = [one for one in run.tables if one["told"].any() and (run.run, reading.iteration_of(one)) in ways]
     at: dict[str, Any] = {"measure": MEASURE, "run": run.run}
     if not claimed:
         why = "no window has ten relaxation times of any direction, at a steady loss"

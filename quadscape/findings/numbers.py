@@ -62,3 +62,15 @@ def estimate_text(statement: Statement) -> str:
     if math.isfinite(above) and above > 0 and math.isclose(above, below, rel_tol=1e-3):
         return f"{value} ± {number(above, 2)}{unit} ({statement.interval})"
     return f"{value}{unit} ({number(statement.low)} to {number(statement.high)}; {statement.interval})"
+
+
+def times(count: int) -> str:
+    """How often something happens, in words.
+
+    Args:
+        count: How often.
+
+    Returns:
+        nowhere, once, twice, or a number of times.
+    """
+    return {0: "nowhere", 1: "once", 2: "twice"}.get(count, f"{count:,} times")

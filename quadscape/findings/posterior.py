@@ -8,7 +8,7 @@ import numpy as np
 from quadscape.findings import reading
 from quadscape.findings.estimates import largest_factor
 from quadscape.findings.known import known_rows
-from quadscape.findings.numbers import number
+from quadscape.findings.numbers import number, times
 from quadscape.findings.reading import RunTables, Tables
 from quadscape.findings.statement import Estimate, Statement, compared, described, untestable
 from quadscape.tables import Table
@@ -36,15 +36,12 @@ def statements(tables: Tables) -> list[Statement]:
     bands = {(run.run, reading.iteration_of(of)): of for run in reading.runs_of(tables, MEASURE) for of in run.tables}
     for run in reading.runs_of(tables, "posterior_crossings"):
         for table in run.tables:
-            found += _own(run, table, bands[run.run, reading.iteration_of(table)])
+            of = bands.get((run.run, reading.iteration_of(table)))
+            found += [] if of is None else _own(run, table, of)
             found += _elsewhere(run, table)
         found += _published(run)
     first = next((place for place, one in enumerate(found) if one.primary), None)
     return [replace(one, primary=place == first) for place, one in enumerate(found)]
-
-
-def _times(count: int) -> str:
-    return {0: "nowhere", 1: "once", 2: "twice"}.get(count, f"{count:,} times")
 
 
 def _own(run: RunTables, table: Table, bands: Table) -> list[Statement]:
@@ -61,8 +58,8 @@ def _own(run: RunTables, table: Table, bands: Table) -> list[Statement]:
             "posterior's variance along any band"
         )
         return [described(text, Estimate.alone(largest, "of a model, nothing is measured"), **place)]
-    text = f"With {shown}, SGD's variance crosses the posterior's {_times(int(row['predicted']))} by theory"
-    text += f" and {_times(int(row['measured']))} as measured, between curvatures {number(float(row['lowest']))} and "
+    text = f"With {shown}, SGD's variance crosses the posterior's {times(int(row['predicted']))} by theory"
+    text += f" and {times(int(row['measured']))} as measured, between curvatures {number(float(row['lowest']))} and "
     text += number(float(row["highest"]))
     if row["predicted"]:
         text += f", at {number(float(row['first']))}"

@@ -36,6 +36,7 @@ from quadscape.findings import (
     ruggedness_compared,
     sharpness,
     spectrum,
+    stationary,
     surface,
     tuning,
 )
@@ -72,6 +73,7 @@ _MODULES = (
     descent,
     escape,
     ruggedness_compared,
+    stationary,
     interpolation,
     path,
     embedding,

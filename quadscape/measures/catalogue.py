@@ -32,6 +32,7 @@ from quadscape.measures.ruggedness.declaration import MEASURE as RUGGEDNESS
 from quadscape.measures.ruggedness_compared.declaration import MEASURE as RUGGEDNESS_COMPARED
 from quadscape.measures.sharpness.declaration import MEASURE as SHARPNESS
 from quadscape.measures.spectrum.declaration import MEASURE as SPECTRUM
+from quadscape.measures.stationary.declaration import MEASURE as STATIONARY
 from quadscape.measures.surface.declaration import MEASURE as SURFACE
 from quadscape.measures.tuning.declaration import MEASURE as TUNING
 from quadscape.tables import TableSchema
@@ -65,6 +66,7 @@ _ALL = (
     DESCENT,
     ESCAPE,
     RUGGEDNESS_COMPARED,
+    STATIONARY,
     INTERPOLATION,
     PATH,
     EMBEDDING,

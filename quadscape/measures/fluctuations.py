@@ -14,11 +14,14 @@ import numpy as np
 from quadscape.config.sections import SGD
 from quadscape.measures.interfaces import BasisLike
 from quadscape.measures.intervals import student
+from quadscape.measures.sharpness.iterates import plateaus_of
+from quadscape.measures.slope_noise import noise_along
 from quadscape.theory.batches import Sampling
 from quadscape.theory.momentum import Momentum
 from quadscape.theory.stationary import stationary_variance, structure_function, window_variance
 
 if TYPE_CHECKING:
+    from quadscape.measures.run_losses import RunLosses
     from quadscape.training.trajectory import Trajectory
 
 NOISE_ITERATES = 16
@@ -33,8 +36,14 @@ LEAST_BLOCKS = 10
 LEAST_RELAXATIONS = 10
 """Relaxation times that a window must have for a claim about the stationary state."""
 
+LEAST_STEPS = 10
+"""Steps of the shortest window."""
+
 TURNS = 5
 """Radians that a direction must turn within its relaxation for its frequency to be told."""
+
+_LEAST_GROUPS = 8
+"""Groups of steps whose mean losses tell whether there are spikes."""
 
 _CHUNK = 4096
 """Directions whose coordinates are taken up at once."""
@@ -74,6 +83,24 @@ class Window(NamedTuple):
     def steps(self) -> int:
         """Iterates in the second half, of which statistics are."""
         return (self.last - self.first) // 2 + 1
+
+
+def window_at(rates: np.ndarray, iteration: int, most: int) -> Window | None:
+    """The steps of one learning rate up to a checkpoint.
+
+    Args:
+        rates: η of every step, shape (T,).
+        iteration: Steps taken at the checkpoint.
+        most: Steps of the longest window.
+
+    Returns:
+        The window; None at the start, and where the rate is not constant for `LEAST_STEPS` steps.
+    """
+    for first, last in plateaus_of(rates):
+        if first < iteration <= last:
+            begin = max(first, iteration - most)
+            return Window(begin, iteration, begins=begin == first) if iteration - begin >= LEAST_STEPS else None
+    return None
 
 
 def why_not(trajectory: "Trajectory", count: int) -> str:
@@ -185,6 +212,46 @@ def noise_iterates(trajectory: "Trajectory", window: Window) -> np.ndarray:
     if len(kept) <= NOISE_ITERATES:
         return kept
     return kept[np.rint(np.linspace(0, len(kept) - 1, NOISE_ITERATES)).astype(int)]
+
+
+def noise_at(
+    trajectory: "Trajectory", iterations: np.ndarray, losses: "RunLosses", basis: BasisLike, *, device: Any = "cpu"
+) -> np.ndarray:
+    """Noise c along all eigenvectors at kept iterates of a run.
+
+    Args:
+        trajectory: The run.
+        iterations: Of the iterates, shape (n,).
+        losses: Of its network, with the training split.
+        basis: The eigenvectors.
+        device: Device of the products.
+
+    Returns:
+        Variances of slopes over examples, divided by N, float64, shape (n, P).
+    """
+    found, count = np.empty((len(iterations), len(basis.eigenvalues))), losses.counts["train"]
+    for row, iteration in zip(found, iterations.tolist(), strict=True):
+        theta = trajectory.theta(iteration)
+        row[:] = noise_along(basis, losses.objective("train", theta), theta, device=device) * (count - 1) / count
+    return found
+
+
+def is_steady(losses: np.ndarray, epoch: float) -> bool:
+    """Whether losses on a plateau have no spikes: means over epochs vary by half their mean or less.
+
+    Losses of single batches would not do: after training, few examples carry most of the loss, and which of them a
+    small batch holds says nothing of the run.
+
+    Args:
+        losses: Of the batch of every step, shape (T,).
+        epoch: Steps of an epoch; shorter groups are taken where there are not `_LEAST_GROUPS` epochs.
+
+    Returns:
+        Whether it is steady.
+    """
+    length = max(1, min(round(epoch), len(losses) // _LEAST_GROUPS))
+    groups = losses[len(losses) % length :].reshape(-1, length).mean(axis=1)
+    return bool(groups.std() <= groups.mean() / 2)
 
 
 def by_chunks(size: int) -> list[slice]:

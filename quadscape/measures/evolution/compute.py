@@ -22,9 +22,11 @@ from quadscape.measures.fluctuations import (
     by_chunks,
     coordinates,
     expected,
+    is_steady,
     joined,
     model_head,
     model_of,
+    noise_at,
     noise_iterates,
     of_directions,
     settling_times,
@@ -32,45 +34,23 @@ from quadscape.measures.fluctuations import (
     told,
     turning,
     why_not,
+    window_at,
     window_iterates,
 )
 from quadscape.measures.job import Job
 from quadscape.measures.members import columns_of
 from quadscape.measures.ranks import direction_rows, even_bands
 from quadscape.measures.run_losses import RunLosses
-from quadscape.measures.sharpness.iterates import plateaus_of
-from quadscape.measures.slope_noise import noise_along
 from quadscape.tables import Table
 from quadscape.theory.stationary import stationary_variance
 
 NOISE = "noise"
-
-LEAST_STEPS = 10
-"""Steps of the shortest window."""
 
 _OUT = 3.0
 """Standard deviations below which a direction was never out."""
 
 _SEGMENT = 5.0
 """Relaxation times of a window in which a direction may settle."""
-
-
-def window_at(rates: np.ndarray, iteration: int, most: int) -> Window | None:
-    """The steps of one learning rate up to a checkpoint.
-
-    Args:
-        rates: η of every step, shape (T,).
-        iteration: Steps taken at the checkpoint.
-        most: Steps of the longest window.
-
-    Returns:
-        The window; None at the start, and where the rate is not constant for `LEAST_STEPS` steps.
-    """
-    for first, last in plateaus_of(rates):
-        if first < iteration <= last:
-            begin = max(first, iteration - most)
-            return Window(begin, iteration, begins=begin == first) if iteration - begin >= LEAST_STEPS else None
-    return None
 
 
 class Work:
@@ -116,12 +96,8 @@ class Work:
 
     def measure(self, part: slice) -> dict[str, np.ndarray]:
         """Noise at some iterates, divided by N."""
-        found = []
-        for iteration in self.iterates[part].tolist():
-            theta = self._trajectory.theta(iteration)
-            noise = noise_along(self._job.basis, self._losses.objective("train", theta), theta, device=self._job.device)
-            found.append(noise * (self._count - 1) / self._count)
-        return {NOISE: np.array(found)}
+        found = noise_at(self._trajectory, self.iterates[part], self._losses, self._job.basis, device=self._job.device)
+        return {NOISE: found}
 
     def tables(self, values: Mapping[str, np.ndarray]) -> dict[str, Table]:
         """Both tables from the noise of all iterates, and the way of the run, which is looked at here."""
@@ -137,7 +113,7 @@ class Work:
         x = coordinates(iterates, count, job.checkpoint.theta, job.basis, device=job.device)
         losses = job.course.loss[window.last + 1 - window.steps : window.last]
         head = {**job.basis_head, "first": window.first, "last": window.last, "begins": window.begins}
-        head["steady"] = bool(losses.std() <= losses.mean() / 2)
+        head["steady"] = is_steady(losses, model.sampling.steps)
         return measure(x, job.basis.eigenvalues, values[NOISE], model, head)
 
 

@@ -1,0 +1,1 @@
+"""Do runs that start at one checkpoint spread as the noisy quadratic model says?"""
