@@ -128,7 +128,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[Any]]:
     keys = {"dtype": "float64", "weight_decay": 0.01, "batch_size": 16, "trajectory": {"stride": 1, "dense": 0}}
     keys |= {"momentum": 0.9, "evaluate_every": 400}
     constant = {"schedule": "constant", "value": 0.02}
-    late = {"schedule": "steps", "value": 0.02, "milestones": (60,), "factor": 0.1}
+    late = {"schedule": "steps", "value": 0.02, "milestones": (75,), "factor": 0.1}
     sections = [
         {"iterations": 1200, "sampling": "reshuffled", "learning_rate": constant},
         {"iterations": 1200, "sampling": "independent", "learning_rate": constant},

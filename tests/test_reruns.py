@@ -22,8 +22,8 @@ LOSSES_ALONE = {"interpolation", "connection", "path", "embedding"}
 # The gradient of a mean is in neither.
 OF_EXAMPLES = {"example_curvature", "noise_crossed"}
 # Of lines of batches N is that of the lines that were searched.
-OF_CHECKPOINTS = {name for name, measure in MEASURES.items() if "checkpoint" in measure.reads} - {"finite_batch"}
-WITH_BASIS = {name for name, measure in MEASURES.items() if "eigenbasis" in measure.reads}
+OF_CHECKPOINTS = {n for n, m in MEASURES.items() if {"checkpoint", "start_checkpoint"} & {*m.reads}} - {"finite_batch"}
+WITH_BASIS = {n for n, m in MEASURES.items() if {"eigenbasis", "start_eigenbasis"} & {*m.reads}}
 
 # File, what is replaced by what in it, and the measures that are measured again for it.
 CHANGES: dict[str, tuple[str, str, str, set[str]]] = {
