@@ -260,7 +260,7 @@ def test_without_its_memory_the_workflow_notices_another_seed(checkout: Checkout
     assert "trajectory/manifest.json was made" not in checkout.listing
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_seed_and_back_computes_nothing_again(checkout: Checkout) -> None:
     run = checkout.path / "results/tiny/runs/a"
     basis = "results/tiny/runs/a/checkpoints/40/eigenbasis/manifest.json"

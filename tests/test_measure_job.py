@@ -17,6 +17,7 @@ from family_cases import family
 from quadscape.errors import StoreError
 from quadscape.measures import MEASURES, SCHEMAS, items
 from quadscape.measures import job as job_module
+from quadscape.measures.declaration import GROUPS
 from quadscape.measures.job import Job
 from quadscape.measures.result import items_directory, open_kept, read_result, table_path
 from quadscape.measures.run import run_measure
@@ -180,7 +181,10 @@ def test_a_job_asked_for_other_files_than_its_own_refuses(root: Path) -> None:
         run_measure(MEASURES["density"], "1", Job("a", [40], options, {}), options, manifest)
 
 
-@pytest.mark.parametrize("name", [name for name, measure in MEASURES.items() if measure.items and name != "parts"])
+@pytest.mark.parametrize(
+    "name",
+    [name for name, measure in MEASURES.items() if measure.items and name != "parts" and measure.of not in GROUPS],
+)
 def test_a_long_measure_goes_on_after_a_kill_with_the_same_result(
     root: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

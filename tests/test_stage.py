@@ -717,7 +717,7 @@ def test_contenders_for_a_stopped_owner(place: Path, undisturbed: Any, repetitio
     for repetition in range(repetitions):
         directory = place / str(repetition)
         stopped = stopped_in(directory, 2, QUICK)
-        contenders = [run(directory, {}, {"heartbeat": 0.02, "stale_after": 0.1}) for _ in range(3)]
+        contenders = [run(directory, {}, {"heartbeat": 0.02, "stale_after": 0.5}) for _ in range(3)]
         assert [contender.outcome() for contender in contenders] == [("done", "")] * 3
         events = [event["event"] for event in read_events(directory)]
         assert events.count("takeover") == 1

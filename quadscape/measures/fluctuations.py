@@ -422,13 +422,26 @@ def band_ratio(
         return BandRatio(value, math.nan, math.nan, count)
     # Neighbouring blocks are put together until each is long enough.
     middle, _, high = student(np.array([group.mean() for group in np.array_split(relative, count)]))
-    half = high - middle
-    if len(noise) > 1:
-        # What is expected is in proportion to a mean over iterates.
-        weights = np.divide(reference, noise.mean(axis=0), out=np.zeros_like(reference), where=noise.mean(axis=0) > 0)
-        middle, _, high = student(noise @ weights)
-        half = math.hypot(half, value * (high - middle) / middle)
+    half = math.hypot(high - middle, value * noise_half(reference, noise))
     return BandRatio(value, value - half, value + half, count)
+
+
+def noise_half(reference: np.ndarray, noise: np.ndarray) -> float:
+    """How uncertain what is expected of a band is, as it is in proportion to a mean over iterates.
+
+    Args:
+        reference: Expected variances, shape (n,).
+        noise: c at several iterates, shape (iterates, n).
+
+    Returns:
+        Half the 95 % interval of the sum of the expected variances, over that sum; 0 for one iterate.
+    """
+    if len(noise) < 2:
+        return 0.0
+    mean = noise.mean(axis=0)
+    weights = np.divide(reference, mean, out=np.zeros_like(mean), where=mean > 0)
+    middle, _, high = student(noise @ weights)
+    return (high - middle) / middle
 
 
 def settling_times(

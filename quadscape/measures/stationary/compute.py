@@ -30,6 +30,7 @@ from quadscape.measures.fluctuations import (
     joined,
     model_of,
     noise_at,
+    noise_half,
     noise_iterates,
     of_directions,
     statistics,
@@ -361,13 +362,5 @@ def variance_ratio(first: Banded, second: Banded, blocks: int) -> tuple[float, f
     without = np.array([[np.delete(values, group).mean() for group in groups] for values in series])
     half = jackknife(0.0, np.log(without[0] / without[1]))[1]
     for band in (first, second):
-        half = math.hypot(half, _noise_half(band))
+        half = math.hypot(half, noise_half(band.expected, band.noise))
     return value, value * math.exp(-half), value * math.exp(half)
-
-
-def _noise_half(band: Banded) -> float:
-    """Half the relative 95 % interval of what is expected of a band, over iterates of the noise; 0 for one iterate."""
-    mean = band.noise.mean(axis=0)
-    weights = np.divide(band.expected, mean, out=np.zeros_like(mean), where=mean > 0)
-    middle, _, high = student(band.noise @ weights)
-    return (high - middle) / middle if len(band.noise) > 1 else 0.0
