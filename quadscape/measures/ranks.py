@@ -107,6 +107,25 @@ def even_bands(values: np.ndarray, count: int) -> np.ndarray:
     return np.clip(np.searchsorted(edges, logs, side="right") - 1, 0, count - 1)
 
 
+def indices_by_band(values: np.ndarray, chosen: np.ndarray, count: int) -> list[np.ndarray]:
+    """The members of bands that are even in the logarithm.
+
+    Args:
+        values: Positive where they are chosen, shape (n,).
+        chosen: Which of them are put into bands, booleans of that shape.
+        count: Number of bands; empty ones are left out.
+
+    Returns:
+        Ascending indices of each band, the smallest values first; one band where all chosen values are equal.
+    """
+    places = np.flatnonzero(chosen)
+    of = values[places]
+    if len(np.unique(of)) < 2:
+        return [places] if len(places) else []
+    band = even_bands(of, count)
+    return [places[band == number] for number in np.unique(band)]
+
+
 @dataclass(frozen=True)
 class RankBands:
     """A partition of the eigenvalues into bands of log rank, of each sign separately.

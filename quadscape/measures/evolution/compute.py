@@ -39,7 +39,7 @@ from quadscape.measures.fluctuations import (
 )
 from quadscape.measures.job import Job
 from quadscape.measures.members import columns_of
-from quadscape.measures.ranks import direction_rows, even_bands
+from quadscape.measures.ranks import direction_rows, indices_by_band
 from quadscape.measures.run_losses import RunLosses
 from quadscape.tables import Table
 from quadscape.theory.stationary import stationary_variance
@@ -224,12 +224,8 @@ def _settled(
 def _banded(table: Table, found: Statistics, noise: np.ndarray, model: Model) -> Table:
     """Bands of positive curvature; without null directions, along which nothing but rounding moves."""
     null = np.abs(table["eigenvalue"]) <= float(table.attributes["zero_threshold"])
-    positive = np.flatnonzero((table["expected"] > 0) & ~null)
-    values = table["curvature"][positive]
     rows: list[dict[str, Any]] = []
-    band = even_bands(values, BANDS) if len(np.unique(values)) > 1 else np.zeros(len(values), dtype=np.int64)
-    for number in np.unique(band).tolist():
-        inside = positive[band == number]
+    for inside in indices_by_band(table["curvature"], (table["expected"] > 0) & ~null, BANDS):
         shown = inside[table["told"][inside]]
         own = shown if len(shown) else inside
         relaxation, curvature = table["relaxation"][own], table["curvature"][own]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from quadscape.measures.interfaces import BasisLike, ObjectiveLike, as_array
-from quadscape.measures.ranks import even_bands
+from quadscape.measures.ranks import indices_by_band
 from quadscape.measures.stationary.declaration import BANDS, PROBES, TILE_COLUMNS
 
 
@@ -21,12 +21,7 @@ def bands_of(eigenvalues: np.ndarray, weight_decay: float, zero: float) -> list[
         Ascending indices of the directions of each band, the flattest band first; at most `BANDS`.
     """
     curvature = eigenvalues + weight_decay
-    positive = np.flatnonzero((curvature > 0) & (np.abs(eigenvalues) > zero))
-    values = curvature[positive]
-    if len(np.unique(values)) < 2:
-        return [positive] if len(positive) else []
-    band = even_bands(values, BANDS)
-    return [positive[band == number] for number in np.unique(band)]
+    return indices_by_band(curvature, (curvature > 0) & (np.abs(eigenvalues) > zero), BANDS)
 
 
 def band_curvatures(
