@@ -20,7 +20,7 @@ from quadscape.errors import DeviceMemoryError, VerificationError
 from quadscape.stage import lock as stage_lock
 from quadscape.stage import run as stage_run
 from quadscape.stage.finished import open_stage, verify_stage
-from quadscape.stage.lock import Lock
+from quadscape.stage.lock import Lock, process_state
 from quadscape.stage.protocol import Needs
 from quadscape.stage.run import run_stage
 from quadscape.store import ArraySpec, fill_value
@@ -319,6 +319,8 @@ def stopped_in(directory: Path, unit: int, protocol: Options | None = None, **ta
     mark = directory.parent / f"mark.{uuid.uuid4().hex}"
     worker = run(directory, {"stop_in": unit, "mark": str(mark), **task}, protocol or PATIENT)
     wait_for(Path(f"{mark}.{unit}").exists)
+    # The mark is written just before: on a busy machine the process would be seen running.
+    wait_for(lambda: (process_state(worker.process.pid) or ("T",))[0] in {"T", "t"})
     for path in directory.parent.glob(f"{mark.name}.*"):
         path.unlink()
     return worker
