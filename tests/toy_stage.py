@@ -320,7 +320,7 @@ def stopped_in(directory: Path, unit: int, protocol: Options | None = None, **ta
     worker = run(directory, {"stop_in": unit, "mark": str(mark), **task}, protocol or PATIENT)
     wait_for(Path(f"{mark}.{unit}").exists)
     # The mark is written just before: on a busy machine the process would be seen running.
-    wait_for(lambda: (process_state(worker.process.pid) or ("T",))[0] in {"T", "t"})
+    wait_for(lambda: (process_state(worker.process.pid or 0) or ("T",))[0] in {"T", "t"})
     for path in directory.parent.glob(f"{mark.name}.*"):
         path.unlink()
     return worker
