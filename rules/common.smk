@@ -28,6 +28,7 @@ from quadscape.cluster.snakemake_shell import (
     tell_protected_outputs,
     written_files,
 )
+from quadscape.planning.outdated import outdated
 from quadscape.planning.targets import Targets, measure_rules
 from quadscape.provenance.versions import (
     CHECKPOINT_VERSION,
@@ -91,6 +92,7 @@ if workflow.is_main_process:
             *targets.parts_of(forced),
             *targets.outgrown(),
             *keeping.outdated(),
+            *outdated(targets),
         ],
     )
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,32 @@ def test_without_its_memory_the_workflow_notices_another_seed(checkout: Checkout
     assert "was made for something else" in output
     assert not checkout.plan("results/tiny/figures/learning_curves.svg")
     assert "trajectory/manifest.json was made" not in checkout.listing
+
+
+@pytest.mark.slow
+def test_without_its_memory_the_workflow_notices_other_options_of_a_measure(checkout: Checkout) -> None:
+    """What figures were drawn from they say themselves; a table that someone removed is no reason to measure again."""
+    overlap = "results/tiny/figures/eigenvector_overlap.svg"
+    manifest = next((checkout.path / "results/tiny/tables/overlap/a/0-40").glob("manifest-*.json"))
+    kept = manifest.read_bytes()
+    manifest.unlink()
+    _forget(checkout)
+    assert not checkout.plan()
+    manifest.write_bytes(kept)
+    at_first = TINY["measures"]
+    checkout.configure(measures={**at_first, "overlap": {"bands": 7}})
+    planned = checkout.plan(overlap)
+    assert planned == Counter(measure_overlap=1, draw_figure=1)
+    planned = checkout.plan()
+    assert planned["measure_overlap"] == 1
+    assert planned["write_findings"] == 1
+    code, output = checkout.snakemake(overlap)
+    assert code == 0, output
+    _forget(checkout)
+    assert not checkout.plan(overlap)
+    # Set back, the tables are there, and older than the figure.
+    checkout.configure(measures=at_first)
+    assert checkout.plan(overlap) == Counter(draw_figure=1)
 
 
 @pytest.mark.long
