@@ -48,9 +48,10 @@ gallery tiny:
 test: install-dev  ## every test
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder
 
-# What `make test` leaves out for its length; some twenty minutes on two cores.
+# What `make test` leaves out for its length, some twenty minutes on two cores, and all tests on SLURM.
 test-long: install-dev  ## every network of the zoo, and many more random cases: kills, damaged files and folders
 	QUADSCAPE_LONG=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(CORES) -m long
+	QUADSCAPE_LONG=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/slurm
 
 # As root; installs Debian's packages of SLURM where they are missing, and is skipped, with the reason, where it cannot.
 test-slurm: install-dev  ## the workflow on a real SLURM, which is started and stopped on this machine

@@ -13,6 +13,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1300)]
 
 # Three rules in one job, and not one only.
 IN_A_GROUP = {"preemption", "out of memory", "head killed"}
+# What SLURM and the jobs do is that of "preemption", which puts a job back, and of "controller time limit".
+LONG = {"requeue", "controller preemption"}
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +25,19 @@ def scenarios(
     if any("colleague" in getattr(item, "fixturenames", ()) for item in request.session.items):
         request.getfixturevalue("colleague")
     pool = Pool(cluster, cluster.slots[:SLOTS], prepared, tmp_path_factory.mktemp("events"))
-    chosen = {item.callspec.params["event"] for item in request.session.items if hasattr(item, "callspec")}
+    chosen = {
+        item.callspec.params["event"]
+        for item in request.session.items
+        if hasattr(item, "callspec") and item.get_closest_marker("skip") is None
+    }
     order = sorted(chosen, key=lambda event: (event not in LONGEST, event))
     yield {event: pool.submit(event, CURVATURE if event in IN_A_GROUP else TRAINING, seed=1) for event in order}
     pool.close()
 
 
-@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize(
+    "event", [pytest.param(event, marks=[pytest.mark.long] if event in LONG else []) for event in EVENTS]
+)
 def test_event(scenarios: dict[str, Future[Record]], event: str) -> None:
     try:
         record = scenarios[event].result()
