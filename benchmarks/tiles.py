@@ -48,13 +48,14 @@ class CountedBasis(StoredBasis):
         return found
 
 
-def written_basis(folder: Path, size: int, seed: int) -> CountedBasis:
-    """Writes I − 2uuᵀ, float32, with u a random unit vector.
+def written_basis(folder: Path, size: int, seed: int, dtype: str = "float32") -> CountedBasis:
+    """Writes I − 2uuᵀ, with u a random unit vector.
 
     Args:
         folder: Where to.
         size: n.
         seed: Of u.
+        dtype: Of the vectors.
 
     Returns:
         The basis as it is read from there; its `unit` is u.
@@ -62,8 +63,8 @@ def written_basis(folder: Path, size: int, seed: int) -> CountedBasis:
     unit = np.random.default_rng(seed).standard_normal(size)
     unit /= np.linalg.norm(unit)
     block = min(_FILE_COLUMNS, -(-size // 16) * 16)
-    values, vectors = basis_specs(size, "float32", block)
-    matrix = np.multiply.outer(-2 * unit.astype(np.float32), unit.astype(np.float32))
+    values, vectors = basis_specs(size, dtype, block)
+    matrix = np.multiply.outer(-2 * unit.astype(dtype), unit.astype(dtype))
     matrix[np.diag_indices(size)] += 1
     write_store(folder / "store.zarr", [(values, np.zeros(size)), (vectors, matrix)], {})
     return CountedBasis(folder, unit)

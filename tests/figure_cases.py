@@ -1,7 +1,7 @@
 """Tables of a plausible experiment, made by the probes themselves from planted spectra, lines and gradients."""
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from identified_cases import plausible
@@ -21,14 +21,16 @@ from quadscape.measures.batch_hessians.declaration import BROADENED, PAIRS
 from quadscape.measures.curves import compute as curves
 from quadscape.measures.density import compute as density
 from quadscape.measures.evolution import compute as evolution
+from quadscape.measures.evolution.drops import side, table_of
 from quadscape.measures.example_curvature.declaration import CURVATURES
 from quadscape.measures.example_curvature.declaration import EXAMPLES as EXAMPLE_IMAGES
 from quadscape.measures.final_test import compute as final_test
 from quadscape.measures.finite_batch import compute as finite_batch
-from quadscape.measures.fluctuations import Model
+from quadscape.measures.fluctuations import Model, Window
 from quadscape.measures.gradients import compute as gradients
 from quadscape.measures.independence import compute as independence
 from quadscape.measures.interfaces import as_array
+from quadscape.measures.leakage import compute as leakage
 from quadscape.measures.line_forms import compute as line_forms
 from quadscape.measures.line_search import compute as line_search
 from quadscape.measures.line_search.declaration import EXAMPLES
@@ -178,21 +180,28 @@ def crossed_table(eigenvalues: np.ndarray, head: dict) -> Table:
 
 
 def way_tables(eigenvalues: np.ndarray, head: dict) -> dict[str, Table]:
-    """Coordinates of a noisy quadratic from far away, which stand still where there is no minimum."""
+    """Coordinates of a noisy quadratic from far away, still where there is no minimum; then the rate falls."""
     rule, sampling, steps = Momentum(0.05, 0.9), Sampling(COUNT, max(1, COUNT // 16), reshuffled=False), 600
     curvature = eigenvalues + head["weight_decay"]
     stable = rule.is_stable(curvature)
     noise = 1e-2 * np.abs(curvature) ** 1.5 + 1e-9
     generator = np.random.default_rng(int(head["iteration"]))
     x, v, rows = np.full(len(curvature), 5.0), np.zeros(len(curvature)), []
-    for _ in range(steps + 1):
+    lower = replace(rule, rate=rule.rate / 4)
+    for step in range(2 * steps + 1):
         rows.append(x)
         xi = np.sqrt(sampling.variance * noise) * generator.standard_normal(len(curvature))
         v = rule.momentum * v + np.where(stable, curvature * x, 0.0) + xi
-        x = x - rule.rate * v
+        x = x - (rule if step < steps else lower).rate * v
     model = Model(rule, sampling, head["weight_decay"], steps // 2 + 1)
     where = {"first": 0, "last": steps, "begins": True, "steady": True}
-    tables = evolution.measure(np.array(rows), eigenvalues, np.tile(noise, (16, 1)), model, head | where)
+    noises, sides = np.tile(noise, (16, 1)), []
+    for one, first in ((rule, 0), (lower, steps)):
+        own, window = np.array(rows[first : first + steps + 1]), Window(first, first + steps, begins=True)
+        losses = 1 + own[-model.steps : -1] ** 2 @ np.where(stable, curvature, 0.0) / 2
+        sides.append(side(own, window, replace(model, rule=one), noises, losses, steady=True))
+    tables = evolution.measure(np.array(rows[: steps + 1]), eigenvalues, noises, model, head | where)
+    tables["evolution_drops"] = table_of([(sides[0], sides[1])], eigenvalues, tables["evolution"].attributes)
     return tables | posterior.measure(tables["evolution"], tables["evolution_bands"])
 
 
@@ -267,7 +276,9 @@ def pair_tables(size: int, run: str, first: int, second: int, angle: float, **op
     turning = (vectors, turned(vectors, angle, second))
     bases = [PlainBasis(of, q, 1e-5 * of[0]) for of, q in zip(values, turning, strict=True)]
     head = {"run": run, "iteration_a": first, "iteration_b": second}
-    return overlap.measure(*bases, 60, head)
+    variances = tuple(np.abs(of) + 1e-3 * of[0] for of in values)
+    leaked = leakage.measure(*bases, (variances[0], variances[1]), head | {"zero_threshold": 1e-5})
+    return overlap.measure(*bases, 60, head) | leaked
 
 
 def memory_tables(run: str) -> dict[str, Table]:

@@ -523,7 +523,7 @@ def samplings(agree: bool) -> Planted:
 def fluctuations(exponent: float, ratio: float) -> Planted:
     """Ten stationary bands above the crossover, and forty directions of them."""
     curvature, head = np.geomspace(10, 0.5, 10), {"iteration": 2000, "first": 0, "last": 2000, "steady": True}
-    head |= {"epoch": 20.0, "sampling": "reshuffled"}
+    head |= {"epoch": 20.0, "sampling": "reshuffled", "energy": 0.01, "energy_expected": 0.012}
     variance = curvature**exponent * np.exp(0.02 * np.sin(np.arange(10)))
     bands = {
         "curvature": curvature,

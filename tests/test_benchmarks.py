@@ -23,6 +23,7 @@ import benchmarks.scale
 import benchmarks.scaling
 import benchmarks.tiles
 import benchmarks.topk
+import benchmarks.trajectory
 from benchmarks import peers, setting
 from quadscape.config.sections import CNN
 from quadscape.curvature import projections
@@ -195,6 +196,16 @@ def test_tiles(capsys: pytest.CaptureFixture[str]) -> None:
     matrix = 4 * 75**2 / 1e9
     read = [row["read_gb"] for row in summary["products"].values()]
     assert read == pytest.approx([2 * matrix, matrix, matrix])
+
+
+def test_trajectory(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = benchmarks.trajectory.main(["--n", "75", "--rows", "20", "--rounds", "2"])
+    assert last_json(capsys) == summary
+    assert {row["basis"] for row in summary["passes"]} == {"float32", "float64"}
+    for row in summary["passes"]:
+        assert row["share"] == pytest.approx(row["gflops"] / summary["gemm_gflops"])
+        assert row["gflops"] == pytest.approx(2 * 20 * 75**2 / row["seconds"] / 1e9)
+        assert 0 <= row["error"] < {"float32": 2e-6, "float64": 1e-12}[row["basis"]]
 
 
 def test_wrong_products_show_as_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,12 @@ from results import PLACES, small_experiment
 from tests.experiments import SMALL
 
 STAGES = ["prepare_data", "training", "extract_checkpoint", "hessian_shard", "hessian", "gauss_newton", "eigenbasis"]
-# Of a Gauss–Newton matrix, which is not asked for, and of subsets of the data, of which there are none.
+# Without those of a Gauss–Newton matrix, which is not asked for, of subsets of the data, of which there are none, and
+# what is off unless it is asked for.
 STAGES += [
     f"measure_{name}"
     for name, measure in MEASURES.items()
-    if name != "parts" and measure.of not in GROUPS and not measure.reads_subsets
+    if name != "parts" and measure.of not in GROUPS and not measure.reads_subsets and measure.by_default
 ]
 
 

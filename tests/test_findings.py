@@ -282,6 +282,9 @@ def test_median_intervals_cover() -> None:
     assert 0.95 <= covered <= 0.98
     assert math.isnan(estimates.median_estimate(np.ones(5), "x").low)
     assert not math.isnan(estimates.median_estimate(np.ones(6), "x").low)
+    # Of so many that 2ⁿ is no float: the normal approximation of ranks.
+    many = estimates.median_estimate(np.arange(5001.0), "x")
+    assert (many.low, many.high) == (2500 - 70, 2500 + 70)
 
 
 def test_time_means_cover_for_correlated_series() -> None:

@@ -101,7 +101,8 @@ class Reference:
         for read in MEASURES.keys() & set(measure.reads):
             # What it reads of another measure: as that was when its label was given.
             for table, content in self.expected(read, locked()[read]["label"]).items():
-                content.write(table_path(inputs[read][0], table))
+                for manifest in inputs[read]:  # of a pair those of both checkpoints, which here are one
+                    content.write(table_path(manifest, table))
         options = targets.options(name, RUN) | SHORTER.get(name, {})
         job = Job(RUN, iterations, options, inputs, device="cpu", log=lambda _: None)
         if name in KEEPING:

@@ -1,6 +1,8 @@
 """The way of a run along eigenvectors: noisy bowls, simulated and trained by the trainer itself."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ from torch import nn
 
 from quadscape.config.sections import Custom
 from quadscape.data.sets import DataSet
-from quadscape.measures.evolution.compute import measure
+from quadscape.findings.evolution import statements
+from quadscape.measures.evolution.compute import NOISE, Work, measure
+from quadscape.measures.evolution.drops import Side, adjoining, drop, side, table_of
 from quadscape.measures.fluctuations import (
     Model,
     Window,
@@ -27,9 +31,10 @@ from quadscape.measures.fluctuations import (
     window_at,
     window_iterates,
 )
+from quadscape.measures.job import Job
 from quadscape.theory.batches import Sampling
 from quadscape.theory.momentum import Momentum
-from quadscape.theory.stationary import stationary_variance, structure_function
+from quadscape.theory.stationary import stationary_variance, structure_function, window_variance
 from quadscape.training.task import TrainingTask
 
 CURVATURES = np.array([30.0, 8.0, 2.0, 0.6, 0.2, 0.07])
@@ -92,6 +97,132 @@ def true_settling(rule: Momentum, table: Any, start: float) -> np.ndarray:
     slow = start * (matrix[:, 0, 0] - roots[:, 1]) / (roots[:, 0] - roots[:, 1])
     amplitude = np.where(roots[:, 0].imag != 0, 2, 1) * np.abs(slow)
     return table["relaxation"] * np.log(amplitude / np.sqrt(table["variance"]))
+
+
+def fallen(
+    rules: tuple[Momentum, Momentum], sampling: Sampling, curvature: np.ndarray, steps: int, seed: int
+) -> tuple[Side, Side, np.ndarray]:
+    """Both sides of a decrease after so many steps at each of two rates, and c; losses are those of the bowl."""
+    from quadscape.training.batches import Batches
+
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal((sampling.examples, len(curvature)))
+    values -= values.mean(axis=0)
+    kind = "reshuffled" if sampling.reshuffled else "independent"
+    batches = Batches(sampling.examples, sampling.batch, sampling.remainder, seed, kind)
+    x, v, found = np.zeros(len(curvature)), np.zeros(len(curvature)), []
+    for step in range(2 * steps):
+        found.append(x)
+        rule = rules[step >= steps]
+        v = rule.momentum * v + curvature * x + values[batches.batch(step)].mean(axis=0)
+        x = x - rule.rate * v
+    way, c = np.array([*found, x]), values.var(axis=0)
+    sides = []
+    for rule, first in zip(rules, (0, steps), strict=True):
+        model, own = Model(rule, sampling, 0.0, steps // 2 + 1), way[first : first + steps + 1]
+        losses = 2.0 + own[-model.steps : -1] ** 2 @ curvature / 2
+        window = Window(first, first + steps, begins=True)
+        sides.append(side(own, window, model, np.tile(c, (16, 1)), losses, steady=True))
+    return sides[0], sides[1], c
+
+
+@pytest.mark.parametrize("sampling", [Sampling(200, 10), Sampling(90, 16, reshuffled=False)], ids=str)
+def test_a_decrease_in_a_simulated_bowl(sampling: Sampling) -> None:
+    """The drop is what theory expects within its standard error, and that of the loss, which here is nothing else."""
+    rules, curvature = (Momentum(0.2, 0.9), Momentum(0.05, 0.9)), np.repeat(np.geomspace(12.0, 0.8, 20), 3)
+    rows = []
+    for seed in range(12):
+        before, after, c = fallen(rules, sampling, curvature, 1600, seed)
+        rows.append(drop(before, after, curvature, 0.0))
+        row = rows[-1]
+        assert row["told"]
+        assert (row["count"], row["decrease"]) == (60, 1600)
+        assert row["blocks"] >= 10
+        energies = [(curvature * window_variance(rule, sampling, curvature, c, 801)).sum() / 2 for rule in rules]
+        assert row["expected"] == pytest.approx(energies[0] - energies[1], rel=1e-9)
+    found = {name: np.array([row[name] for row in rows]) for name in ("drop", "drop_low", "drop_high", "expected")}
+    loss = {name: np.array([row[name] for row in rows]) for name in ("loss", "loss_low", "loss_high")}
+    error = found["drop"] - found["expected"]
+    assert abs(error.mean()) < 4 * error.std() / math.sqrt(len(error))
+    assert error.std() < 0.15 * found["expected"].mean()
+    assert ((found["drop_low"] <= found["expected"]) & (found["expected"] <= found["drop_high"])).sum() >= 9
+    # A mean of squares, about 0 instead of a line: the same drop but for what the line takes.
+    np.testing.assert_allclose(loss["loss"], found["drop"], rtol=0.1)
+    assert ((loss["loss_low"] <= found["expected"]) & (found["expected"] <= loss["loss_high"])).sum() >= 8
+    # It could fail: nothing like it with the noise of another batch size.
+    other = replace(sampling, batch=2 * sampling.batch)
+    wrong = [one._replace(model=replace(one.model, sampling=other)) for one in (before, after)]
+    less = drop(wrong[0], wrong[1], curvature, 0.0)
+    assert less["expected"] < less["drop_low"]
+
+
+def test_drops_of_which_nothing_is_told() -> None:
+    rules, curvature = (Momentum(0.2, 0.9), Momentum(0.05, 0.9)), np.array([4.0, 1.0, 0.01, 0.0, -1.0])
+    sampling = Sampling(200, 10)
+    before, after, _ = fallen(rules, sampling, np.abs(curvature), 1600, 0)
+    row = drop(before, after, curvature, 0.0)
+    assert (row["told"], row["count"], row["lowest"]) == (True, 2, 1.0)
+    assert not drop(before._replace(steady=False), after, curvature, 0.0)["told"]
+    assert not drop(before, after._replace(noise=after.noise[:15]), curvature, 0.0)["told"]
+    assert math.isnan(drop(before, after._replace(noise=after.noise[:1]), curvature, 0.0)["expected_low"])
+    flat = drop(before, after, np.full(5, 1e-3), 0.0)
+    assert (flat["told"], flat["count"], flat["blocks"]) == (False, 0, 0)
+    assert math.isnan(flat["drop"])
+    assert math.isfinite(flat["loss"])
+    assert drop(before, after, curvature, 2.0)["count"] == 1
+    table = table_of([(before, after)], curvature, {"run": "a", "iteration": 1600, "zero_threshold": 0.0})
+    assert table["rate_before"].tolist() == [0.2]
+    assert not len(table_of([], curvature, {"zero_threshold": 0.0}))
+
+
+def test_findings_on_decreases() -> None:
+    rules, sampling = (Momentum(0.2, 0.9), Momentum(0.05, 0.9)), Sampling(200, 10)
+    curvature = np.repeat(np.geomspace(12.0, 0.8, 20), 3)
+    before, after, c = fallen(rules, sampling, curvature, 1600, 3)
+    head = {"run": "a", "iteration": 1600, "zero_threshold": 0.0, "first": 0, "last": 1600, "begins": True}
+    rows = np.zeros((1601, 60))
+    ways = measure(rows, curvature, np.tile(c, (16, 1)), before.model, head | {"steady": True})
+
+    def said(*pairs: tuple[Side, Side], iteration: int = 1600) -> list[Any]:
+        tables = {name: [table] for name, table in ways.items()}
+        tables["evolution_drops"] = [table_of([pair], curvature, head | {"iteration": iteration}) for pair in pairs]
+        return [one for one in statements(tables) if "learning rate falls" in one.claim]
+
+    (found,) = said((before, after))
+    row = drop(before, after, curvature, 0.0)
+    assert (found.value, found.low, found.high) == (row["drop"], row["drop_low"], row["drop_high"])
+    assert "iteration 1,600 the learning rate falls from 0.200 to 0.0500" in found.claim
+    assert "as expected" in found.claim
+    # One sentence of a decrease that two checkpoints adjoin, whatever the other one says.
+    assert len(said((before, after), (before, after))) == 1
+    # Other noise than was measured, either way.
+    for factor, side_ in ((4.0, "less;"), (0.25, "more;")):
+        other = [one._replace(noise=factor * one.noise) for one in (before, after)]
+        assert side_ in said((other[0], other[1]))[0].claim
+    unsteady = said((before._replace(steady=False), after))[0]
+    assert math.isnan(unsteady.value)
+    assert "not steady" in unsteady.claim
+    (none,) = said()
+    assert math.isnan(none.value)
+    assert "no decrease of the learning rate adjoins" in none.claim
+
+
+def test_windows_beside_decreases() -> None:
+    rates = np.repeat([0.1, 0.01, 0.02, 0.001], [100, 60, 50, 8])
+
+    def beside(iteration: int, most: int = 2000) -> list[tuple[Window, Window]]:
+        window = window_at(rates, iteration, most)
+        assert window is not None
+        return adjoining(rates, window, most)
+
+    assert beside(50) == []
+    assert beside(100) == [(Window(0, 100, begins=True), Window(100, 160, begins=True))]
+    assert beside(150) == [(Window(0, 100, begins=True), Window(100, 150, begins=True))]
+    # Too far from the decrease to reach back to it.
+    assert beside(150, 40) == []
+    assert beside(120, 40) == [(Window(60, 100, begins=False), Window(100, 120, begins=True))]
+    # The rate rises before, and too few steps come after.
+    assert beside(210) == []
 
 
 def measured(x: np.ndarray, curvature: np.ndarray, c: np.ndarray, rule: Momentum, sampling: Sampling) -> dict[str, Any]:
@@ -268,6 +399,54 @@ def test_a_bowl_that_the_trainer_descends(tmp_path: Any, sampling: str) -> None:
     assert (bands["ratio_low"] < 1.05)[np.isfinite(bands["ratio_low"])].all()
 
 
+@pytest.mark.parametrize("stride", [1, 10])
+def test_a_decrease_that_the_trainer_makes(tmp_path: Any, stride: int) -> None:
+    """Of a checkpoint at the decrease, and one after it: in items, with the same numbers in either's row."""
+    data = write_random_data(tmp_path / "data.zarr", counts=(150, 20, 20))
+    keys = {
+        "dtype": "float64",
+        "weight_decay": 0.01,
+        "batch_size": 20,
+        "momentum": 0.9,
+        "trajectory": {"stride": stride, "dense": 0},
+        "evaluate_every": 2000,
+    }
+    rate = {"schedule": "steps", "value": 0.04, "milestones": (1000,), "factor": 0.5}
+    run = make_run(iterations=2000, learning_rate=rate, **keys)
+    _, trajectory = train(tmp_path / "run", run, data, BOWL, loss="squared_error", task=TrainingTask)
+    basis, tables = PlainBasis(CURVATURES, np.eye(len(CURVATURES))), {}
+    basis.zero_threshold = 0.0
+    for iteration in (500, 1000, 2000):
+        options = {"iterates": 1000, "dtype": "float64"}
+        inputs = {"data": [data], "trajectory": [tmp_path / "run" / "manifest.json"]}
+        job = Job("a", [iteration], options, inputs, device="cpu", log=lambda _: None)
+        head = {"run": "a", "iteration": iteration, "weight_decay": 0.01}
+        job.__dict__ |= {"bases": (basis,), "head": head}
+        job.__dict__["checkpoint"] = SimpleNamespace(theta=trajectory.theta(iteration))
+        work = Work(job)
+        assert work.items == (16 if iteration == 500 else 32)
+        parts = [work.measure(slice(first, min(first + 9, work.items))) for first in range(0, work.items, 9)]
+        tables[iteration] = work.tables({NOISE: np.concatenate([part[NOISE] for part in parts])})
+    assert not len(tables[500]["evolution_drops"])
+    first, second = (tables[iteration]["evolution_drops"] for iteration in (1000, 2000))
+    assert first["decrease"].tolist() == second["decrease"].tolist() == [1000]
+    for name, values in first.columns.items():
+        np.testing.assert_allclose(values, second[name], rtol=1e-9, err_msg=name)
+    row = {name: values[0] for name, values in second.columns.items()}
+    assert row["told"]
+    assert (row["window_before"], row["window_after"], row["count"]) == (501, 501, 5)
+    half = (row["drop_high"] - row["drop_low"]) / 2
+    assert abs(row["drop"] - row["expected"]) < 2 * half
+    assert row["expected"] > 0
+    # The bowl's loss is the energy, a constant, and noise of the batches whose mean over an epoch is none.
+    losses = trajectory.curves().loss
+    if stride == 1:
+        squares = np.array([np.square(theta).sum() for theta in trajectory.iterates(0, 1999)])
+        losses = losses + 0.01 / 2 * squares
+        assert row["loss"] == pytest.approx(losses[500:1000].mean() - losses[1500:2000].mean(), rel=1e-12)
+    assert row["loss_low"] < row["drop"] < row["loss_high"]
+
+
 @pytest.mark.parametrize(
     ("keys", "reason"),
     [
@@ -277,8 +456,6 @@ def test_a_bowl_that_the_trainer_descends(tmp_path: Any, sampling: str) -> None:
     ],
 )
 def test_where_the_model_does_not_hold(keys: dict[str, Any], reason: str) -> None:
-    from types import SimpleNamespace
-
     from quadscape.config.sections import Training
 
     training = Training.model_validate({"iterations": 10, **keys})

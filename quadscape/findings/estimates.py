@@ -51,7 +51,9 @@ def median_estimate(values: np.ndarray, over: str, unit: str = "1") -> Estimate:
     value, tail, place = float(np.median(ordered)), 0.5**count, 0
     while tail <= 0.025:
         place += 1
-        tail += math.comb(count, place) * 0.5**count
+        # By logarithms: of a thousand values neither factor is a float.
+        chosen = math.lgamma(count + 1) - math.lgamma(place + 1) - math.lgamma(count - place + 1)
+        tail += math.exp(chosen - count * math.log(2))
     if not place:
         return Estimate.alone(value, f"median of {count} {over}: too few for an interval", unit)
     text = f"95 %, order statistics, over {count} {over}"

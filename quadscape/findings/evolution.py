@@ -28,6 +28,8 @@ LEAST_BANDS = 4
 
 _CROSSOVER, _DISCRETE = "variance-crossover", "discrete-time-variance"
 
+_OVER_BLOCKS = "95 %, Student's t over blocks of time of both windows"
+
 _SHARES = "95 %, Wilson's, bands as if independent"
 
 
@@ -35,18 +37,20 @@ def statements(tables: Tables) -> list[Statement]:
     """Findings of all checkpoints.
 
     Args:
-        tables: `evolution` and `evolution_bands`.
+        tables: `evolution`, `evolution_bands` and `evolution_drops`.
 
     Returns:
         Statements, by run.
     """
     found: list[Statement] = []
     ways = {(run.run, reading.iteration_of(of)): of for run in reading.runs_of(tables, MEASURE) for of in run.tables}
+    drops = {run.run: run for run in reading.runs_of(tables, "evolution_drops")}
     for run in reading.runs_of(tables, "evolution_bands"):
         for bands in run.tables:
             found += _fluctuations(run, bands)
             way = ways.get((run.run, reading.iteration_of(bands)))
-            found += [] if way is None else _settling(run, way)
+            found += [] if way is None else [*_settling(run, way), *_energy(run, way)]
+        found += _drops(run, drops.get(run.run))
         found += _published(run, ways)
     first = next((place for place, one in enumerate(found) if one.primary), None)
     return [replace(one, primary=place == first) for place, one in enumerate(found)]
@@ -119,6 +123,62 @@ def _published(run: RunTables, ways: Mapping[tuple[str, int], Table]) -> list[St
     text = "Above the crossover, where directions relax within an epoch, variances grow as curvature to the "
     text += number(exponent.value)
     return [*found, compared(_CROSSOVER, text, exponent, run.setting, **place)]
+
+
+def _drops(run: RunTables, drops: RunTables | None) -> list[Statement]:
+    """What fluctuations add to the loss before and after every decrease of the learning rate that is seen."""
+    if drops is None:
+        why = "no decrease of the learning rate adjoins the window of a checkpoint"
+        text = f"How much of the loss goes with the fluctuations when the learning rate falls cannot be told: {why}"
+        return [described(text, Estimate.alone(np.nan, why, "loss"), measure=MEASURE, run=run.run)]
+    # A checkpoint at a decrease sees what one behind it sees, and nearer.
+    nearest: dict[int, tuple[Table, int]] = {}
+    for table in drops.tables:
+        for row in np.argsort(table["decrease"], kind="stable").tolist():
+            nearest.setdefault(int(table["decrease"][row]), (table, row))
+    return [_drop(run, table, row) for _, (table, row) in sorted(nearest.items())]
+
+
+def _drop(run: RunTables, table: Table, row: int) -> Statement:
+    """One decrease."""
+    place = reading.place(MEASURE, run, table)
+    own = {name: values[row] for name, values in table.columns.items()}
+    rates = " to ".join(number(float(own[f"rate_{when}"])) for when in ("before", "after"))
+    text = f"At iteration {int(own['decrease']):,} the learning rate falls from {rates}"
+    if not own["told"]:
+        why = "no direction has 20 relaxation times on both sides"
+        if own["count"]:
+            why = "the loss is not steady on both sides, or its noise is known at fewer than 16 iterates"
+        text += f"; how much of the loss goes with the fluctuations is not told, as {why}"
+        return described(text, Estimate.alone(np.nan, why, "loss"), **place)
+    drop, expected, loss = (
+        reading.estimate(table, name, row, _OVER_BLOCKS, "too few blocks of time", "loss")
+        for name in ("drop", "expected", "loss")
+    )
+    half = float(np.hypot(drop.high - drop.value, expected.high - expected.value))
+    apart = drop.value - expected.value
+    side = "as expected within both intervals" if abs(apart) <= half else "more" if apart > 0 else "less"
+    text += (
+        f"; along the {int(own['count']):,} directions that come to rest on both sides fluctuations then take "
+        f"{number(drop.value)} less of the loss, where the noisy quadratic model expects {number(expected.value)} "
+        f"({number(expected.low)} to {number(expected.high)}): {side}; the loss of batches falls by "
+        f"{number(loss.value)} in all"
+    )
+    return described(text, drop, **place)
+
+
+def _energy(run: RunTables, table: Table) -> list[Statement]:
+    """What fluctuations take of the loss on a plateau."""
+    count, place = int(np.count_nonzero(table["told"])), reading.place(MEASURE, run, table)
+    if not count:
+        return []
+    measured, model = (float(table.attributes[name]) for name in ("energy", "energy_expected"))
+    text = (
+        f"Fluctuations along the {count:,} directions that are told take {number(measured)} of the loss, where the "
+        f"noisy quadratic model expects {number(model)}"
+    )
+    why = "a sum over directions of different relaxation times has no blocks"
+    return [described(text, Estimate.alone(measured, why, "loss"), **place)]
 
 
 def _settling(run: RunTables, table: Table) -> list[Statement]:

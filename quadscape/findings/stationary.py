@@ -8,6 +8,7 @@ from quadscape.findings import reading
 from quadscape.findings.numbers import number, times
 from quadscape.findings.reading import RunTables, Tables
 from quadscape.findings.statement import Estimate, Statement, compared, described, untestable
+from quadscape.measures.temperature import PRIOR, changes
 from quadscape.tables import Table
 
 MEASURE = "stationary"
@@ -16,9 +17,6 @@ PRIMARY = ""
 """The primary finding is of how many bands the interval covers the model, which is no published result."""
 
 ROW = "reshuffled-spreads-less"
-
-PRIOR = 10.0
-"""λ̃ over weight decay below which the posterior is mostly prior."""
 
 LEAST_BANDS = 3
 """Bands below which no crossing is counted."""
@@ -72,7 +70,7 @@ def _temperature(run: RunTables, table: Table) -> list[Statement]:
     if len(told) < LEAST_BANDS:
         return []
     told = Table(told.schema, {key: of[np.argsort(told["curvature"])] for key, of in told.columns.items()}, {})
-    measured, expected = (_changes(told[name]) for name in ("temperature", "temperature_expected"))
+    measured, expected = (changes(told[name]) for name in ("temperature", "temperature_expected"))
     text = (
         f"Between curvatures {number(float(told['lowest'][0]))} and {number(float(told['highest'][-1]))} the variance "
     )
@@ -85,11 +83,6 @@ def _temperature(run: RunTables, table: Table) -> list[Statement]:
     text += f"flattest of these bands and {number(float(told['temperature'][-1]))} in the steepest"
     estimate = Estimate.alone(measured, "a count over bands")
     return [described(text, estimate, measure=MEASURE, run=run.run)]
-
-
-def _changes(ratio: np.ndarray) -> int:
-    """How often bands in order of curvature lie on the other side of 1 than the one before."""
-    return int(np.count_nonzero(np.diff((ratio > 1).astype(int))))
 
 
 def _pairs(run: RunTables, pairs: Table | None) -> list[Statement]:

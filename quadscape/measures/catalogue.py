@@ -18,6 +18,7 @@ from quadscape.measures.identified.declaration import MEASURE as IDENTIFIED
 from quadscape.measures.independence.declaration import MEASURE as INDEPENDENCE
 from quadscape.measures.interpolation.declaration import MEASURE as INTERPOLATION
 from quadscape.measures.layers.declaration import MEASURE as LAYERS
+from quadscape.measures.leakage.declaration import MEASURE as LEAKAGE
 from quadscape.measures.line_forms.declaration import MEASURE as LINE_FORMS
 from quadscape.measures.line_search.declaration import MEASURE as LINE_SEARCH
 from quadscape.measures.localisation.declaration import MEASURE as LOCALISATION
@@ -59,6 +60,7 @@ _ALL = (
     LOCALISATION,
     OVERLAP,
     IDENTIFIED,
+    LEAKAGE,
     RUGGEDNESS,
     FRACTAL,
     LAYERS,

@@ -35,6 +35,24 @@ BAND_SIZE = (
     Column("eigenvalue", "loss / parameter²", "Median eigenvalue of the band."),
 )
 
+
+def curvature_band(where: str = "") -> tuple[Column, ...]:
+    """Columns of one band even in log λ̃.
+
+    Args:
+        where: Of which point the curvatures are, in words.
+
+    Returns:
+        curvature, lowest, highest and count.
+    """
+    return (
+        Column("curvature", "loss / parameter²", f"Geometric mean of λ̃ over the band{where}."),
+        Column("lowest", "loss / parameter²", f"Smallest λ̃ of the band{where}."),
+        Column("highest", "loss / parameter²", f"Largest λ̃ of the band{where}."),
+        Column("count", "1", "Eigenvectors in the band.", "int"),
+    )
+
+
 MEMBER = (
     Column("run", "1", "Place of the member in the family, from 0.", "int"),
     Column("cell", "1", "Labels of the member on all axes that do more than change the seed.", "str"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from quadscape.config.sections import SGD
+from quadscape.measures.costs import NOISE_ITERATES
 from quadscape.measures.interfaces import BasisLike
 from quadscape.measures.intervals import student
 from quadscape.measures.sharpness.iterates import plateaus_of
@@ -23,9 +24,6 @@ from quadscape.theory.stationary import stationary_variance, structure_function,
 if TYPE_CHECKING:
     from quadscape.measures.run_losses import RunLosses
     from quadscape.training.trajectory import Trajectory
-
-NOISE_ITERATES = 16
-"""Iterates over which the noise of a plateau is averaged."""
 
 BLOCKS = 20
 """Most blocks of time that a variance is taken of for its interval."""
@@ -193,7 +191,7 @@ def window_iterates(trajectory: "Trajectory", data: Any, window: Window) -> Iter
 
     every = range(window.first, window.last + 1)
     if all(map(trajectory.training.is_saved, every)):
-        return map(trajectory.theta, every)
+        return trajectory.iterates(window.first, window.last)
     return replay(trajectory.stage.directory, data, window.first, window.last)
 
 

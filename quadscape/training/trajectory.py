@@ -1,6 +1,7 @@
 """A finished training: its iterates, losses and evaluations."""
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from quadscape.stage.finished import FinishedStage, open_stage
 
 STAGE = "training"
 METRICS = ("loss", "accuracy")
+
+_PIECE_BYTES = 2 << 20
+"""Of iterates that are read together: a small one is read in less time than it takes to begin."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,19 @@ class Trajectory:
             )
         return self.stage.read("theta", iteration)
 
+    def iterates(self, first: int, last: int) -> Iterator[np.ndarray]:
+        """Parameters after every number of steps in a range, some read at a time.
+
+        Args:
+            first: First number of steps.
+            last: Last number of steps; all of them were kept.
+
+        Yields:
+            θ, float64, shape (P,).
+        """
+        size = int(self.stage.manifest["parameters"]["parameters"])
+        yield from read_in_pieces(lambda part: self.stage.read("theta", part), first, last + 1, size)
+
     def curves(self) -> Curves:
         """Losses, learning rates, gradient norms and evaluations of the whole run."""
         steps = self.training.iterations
@@ -112,3 +129,20 @@ class Trajectory:
             self.stage.read("evaluation"),
             {name: results["counts"][name] for name in SPLITS},
         )
+
+
+def read_in_pieces(read: Callable[[slice], np.ndarray], first: int, stop: int, size: int) -> Iterator[np.ndarray]:
+    """Consecutive rows of a stored matrix, one after another, as many read at a time as fill two mebibytes.
+
+    Args:
+        read: Gives rows of a slice, float64, shape (rows, size).
+        first: First row.
+        stop: One after the last.
+        size: Length of a row.
+
+    Yields:
+        Rows, shape (size,).
+    """
+    together = max(1, _PIECE_BYTES // (8 * max(1, size)))
+    for start in range(first, stop, together):
+        yield from read(slice(start, min(start + together, stop)))

@@ -5,16 +5,17 @@ is compared with the noisy quadratic model, with the mean noise of the plateau, 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
-from quadscape.measures.evolution.declaration import BANDS, EVOLUTION, EVOLUTION_BANDS
+from quadscape.measures.costs import NOISE_ITERATES
+from quadscape.measures.evolution.declaration import BANDS, EVOLUTION, EVOLUTION_BANDS, EVOLUTION_DROPS
+from quadscape.measures.evolution.drops import Side, adjoining, side, table_of
 from quadscape.measures.fluctuations import (
-    NOISE_ITERATES,
     Model,
     Statistics,
     Window,
@@ -81,9 +82,26 @@ class Work:
         return found
 
     @cached_property
+    def drops(self) -> list[tuple[Window, Window]]:
+        """Windows before and after the decreases of the learning rate at which the window begins or ends."""
+        rates = self._job.course.learning_rate[: self._trajectory.diverged]
+        return [] if self.window is None else adjoining(rates, self.window, self._job.options.iterates)
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        """All windows that are looked at, the checkpoint's own first."""
+        others = [one for pair in self.drops for one in pair if one != self.window]
+        return [] if self.window is None else [self.window, *others]
+
+    @cached_property
+    def _noises(self) -> list[np.ndarray]:
+        """Where the noise is taken, by window."""
+        return [noise_iterates(self._trajectory, window) for window in self.windows]
+
+    @cached_property
     def iterates(self) -> np.ndarray:
-        """Where the noise is taken."""
-        return np.empty(0, dtype=np.int64) if self.window is None else noise_iterates(self._trajectory, self.window)
+        """The same, of one window after another."""
+        return np.concatenate([np.empty(0, dtype=np.int64), *self._noises])
 
     @property
     def items(self) -> int:
@@ -100,28 +118,56 @@ class Work:
         return {NOISE: found}
 
     def tables(self, values: Mapping[str, np.ndarray]) -> dict[str, Table]:
-        """Both tables from the noise of all iterates, and the way of the run, which is looked at here."""
-        job, window = self._job, self.window
-        if window is None or not len(values[NOISE]):
+        """All tables from the noise of all iterates, and the way of the run, which is looked at here."""
+        job, own = self._job, self.window
+        edges = np.cumsum([0, *map(len, self._noises)])
+        if own is None or not edges[1]:
             return empty(job.basis_head)
-        model = model_of(self._trajectory, self._count, float(job.course.learning_rate[window.first]), window.steps)
+        head = {**job.basis_head, "first": own.first, "last": own.last, "begins": own.begins}
+        sides: dict[Window, Side] = {}
+        found: dict[str, Table] = {}
+        for place, window in enumerate(self.windows):
+            x, penalties = self._coordinates(window)
+            model = self._model(window)
+            losses = job.course.loss[window.last + 1 - window.steps : window.last]
+            noise = values[NOISE][edges[place] : edges[place + 1]]
+            steady = is_steady(losses, model.sampling.steps)
+            if window == own:
+                head["steady"] = steady
+                found = measure(x, job.basis.eigenvalues, noise, model, head)
+            if self.drops and len(noise):
+                sides[window] = side(x, window, model, noise, losses + penalties[-window.steps : -1], steady=steady)
+            del x  # before those of the next window
+        pairs = [(sides[a], sides[b]) for a, b in self.drops if a in sides and b in sides]
+        return found | {"evolution_drops": table_of(pairs, job.basis.eigenvalues, found["evolution"].attributes)}
+
+    def _model(self, window: Window) -> Model:
+        rate = float(self._job.course.learning_rate[window.first])
+        return model_of(self._trajectory, self._count, rate, window.steps)
+
+    def _coordinates(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates of all iterates of a window, shape (steps + 1, P), and what weight decay adds to their loss."""
+        job, penalties = self._job, []
         job.log(
             f"taking up iterations {window.first:,} to {window.last:,} along {len(job.basis.eigenvalues):,} vectors"
         )
-        iterates = window_iterates(self._trajectory, job.path("data"), window)
+        decay = self._trajectory.training.weight_decay
+
+        def passing() -> Iterator[np.ndarray]:
+            for theta in window_iterates(self._trajectory, job.path("data"), window):
+                penalties.append(decay / 2 * float(theta @ theta))
+                yield theta
+
         count = window.last - window.first + 1
-        x = coordinates(iterates, count, job.checkpoint.theta, job.basis, device=job.device)
-        losses = job.course.loss[window.last + 1 - window.steps : window.last]
-        head = {**job.basis_head, "first": window.first, "last": window.last, "begins": window.begins}
-        head["steady"] = is_steady(losses, model.sampling.steps)
-        return measure(x, job.basis.eigenvalues, values[NOISE], model, head)
+        x = coordinates(passing(), count, job.checkpoint.theta, job.basis, device=job.device)
+        return x, np.array(penalties)
 
 
 def empty(attributes: Mapping[str, Any]) -> dict[str, Table]:
-    """Both tables of a checkpoint of which nothing can be said."""
+    """All tables of a checkpoint of which nothing can be said."""
     return {
         schema.name: Table(schema, columns_of([], schema.all_columns()), dict(attributes))
-        for schema in (EVOLUTION, EVOLUTION_BANDS)
+        for schema in (EVOLUTION, EVOLUTION_BANDS, EVOLUTION_DROPS)
     }
 
 

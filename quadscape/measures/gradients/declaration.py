@@ -1,16 +1,12 @@
 """Single-example gradients, as declared."""
 
 from quadscape.measures.columns import BAND_SIZE, DIRECTION, band_columns
+from quadscape.measures.costs import tiled_bytes
 from quadscape.measures.declaration import Cost, Measure, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 """Quantiles of |cos| over examples, by column."""
-
-
-TILE_COLUMNS = 1024
-"""Eigenvectors that are multiplied at once, at most."""
-
 
 _BOOTSTRAP = "95 %, Poisson bootstrap over examples"
 
@@ -52,9 +48,8 @@ BANDS = TableSchema(
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
     size, count = sizes.parameters, sizes.training
-    # All gradients, two tiles of the basis and a product, or tiles of up to 9 GiB in all; and streamed sums.
-    tiles = min(8.6e9, 8 * size * (count + 3 * TILE_COLUMNS) + 64 * count * TILE_COLUMNS)
-    memory = sizes.torch_bytes + sizes.gradient_bytes + 1000 * 8 * size + tiles
+    # And streamed sums.
+    memory = sizes.torch_bytes + sizes.gradient_bytes + 1000 * 8 * size + tiled_bytes(size, count)
     return Cost(memory, gradients=count, flops=2 * count * size**2)
 
 

@@ -16,13 +16,11 @@ from quadscape.measures.evolution.declaration import EVOLUTION, EVOLUTION_BANDS
 from quadscape.measures.job import Job
 from quadscape.measures.members import columns_of
 from quadscape.measures.posterior.declaration import CROSSINGS, CURVES, POINTS, POSTERIOR, RATES, REPLICATES
+from quadscape.measures.temperature import PRIOR, changes
 from quadscape.tables import Table
 from quadscape.theory.batches import Sampling
 from quadscape.theory.momentum import Momentum
 from quadscape.theory.stationary import stationary_variance
-
-PRIOR = 10.0
-"""λ̃ over weight decay below which the posterior is mostly prior."""
 
 _BATCHES = (1, 4, 16, 64, 256)
 """Batch sizes of which crossings are counted, besides the run's own."""
@@ -257,8 +255,8 @@ class Curve:
             "predicted_most": int(np.quantile(counts, 0.975, method="higher")),
             "first": float(at[0]) if len(at) else np.nan,
             "last": float(at[-1]) if len(at) else np.nan,
-            "measured": _changes(bands[:, 0]) if self.setting.own else -1,
-            "measured_sure": _changes(sure[:, 0]) if self.setting.own else -1,
+            "measured": changes(bands[:, 0]) if self.setting.own else -1,
+            "measured_sure": changes(sure[:, 0]) if self.setting.own else -1,
             "low_side": float(ends[0]),
             "high_side": float(ends[1]),
         }
@@ -280,8 +278,3 @@ def crossings(curvature: np.ndarray, ratio: np.ndarray) -> np.ndarray:
     places = np.flatnonzero((logs[:-1] > 0) != (logs[1:] > 0))
     part = logs[places] / (logs[places] - logs[places + 1])
     return np.exp(x[places] + part * (x[places + 1] - x[places]))
-
-
-def _changes(ratio: np.ndarray) -> int:
-    """How often bands in order of curvature lie on the other side of 1 than the one before."""
-    return int(np.count_nonzero(np.diff((ratio > 1).astype(int))))

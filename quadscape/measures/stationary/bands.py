@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from quadscape.measures.costs import TILE_COLUMNS
 from quadscape.measures.interfaces import BasisLike, ObjectiveLike, as_array
 from quadscape.measures.ranks import indices_by_band
-from quadscape.measures.stationary.declaration import BANDS, PROBES, TILE_COLUMNS
+from quadscape.measures.stationary.declaration import BANDS, PROBES
 
 
 def bands_of(eigenvalues: np.ndarray, weight_decay: float, zero: float) -> list[np.ndarray]:

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from quadscape.measures.costs import NOISE_ITERATES
 from quadscape.measures.fluctuations import (
     BLOCKS,
     LEAST_BLOCKS,
-    NOISE_ITERATES,
     BandRatio,
     Model,
     Statistics,

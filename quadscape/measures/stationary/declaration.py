@@ -1,29 +1,21 @@
 """Stationary variances of runs from one checkpoint, as declared."""
 
-from quadscape.measures.columns import MEMBER
+from quadscape.measures.columns import MEMBER, curvature_band
+from quadscape.measures.costs import NOISE_ITERATES, tiled_bytes
 from quadscape.measures.declaration import Cost, Measure, Option, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
 BANDS = 30
 """Bands, even in log λ̃ of the checkpoint at which all members start."""
 
-NOISE_GRADIENTS = 16
-"""Passes over all gradients of single examples, for the noise of a member's plateau."""
-
 PROBES = 4
 """Hessian products for the mean curvature of a band at one iterate."""
-
-TILE_COLUMNS = 1024
-"""Eigenvectors that are multiplied at once, at most."""
 
 _UNIT = "parameter²"
 
 _BAND = (
     Column("band", "1", "Band of the checkpoint's positive λ̃, even in log λ̃, from 0: the same for all members.", "int"),
-    Column("curvature", "loss / parameter²", "Geometric mean of λ̃ over the band, at the start."),
-    Column("lowest", "loss / parameter²", "Smallest λ̃ of the band, at the start."),
-    Column("highest", "loss / parameter²", "Largest λ̃ of the band, at the start."),
-    Column("count", "1", "Eigenvectors in the band.", "int"),
+    *curvature_band(", at the start"),
     Column(
         "relaxation",
         "steps",
@@ -92,13 +84,13 @@ SAMPLING_RATIO = TableSchema(
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
     size, count, steps, members = sizes.parameters, sizes.training, options["iterates"] // 2 + 1, sizes.members
-    tiles = min(8.6e9, 8 * size * (max(steps, count) + 3 * TILE_COLUMNS) + 64 * max(steps, count) * TILE_COLUMNS)
+    tiles = tiled_bytes(size, max(steps, count))
     # Coordinates of one member at a time, noises and blocks of time of all.
-    memory = sizes.torch_bytes + sizes.product_bytes + 8 * size * (steps + members * (2 * NOISE_GRADIENTS + 30)) + tiles
+    memory = sizes.torch_bytes + sizes.product_bytes + 8 * size * (steps + members * (2 * NOISE_ITERATES + 30)) + tiles
     # Steps are taken again: of batches no larger than all examples, some epochs.
-    gradients = NOISE_GRADIENTS * count + min(steps * 512, 20 * count)
-    flops = 2.0 * (NOISE_GRADIENTS * count + steps) * size**2 + 200.0 * steps * size
-    products = NOISE_GRADIENTS * PROBES * BANDS * count
+    gradients = NOISE_ITERATES * count + min(steps * 512, 20 * count)
+    flops = 2.0 * (NOISE_ITERATES * count + steps) * size**2 + 200.0 * steps * size
+    products = NOISE_ITERATES * PROBES * BANDS * count
     return Cost(memory, gradients=members * gradients, products=members * products, flops=members * flops)
 
 
