@@ -4,8 +4,10 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import warnings
 from collections.abc import Generator
+from typing import Any
 
 import torch
 
@@ -21,6 +23,12 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureW
 
 # Options of glibc's mallopt (malloc.h); the threshold is the largest that it accepts.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+# What torch and the libraries below it say when a device or its memory fails; nothing else does.
+_FAILURES = re.compile(
+    r"CUDA (error|driver error|kernel)|cuda runtime error|cuDNN|CUDNN|CUBLAS|cublasLt|CUSOLVER|CUSPARSE|CUFFT|cuFFT"
+    r"|NVRTC|nvrtc|unable to find an engine|out of memory|can't allocate memory"
+)
+_LARGEST_SHARE = 16 << 30
 _GPU_JOB_VARIABLES = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS", "SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE")
 
 
@@ -87,8 +95,43 @@ def apply_numerics(threads: int, tf32: bool = False) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
+    # The older switch first, which would else contradict the newer ones; alone it leaves convolutions to others.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    on_gpu, on_cpu = _products()
+    for kind in on_gpu:
+        kind.fp32_precision = "tf32" if tf32 else "ieee"
+    for kind in on_cpu:
+        kind.fp32_precision = "ieee"
+
+
+def _products() -> tuple[list[Any], list[Any]]:
+    """Where torch keeps how products of float32 may be rounded.
+
+    What is not set of one kind follows what is set for all, as by `torch.backends.fp32_precision = "tf32"`.
+
+    Returns:
+        Objects with an attribute `fp32_precision`: those of GPUs, and those of CPUs.
+    """
+    matmul, cudnn, onednn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
+    return [matmul, cudnn.conv, cudnn.rnn], [onednn.matmul, onednn.conv, onednn.rnn]  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def precision_kept() -> Generator[None, None, None]:
+    """Puts the precision of products of float32 back to what it is now, whatever is set meanwhile."""
+    kinds, older = [kind for kinds in _products() for kind in kinds], torch.backends
+    before, switches = [kind.fp32_precision for kind in kinds], None
+    with contextlib.suppress(RuntimeError):  # torch refuses to tell, where both interfaces have been used
+        switches = older.cuda.matmul.allow_tf32, older.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        if switches is not None:
+            older.cuda.matmul.allow_tf32, older.cudnn.allow_tf32 = switches
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = "none"
+            if kind.fp32_precision != precision:  # what follows another setting goes on doing so
+                kind.fp32_precision = precision
 
 
 def _keep_freed_memory() -> None:
@@ -145,6 +188,38 @@ def device_memory_explained(what: str, remedy: str = "use a device with more mem
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     raise DeviceMemoryError(f"The device's memory does not hold {what} ({message}); {remedy}.")
+
+
+def memory_share(device: torch.device) -> int:
+    """What work on a GPU may take of its memory for each of the things that it holds at once.
+
+    Results depend on sizes that follow from this, so it is the same for GPUs that are alike: 16 GiB from 64 GiB of
+    memory on.
+
+    Args:
+        device: A GPU.
+
+    Returns:
+        A power of two, at most a quarter of the memory.
+    """
+    quarter = torch.cuda.get_device_properties(device).total_memory // 4
+    return min(_LARGEST_SHARE, 1 << (int(quarter).bit_length() - 1))
+
+
+def is_failure(error: RuntimeError) -> bool:
+    """Whether an error of batched work (`torch.func.vmap`) says nothing of whether that can be batched.
+
+    Where it cannot, a loop takes its place, which may take hours for what takes seconds: not for a device that failed,
+    or for memory that was short once.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Whether a device, one of its libraries or memory failed.
+    """
+    failed = (torch.OutOfMemoryError, torch.AcceleratorError)
+    return isinstance(error, failed) or _FAILURES.search(str(error)) is not None
 
 
 def halved(sizes: dict[str, int]) -> dict[str, int] | None:

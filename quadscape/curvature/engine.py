@@ -20,18 +20,32 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from quadscape.curvature.costs import ENGINE_CHUNK, ENGINE_TILE_BYTES, USUAL_COLUMNS
 from quadscape.curvature.graph import Graph, Node, differentiable, trace
-from quadscape.curvature.operations.affine import Affine, with_onednn
-from quadscape.curvature.operations.base import Adjoint, Expansion, Operation, Tangent, laid_out, plain
+from quadscape.curvature.operations.affine import LARGEST_BATCH, Affine, with_onednn
+from quadscape.curvature.operations.base import (
+    Adjoint,
+    Expansion,
+    Operation,
+    Tangent,
+    evenly,
+    laid_out,
+    on_gpu,
+    plain,
+)
 from quadscape.curvature.operations.choice import operation_for
+from quadscape.curvature.operations.fused import can_fuse, check_can_fuse
 from quadscape.network.losses import example_losses
 from quadscape.network.models import check_sum_over_examples
 from quadscape.network.objective import Objective, Vector
 from quadscape.network.parameters import ParameterBlock
+from quadscape.numerics import memory_share
 
 Tensor = torch.Tensor
 
 _CUDA_CHUNK = 1024
-_CUDA_FRACTION = 0.1
+# What columns are expanded to at once on a GPU, of what is carried: it needs no more to be busy.
+_CUDA_EXPANSION = 8
+# Numbers of one tensor on a GPU, of which libraries count more in 32 bits.
+_CUDA_NUMBERS = 2**31 - 1
 # A multiply–add of the small products that expand directions costs as much as several of a convolution.
 _EXPANSION_COST = 4
 # An element-wise operation costs about as much as this many multiply–adds, over all its passes.
@@ -78,7 +92,8 @@ class HessianEngine:
     Attributes:
         objective: L, in the precision of the computation.
         theta: Where, shape (P,), float64.
-        plan: Examples of a data chunk, and bytes of the tangents that are carried at once.
+        plan: Examples of a data chunk, bytes of the tangents that are carried at once, and on a GPU whether formulas
+            are compiled; see `plan_for`.
         current: The operation that is or was last differentiated, for messages.
     """
 
@@ -86,6 +101,8 @@ class HessianEngine:
         self.objective = objective
         self.theta = torch.as_tensor(theta)
         self.plan = plan or self.plan_for(objective)
+        if "fused" in self.plan:
+            check_can_fuse(objective.device)
         self._parameters = {name: laid_out(p) for name, p in objective.parameters(self.theta).items()}
         self._traced: dict[int, _Traced] = {}
         self.current: Node | None = None
@@ -105,16 +122,20 @@ class HessianEngine:
     def plan_for(objective: Objective) -> dict[str, int]:
         """Sizes that fit the device; they depend on network, shapes, dtype and kind of device only.
 
+        Among GPUs, they are the same on all whose memory has the same `memory_share`.
+
         Args:
             objective: L.
 
         Returns:
-            `chunk`, examples of one primal pass, and `tile`, bytes of tangents at once.
+            `chunk`, examples of one primal pass, and `tile`, bytes of tangents at once; on GPUs also `fused`, 1, where
+            element-wise formulas can be compiled.
         """
         device = objective.device
         if device.type == "cuda":
-            total = torch.cuda.get_device_properties(device).total_memory
-            return {"chunk": min(objective.chunk, _CUDA_CHUNK), "tile": int(total * _CUDA_FRACTION)}
+            chunk = alike_chunk(objective.count, min(objective.chunk, _CUDA_CHUNK))
+            plan = {"chunk": chunk, "tile": memory_share(device)}
+            return {**plan, "fused": 1} if can_fuse(device) else plan
         return {"chunk": min(objective.chunk, ENGINE_CHUNK), "tile": ENGINE_TILE_BYTES}
 
     def of_part(self, examples: slice) -> "HessianEngine":
@@ -220,7 +241,12 @@ class HessianEngine:
         primal = 5 * sum(values.values())
         strip = columns * objective.size * 8
         rows = 3 * min(columns, USUAL_COLUMNS) * largest_rows * itemsize
-        return primal + shared + carried + 4 * self.plan["tile"] + strip + rows
+        return primal + shared + carried + 4 * self._expanded_bytes + strip + rows
+
+    @property
+    def _expanded_bytes(self) -> int:
+        """Of what columns are expanded to at once."""
+        return self.plan["tile"] // (_CUDA_EXPANSION if on_gpu(self.objective.images) else 1)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Primal pass
@@ -235,7 +261,9 @@ class HessianEngine:
             graph = replace(graph, active=differentiable(graph, values))
             shapes = {name: value.shape for name, value in values.items()}
             operations = {
-                node.name: operation_for(node, graph, [values[i] for i in node.inputs], values[node.name])
+                node.name: operation_for(
+                    node, graph, [values[i] for i in node.inputs], values[node.name], "fused" in self.plan
+                )
                 for node in graph.nodes
                 if node.name in graph.active
             }
@@ -254,8 +282,12 @@ class HessianEngine:
         if node is not None and _cheaper_by_positions(traced, node, index, min(_per_channel(block), USUAL_COLUMNS)):
             positions = _affine(traced, node).positions(traced.shapes[node.name])
         size = sum(traced.shapes[n.name].numel() for n in traced.graph.nodes if traced.depends[n.name] >= index)
-        width = max(1, self.plan["tile"] // max(1, size * self.objective.dtype.itemsize))
-        return _Origin(node, positions, width)
+        width = self.plan["tile"] // max(1, size * self.objective.dtype.itemsize)
+        if on_gpu(self.objective.images):
+            examples = min(self.plan["chunk"], self.objective.count)
+            largest = max(shape.numel() for shape in traced.shapes.values())
+            width = min(width, LARGEST_BATCH // examples, _CUDA_NUMBERS // largest)
+        return _Origin(node, positions, max(1, width))
 
     def _values(self, graph: Graph, images: Tensor, first: int | None = None) -> dict[str, Tensor]:
         """All values of the network on one chunk, as functions of the parameter tensors from a first one on."""
@@ -408,8 +440,7 @@ class HessianEngine:
             self._weight_columns(traced, node, block, index, (begin, end), strip[0], totals)
             return
         names = [name for name, i in traced.graph.parameters.items() if i == index]
-        for left in range(begin, end, width) if names else ():
-            right = min(end, left + width)
+        for left, right in evenly(begin, end, width, on_gpu(self.objective.images)) if names else ():
             units = torch.zeros(
                 right - left, block.stop - block.start, dtype=self.objective.dtype, device=self.objective.device
             )
@@ -442,8 +473,7 @@ class HessianEngine:
                 expansion = part.flatten(2) if positions else part.unsqueeze(2)
                 self._add(traced, {node.name: seed}, index, expansion, (begin, until), origin, totals)
             else:
-                for left in range(begin, until, width):
-                    right = min(until, left + width)
+                for left, right in evenly(begin, until, width, on_gpu(part)):
                     data = part[:, left - begin : right - begin].transpose(0, 1).contiguous()
                     seed = layer.placed(data, channel)
                     self._add(traced, {node.name: seed}, index, None, (left, right), origin, totals)
@@ -461,7 +491,7 @@ class HessianEngine:
     ) -> None:
         """Carries directions and adds the rows that they give to columns `columns` of a strip from `origin` on."""
         graph, blocks = traced.graph, self.objective.layout.blocks
-        part, expand = slice(columns[0] - origin, columns[1] - origin), Expansion(expansion, self.plan["tile"])
+        part, expand = slice(columns[0] - origin, columns[1] - origin), Expansion(expansion, self._expanded_bytes)
         for node, moving, adjoint in self._carry(traced, seeds, first):
             operation = traced.operations[node.name]
             indices = [graph.parameters.get(name, -1) for name in node.inputs]
@@ -472,6 +502,20 @@ class HessianEngine:
                 skipped = max(0, origin - block.start) // _per_channel(block)
             targets = [totals[index][part] if index >= first else None for index in indices]
             operation.add_rows(moving, adjoint, targets, expand, skipped)
+
+
+def alike_chunk(count: int, most: int) -> int:
+    """Examples of a data chunk such that all chunks are alike, and so are the shapes of all that follows.
+
+    Args:
+        count: N.
+        most: Examples of a chunk, at most.
+
+    Returns:
+        The largest divisor of N above half of `most`; where there is none, what leaves the last chunk least short.
+    """
+    divisor = next((c for c in range(most, most // 2, -1) if count % c == 0), None)
+    return divisor or -(-count // -(-count // most))
 
 
 def _written_out(tensor: Tensor) -> Tensor:

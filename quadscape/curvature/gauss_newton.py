@@ -54,7 +54,14 @@ from quadscape.curvature.verification import (
 )
 from quadscape.errors import VerificationError
 from quadscape.network.objective import CheckpointObjectives, Objective, Parameters, Vector
-from quadscape.numerics import apply_numerics, current_threads, device_memory_explained, halved, resolve_device
+from quadscape.numerics import (
+    apply_numerics,
+    current_threads,
+    device_memory_explained,
+    halved,
+    is_failure,
+    resolve_device,
+)
 from quadscape.provenance.versions import STAGE_VERSIONS
 from quadscape.stage.finished import open_stage
 from quadscape.stage.protocol import Arrays, Needs, StageStore
@@ -114,7 +121,7 @@ class GaussNewtonEngine:
             Shape (n·C, P), in the objective's dtype, on its device.
 
         Raises:
-            OutOfMemoryError: The device's memory does not hold them.
+            RuntimeError: A device, or memory, failed.
         """
         objective = self.objective
 
@@ -136,9 +143,9 @@ class GaussNewtonEngine:
 
         try:
             jacobian = vmap(of_one)(images, factors)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
+        except RuntimeError as error:
+            if is_failure(error):
+                raise
             # The network does something that cannot be batched (reads a value, say): one example after another.
             each = [of_one_unbatched(image, factor) for image, factor in zip(images, factors, strict=True)]
             jacobian = {name: torch.stack([one[name] for one in each]) for name in each[0]}

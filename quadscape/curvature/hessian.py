@@ -129,7 +129,8 @@ class HessianShardTask:
         """Time of all strips at the speed of a usual one over one data chunk; shown, and no part of the plan."""
         assert self._engine is not None
         whole = self._engine.objective
-        engine = self._engine.of_part(slice(0, whole.chunk))
+        few = self._engine.plan["chunk"]
+        engine = self._engine.of_part(slice(0, max(whole.chunk // few, 1) * few))  # whole data chunks, which are alike
         half = int(np.searchsorted(np.cumsum(costs), sum(costs) / 2))  # half of the work is before this strip
         try:
             with device_memory_explained("a strip of the Hessian"):

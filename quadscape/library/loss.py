@@ -19,7 +19,7 @@ from quadscape.network.checkpoint import freeze_batch_norms
 from quadscape.network.models import batch_norms, cast, check_model
 from quadscape.network.objective import Objective, Vector, data_chunk
 from quadscape.network.parameters import ParameterLayout, assign_vector, current_vector
-from quadscape.numerics import apply_numerics, current_threads
+from quadscape.numerics import apply_numerics, current_threads, precision_kept
 
 _LOSSES = ("cross_entropy", "squared_error")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -31,22 +31,23 @@ def steady() -> Generator[None]:
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     mode, cudnn = torch.get_deterministic_debug_mode(), torch.backends.cudnn
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    flags = cudnn.benchmark, cudnn.deterministic, torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32
-    apply_numerics(current_threads())
+    flags = cudnn.benchmark, cudnn.deterministic
     try:
         with (
+            precision_kept(),
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
             torch.autocast("cuda", enabled=False),
         ):
+            apply_numerics(current_threads())
             yield
     finally:
         torch.set_default_dtype(dtype)
         torch.set_default_device(device if device.type != "cpu" else None)
         torch.set_deterministic_debug_mode(mode)
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-        cudnn.benchmark, cudnn.deterministic, torch.backends.cuda.matmul.allow_tf32, cudnn.allow_tf32 = flags
+        cudnn.benchmark, cudnn.deterministic = flags
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from quadscape.config.sections import CNN, MLP, Custom, Linear, Model, Normalize
 from quadscape.errors import ModelError
 from quadscape.network.parameters import ParameterLayout, current_vector
 from quadscape.network.shapes import check_image_network
+from quadscape.numerics import precision_kept
 from quadscape.provenance.source import source_hash
 
 Shape = tuple[int, int, int]
@@ -195,7 +196,8 @@ def _import_factory(path: str) -> Any:
     importlib.invalidate_caches()
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     try:
-        module = importlib.import_module(module_name)
+        with precision_kept():
+            module = importlib.import_module(module_name)
     except Exception as error:
         raise ModelError(
             f"model.factory is '{path}', but the module '{module_name}' cannot be imported from {here} or the "
@@ -218,7 +220,8 @@ def _import_factory(path: str) -> Any:
 def _build_custom(config: Custom, shape: Shape, classes: int) -> nn.Module:
     function = _import_factory(config.factory)
     try:
-        model = function(shape, classes, **config.arguments)
+        with precision_kept():
+            model = function(shape, classes, **config.arguments)
     except Exception as error:
         raise ModelError(
             f"model.factory '{config.factory}' failed when called with input shape {shape}, {classes} classes and the "

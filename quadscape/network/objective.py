@@ -23,6 +23,7 @@ from quadscape.network.counts import CPU_GRAPH_BYTES, PRODUCT_GRAPHS, chunk_of
 from quadscape.network.losses import example_losses
 from quadscape.network.parameters import ParameterLayout
 from quadscape.network.substitutes import Substituted
+from quadscape.numerics import is_failure, memory_share
 
 if TYPE_CHECKING:
     from quadscape.data.sets import DataSet
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 Vector = torch.Tensor | np.ndarray
 Parameters = dict[str, torch.Tensor]
-
-_CUDA_GRAPH_FRACTION = 0.25
 
 
 class Objective:
@@ -221,7 +220,7 @@ class Objective:
             Shape (n, P), in this objective's dtype, on its device.
 
         Raises:
-            OutOfMemoryError: The device's memory does not hold one chunk.
+            RuntimeError: A device, or memory, failed.
         """
         parameters = self.parameters(theta)
         if not isinstance(examples, slice):
@@ -238,9 +237,10 @@ class Objective:
             if self._batches is not False:
                 try:
                     gradients = vmap(of_one)(images[rows], labels[rows])
-                except torch.OutOfMemoryError:
-                    raise
-                except RuntimeError:  # the network does something that cannot be batched (reads a value, say)
+                except RuntimeError as failure:
+                    if is_failure(failure):
+                        raise
+                    # The network does something that cannot be batched (reads a value, say).
                     self._batches = False
                 else:
                     if self._batches is None:  # torch's batching has mistakes: seen once, not trusted again
@@ -386,7 +386,7 @@ def data_chunk(bytes_per_example: int, count: int, device: torch.device) -> int:
     """
     budget = CPU_GRAPH_BYTES
     if device.type == "cuda":
-        budget = int(torch.cuda.get_device_properties(device).total_memory * _CUDA_GRAPH_FRACTION)
+        budget = memory_share(device)
     return chunk_of(bytes_per_example, count, budget)
 
 

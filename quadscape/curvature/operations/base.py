@@ -13,9 +13,32 @@ from torch.func import jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from quadscape.curvature.graph import Graph, Node
+from quadscape.numerics import is_failure
 
 Tensor = torch.Tensor
 aten = torch.ops.aten
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether a tensor is where many small products, and passes over memory, cost more than their operations."""
+    return tensor.is_cuda
+
+
+def evenly(begin: int, end: int, most: int, even: bool) -> Iterator[tuple[int, int]]:
+    """Divides a range.
+
+    Args:
+        begin: Its first number.
+        end: One after its last.
+        most: Numbers of one part, at most.
+        even: Whether the parts are alike; otherwise all but the last are as large as they may be.
+
+    Yields:
+        Bounds of the parts.
+    """
+    width = -(-(end - begin) // -(-(end - begin) // most)) if even and end > begin else most
+    for left in range(begin, end, width):
+        yield left, min(end, left + width)
 
 
 def laid_out(tensor: Tensor) -> Tensor:
@@ -27,7 +50,7 @@ def laid_out(tensor: Tensor) -> Tensor:
     Returns:
         The same values.
     """
-    if tensor.ndim == 4 and not tensor.is_cuda:
+    if tensor.ndim == 4 and not on_gpu(tensor):
         return tensor.contiguous(memory_format=torch.channels_last)
     return tensor
 
@@ -86,6 +109,15 @@ class Spread:
     def plain(self) -> Tensor:
         """The directions."""
         return self._written(lambda tiles, data: tiles.copy_(data))
+
+    @property
+    def each(self) -> Tensor:
+        """The data, to be broadcast over `tiles`."""
+        return self.data[..., :, None, :, None]
+
+    def tiles(self, value: Tensor) -> Tensor:
+        """A value (…, channels, height, width) as (…, channels, rows, high, columns, wide)."""
+        return value.unflatten(-1, (-1, self.tile[1])).unflatten(-3, (-1, self.tile[0]))
 
     def times(self, value: Tensor) -> Tensor:
         """The directions times a value (n, channels, …)."""
@@ -165,11 +197,22 @@ class Expansion:
     tile: int
 
     def __call__(self, directions: Tensor) -> Tensor:
-        """Columns of a tangent of shape (S, n, …): shape (K, n, …), contiguous where they are computed here."""
+        """Columns of a tangent.
+
+        Args:
+            directions: Shape (S, n, …).
+
+        Returns:
+            Shape (K, n, …). Where they are computed here, they are contiguous on a CPU; on a GPU columns are the last
+            axis in memory.
+        """
         if self.matrix is None:
             return directions
         count, columns = self.matrix.shape[:2]
         flat = directions.reshape(*directions.shape[:2], -1).transpose(0, 1)
+        if on_gpu(directions):
+            found = torch.bmm(flat.transpose(1, 2), self.matrix.transpose(1, 2)).permute(2, 0, 1)
+            return found.reshape(columns, count, *directions.shape[2:])
         found = flat.new_empty(columns, count, flat.shape[2])
         torch.bmm(self.matrix, flat, out=found.transpose(0, 1))
         return found.view(columns, count, *directions.shape[2:])
@@ -192,10 +235,9 @@ class Expansion:
         if self.matrix is None:
             yield slice(None), self
             return
-        width, columns = max(1, self.tile // max(1, size)), self.matrix.shape[1]
-        for left in range(0, columns, width):
-            part = slice(left, min(columns, left + width))
-            yield part, Expansion(self.matrix[:, part], self.tile)
+        width = max(1, self.tile // max(1, size))
+        for left, right in evenly(0, self.matrix.shape[1], width, on_gpu(self.matrix)):
+            yield slice(left, right), Expansion(self.matrix[:, left:right], self.tile)
 
 
 class Operation:
@@ -329,15 +371,15 @@ class Operation:
             Its results, stacked.
 
         Raises:
-            OutOfMemoryError: The device's memory does not hold them.
+            RuntimeError: A device, or memory, failed.
         """
         with sdpa_kernel(SDPBackend.MATH):
             if self._batches.get(kind, True):
                 try:
                     found = vmap(function)(*directions)
-                except torch.OutOfMemoryError:
-                    raise
-                except RuntimeError:
+                except RuntimeError as error:
+                    if is_failure(error):
+                        raise
                     self._batches[kind] = False
                 else:
                     agrees = True if kind in self._batches else _agrees(function, directions, found)

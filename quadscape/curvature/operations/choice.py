@@ -10,12 +10,13 @@ from quadscape.curvature.graph import Graph, Input, Node
 from quadscape.curvature.operations.affine import Convolution, LinearLayer
 from quadscape.curvature.operations.base import Operation, Tensor, aten
 from quadscape.curvature.operations.elementwise import SUMS, AveragePooling, Pointwise, SpatialMean, Sum
+from quadscape.curvature.operations.fused import FusedGroupNorm, FusedPointwise
 from quadscape.curvature.operations.normalization import FrozenBatchNorm, GroupNorm
 
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 
 
-def operation_for(node: Node, graph: Graph, values: Sequence[Tensor], result: Tensor) -> Operation:
+def operation_for(node: Node, graph: Graph, values: Sequence[Tensor], result: Tensor, fused: bool = False) -> Operation:
     """The derivatives of a node of the graph: the fastest way that holds for it.
 
     Args:
@@ -23,6 +24,7 @@ def operation_for(node: Node, graph: Graph, values: Sequence[Tensor], result: Te
         graph: Its graph.
         values: Its inputs, of which kinds and shapes count.
         result: Its output.
+        fused: Whether element-wise formulas are compiled.
 
     Returns:
         The operation.
@@ -48,7 +50,7 @@ def operation_for(node: Node, graph: Graph, values: Sequence[Tensor], result: Te
     ):
         kind = FrozenBatchNorm
     elif node.target is aten.group_norm.default and len(node.inputs) == 3 and len(shapes[0]) > 2:
-        kind = GroupNorm
+        kind = FusedGroupNorm if fused else GroupNorm
     elif node.target is aten.avg_pool2d.default and len(shapes[0]) == 4 and not kwargs:
         kind = AveragePooling
     elif (
@@ -61,5 +63,5 @@ def operation_for(node: Node, graph: Graph, values: Sequence[Tensor], result: Te
     ):
         kind = SpatialMean
     elif len(active) == 1 and shapes[active[0]] == output and torch.Tag.pointwise in getattr(node.target, "tags", ()):
-        kind = Pointwise
+        kind = FusedPointwise if fused else Pointwise
     return kind(node, graph)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from quadscape.curvature.operations.base import Adjoint, Expansion, Operation, Scaled, Tangent, Tensor, plain
+from quadscape.curvature.operations.base import Adjoint, Expansion, Operation, Scaled, Tangent, Tensor, on_gpu, plain
 
 
 class Normalization(Operation, ABC):
@@ -125,10 +125,8 @@ class GroupNorm(Normalization):
         self.input_adjoint = (centred - self.normalised * self.mean_product) * self.inverse
         self._last: tuple[Tensor, Tensor, Tensor, slice] | None = None
 
-    def _moved(self, moving: Tangent) -> tuple[Tensor, Tensor, slice]:
-        """dx̂ and −dr/r, shapes (S, n, groups of the range, …), and the range of groups."""
-        if self._last is not None and self._last[0] is moving.data:
-            return self._last[1:]
+    def _grouped(self, moving: Tangent) -> tuple[Tensor, slice]:
+        """ẋ with zeros up to whole groups, shape (S, n, groups of the range, …), and the range of groups."""
         data, groups = moving.data, slice(0, self.groups)
         if moving.first is not None:
             begin, end = moving.first // self.per_group, -(-(moving.first + data.shape[2]) // self.per_group)
@@ -138,7 +136,13 @@ class GroupNorm(Normalization):
                 padded = data.new_zeros(*data.shape[:2], width, *data.shape[3:])
                 padded[:, :, before : before + data.shape[2]] = data
                 data = padded
-        flat = data.reshape(*data.shape[:2], groups.stop - groups.start, -1)
+        return data.reshape(*data.shape[:2], groups.stop - groups.start, -1), groups
+
+    def _moved(self, moving: Tangent) -> tuple[Tensor, Tensor, slice]:
+        """dx̂ and −dr/r, shapes (S, n, groups of the range, …), and the range of groups."""
+        if self._last is not None and self._last[0] is moving.data:
+            return self._last[1:]
+        flat, groups = self._grouped(moving)
         normalised, inverse = self.normalised[:, groups], self.inverse[:, groups]
         product = _mean_product(flat, normalised)
         moved = flat - flat.mean(dim=3, keepdim=True)
@@ -150,18 +154,22 @@ class GroupNorm(Normalization):
         """γ·dx̂ + γ̇·x̂ + β̇."""
         moving, gamma, beta = tangents[:3]
         shape = self.values[0].shape
-        if moving is None:
-            part, first = None, None
-        else:
-            moved, _, groups = self._moved(moving)
-            whole = groups == slice(0, self.groups)
-            first = None if whole else groups.start * self.per_group
-            part = (moved * self.gamma[groups]).reshape(*moved.shape[:2], -1, *shape[2:])
+        part = None if moving is None else self._input_tangent(moving)
         if gamma is None and beta is None:
             assert part is not None
-            return Tangent(part, first)
-        part = None if part is None else Tangent(part, first).dense(shape)
-        return Tangent(_normalised_tangent(part, gamma, beta, self.normalised.reshape(shape)))
+            return part
+        dense = None if part is None else part.dense(shape)
+        return Tangent(_normalised_tangent(dense, gamma, beta, self.normalised.reshape(shape)))
+
+    def _input_tangent(self, moving: Tangent) -> Tangent:
+        """γ·dx̂."""
+        moved, _, groups = self._moved(moving)
+        return self._of_groups(moved * self.gamma[groups], groups)
+
+    def _of_groups(self, part: Tensor, groups: slice) -> Tangent:
+        """What has shape (S, n, groups of the range, …) as a tangent of the output."""
+        first = None if groups == slice(0, self.groups) else groups.start * self.per_group
+        return Tangent(part.reshape(*part.shape[:2], -1, *self.values[0].shape[2:]), first)
 
     def input_adjoint_tangent(
         self, moving: Tangent | None, gamma: Tangent | None, adjoint: Tensor | None
@@ -227,7 +235,7 @@ def _dot_over_positions(directions: Tensor, values: Tensor) -> Tensor:
     Returns:
         The sums.
     """
-    if directions.is_cuda or directions.ndim == 3:
+    if on_gpu(directions) or directions.ndim == 3:
         return over_positions(directions * values)
     found = directions.new_empty(directions.shape[:3])
     product = torch.empty_like(values)
