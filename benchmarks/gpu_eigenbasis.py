@@ -7,7 +7,7 @@
 
 Each prints a table, then one line of JSON. The matrix is made on the device, of random numbers; rates do not depend on
 them, and where all panels are reduced, products with the matrix and with what became of it are compared. Needs torch,
-numpy, scipy, psutil and threadpoolctl only.
+numpy, pydantic and pyyaml only (a CPU also SciPy and threadpoolctl).
 """
 
 import argparse
@@ -20,7 +20,9 @@ import torch
 
 from benchmarks.setting import DEVICE, benchmark, gemm_rate, machine, option, timed
 from quadscape.curvature.divide_and_conquer import Tree, merge_level, solve_leaves
-from quadscape.curvature.solver_plan import depth
+from quadscape.curvature.large_products import matrix_vector, square
+from quadscape.curvature.solver_plan import depth, leaf_of, streamed_plan
+from quadscape.curvature.symmetric_product import checked_product
 from quadscape.curvature.tridiagonal_reduction import Reflectors, panels, reduce_panel
 from quadscape.numerics import apply_numerics, current_threads, resolve_device
 
@@ -66,10 +68,13 @@ def reduction(size: int, device: torch.device, whole: bool, limit: float) -> dic
         Seconds, rates and memory.
     """
     engine = "torch" if device.type == "cuda" else "lapack"
-    matrix = torch.empty(size, size, device=device)
+    matrix = square(size, torch.float32, device)
     filling, _ = timed(lambda: fill(matrix), device)
     vector = torch.ones(size, device=device)
-    before = matrix @ vector
+    before = matrix_vector(matrix, vector)
+    product = checked_product(matrix)
+    # What the product reads of the trailing square.
+    share = 4.0 if engine == "torch" and product is matrix_vector else 2.0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     everything = panels(0, size)
@@ -78,7 +83,7 @@ def reduction(size: int, device: torch.device, whole: bool, limit: float) -> dic
         if whole
         else [everything[i] for i in np.unique(np.linspace(0, len(everything) - 1, _SAMPLES, dtype=int))]
     )
-    reduce_panel(matrix, *everything[0], engine)  # warms up
+    reduce_panel(matrix, *everything[0], engine, product)  # warms up
     if whole:
         fill(matrix)
     seconds, found = [], []
@@ -86,7 +91,7 @@ def reduction(size: int, device: torch.device, whole: bool, limit: float) -> dic
     for start, stop in chosen:
         if time.perf_counter() - began > limit:
             break
-        took, panel = timed(lambda start=start, stop=stop: reduce_panel(matrix, start, stop, engine), device)  # type: ignore[misc]
+        took, panel = timed(lambda start=start, stop=stop: reduce_panel(matrix, start, stop, engine, product), device)  # type: ignore[misc]
         seconds.append(took)
         found.append((panel.diagonal, panel.off_diagonal, panel.tau))
     chosen = chosen[: len(seconds)]
@@ -97,15 +102,13 @@ def reduction(size: int, device: torch.device, whole: bool, limit: float) -> dic
         if whole and len(chosen) == len(everything)
         else float(np.sum(np.interp([start for start, _ in everything], starts, seconds)))
     )
-    # The trailing square (its triangle, by LAPACK) once per column, and read and written once per panel.
-    bytes_read = sum(
-        (4.0 if engine == "torch" else 2.0) * (size - start) ** 2 * (stop - start) for start, stop in everything
-    )
+    # The trailing square or its triangle once per column, and read and written once per panel.
+    bytes_read = sum(share * (size - start) ** 2 * (stop - start) for start, stop in everything)
     bytes_updated = sum(8.0 * (size - stop) ** 2 for _, stop in everything)
     print(f"{'first column':>13s} {'seconds':>9s} {'GB/s':>8s}")
     for number in np.unique(np.linspace(0, len(chosen) - 1, _SAMPLES, dtype=int)):
         start, stop = chosen[number]
-        moved = (4.0 if engine == "torch" else 2.0) * (size - start) ** 2 * (stop - start) + 8.0 * (size - stop) ** 2
+        moved = share * (size - start) ** 2 * (stop - start) + 8.0 * (size - stop) ** 2
         print(f"{start:13,d} {seconds[number]:9.4f} {moved / seconds[number] / 1e9:8.0f}")
     result = {
         "seconds_filling": filling,
@@ -115,6 +118,7 @@ def reduction(size: int, device: torch.device, whole: bool, limit: float) -> dic
         "seconds": total,
         "extrapolated": len(chosen) < len(everything),
         "gb_per_second": (bytes_read + bytes_updated) / total / 1e9,
+        "triangle": engine == "lapack" or product is not matrix_vector,
         "memory_bytes": _peak(device),
     }
     if len(chosen) == len(everything):
@@ -159,18 +163,19 @@ def vectors(size: int, device: torch.device, limit: float) -> dict[str, Any]:
     diagonal, off_diagonal = chance.standard_normal(size), chance.standard_normal(size - 1)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    leaves_seconds, (level, leaves) = timed(lambda: solve_leaves(diagonal, off_diagonal))
+    leaf = leaf_of(streamed_plan(size, "float32", device.type))
+    leaves_seconds, (level, leaves) = timed(lambda: solve_leaves(diagonal, off_diagonal, device, leaf))
     levels, merging = [level], []
     print(f"leaves {leaves_seconds:9.2f} s")
-    for number in range(1, depth(size) + 1):
+    for number in range(1, depth(size, leaf) + 1):
         took, level = timed(
-            lambda number=number: merge_level(number, levels[-1], diagonal, off_diagonal, device, _TILE_BYTES),  # type: ignore[misc]
+            lambda number=number: merge_level(number, levels[-1], diagonal, off_diagonal, device, _TILE_BYTES, leaf),  # type: ignore[misc]
             device,
         )
         merging.append(took)
         levels.append(level)
         print(f"level {number:2d} {took:8.2f} s")
-    tree = Tree(diagonal, off_diagonal, levels, leaves, device, _TILE_BYTES)
+    tree = Tree(diagonal, off_diagonal, levels, leaves, device, _TILE_BYTES, leaf)
     reflectors = Reflectors(size)
     generator = torch.Generator(device).manual_seed(0)
     for start in range(0, size, _STRIP):

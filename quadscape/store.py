@@ -11,7 +11,6 @@ import hashlib
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +20,11 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from quadscape.digests import digest
 from quadscape.errors import StoreError
+from quadscape.stored import ArraySpec
 
 # Zarr takes settings from ZARR_* variables and from files such as ~/.config/zarr. They reach the order of arrays in
 # memory (and so sums), the text of metadata (and so digests), what is written and how it is read: none may count here.
 zarr.config.refresh(paths=[], env={})
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """Name, shape and layout of one array.
-
-    Attributes:
-        name: Path within the store, for example `matrix` or `resume/theta`.
-        shape: Lengths of the dimensions.
-        dtype: NumPy dtype name.
-        dimensions: Names of the dimensions.
-        chunks: What is compressed, checked and read as one piece.
-        shards: What is written as one file; None: each chunk is a file. A multiple of `chunks`.
-        compress: Blosc zstd-1 with bitshuffle before the checksum.
-        scratch: Needed by a long stage only until it is finished, and removed then.
-        attributes: Unit, description and the like.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    dimensions: tuple[str, ...]
-    chunks: tuple[int, ...]
-    shards: tuple[int, ...] | None = None
-    compress: bool = False
-    scratch: bool = False
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def nbytes(self) -> int:
-        """Uncompressed size in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
 def fill_value(dtype: str) -> Any:

@@ -1,15 +1,50 @@
-"""What finished results say about themselves, read as plain JSON: without Zarr, and never an error.
+"""How arrays are laid out, and what finished results say about themselves, read as plain JSON: without Zarr.
 
-Here the workflow's head asks what there is. Whether it is whole is for the stages to find out, and for
-`quadscape.results.verify`.
+Here the workflow's head asks what there is, which is never an error. Whether it is whole is for the stages to find out,
+and for `quadscape.results.verify`.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from quadscape.digests import canonical_digest
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Name, shape and layout of one array.
+
+    Attributes:
+        name: Path within the store, for example `matrix` or `resume/theta`.
+        shape: Lengths of the dimensions.
+        dtype: NumPy dtype name.
+        dimensions: Names of the dimensions.
+        chunks: What is compressed, checked and read as one piece.
+        shards: What is written as one file; None: each chunk is a file. A multiple of `chunks`.
+        compress: Blosc zstd-1 with bitshuffle before the checksum.
+        scratch: Needed by a long stage only until it is finished, and removed then.
+        attributes: Unit, description and the like.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    dimensions: tuple[str, ...]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None = None
+    compress: bool = False
+    scratch: bool = False
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Uncompressed size in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
 def stored_document(path: str | Path) -> dict[str, Any] | None:

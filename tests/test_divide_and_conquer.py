@@ -7,9 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadscape.curvature import solver_plan
 from quadscape.curvature.divide_and_conquer import Tree, decompose_tridiagonal
-from quadscape.curvature.solver_plan import bounds, depth
+from quadscape.curvature.solver_plan import LEAF, bounds, depth
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,9 +48,9 @@ HARD = {
 }
 
 
-def check(diagonal, off_diagonal, width=None):
+def check(diagonal, off_diagonal, width=None, leaf=LEAF):
     size = len(diagonal)
-    tree = decompose_tridiagonal(diagonal, off_diagonal, tile_bytes=1 << 14)
+    tree = decompose_tridiagonal(diagonal, off_diagonal, tile_bytes=1 << 14, leaf=leaf)
     width = width or size
     q = np.concatenate([tree.vectors(i, min(size, i + width)).numpy() for i in range(0, size, width)], axis=1)
     values = tree.eigenvalues
@@ -106,12 +105,7 @@ def test_random_matrices_with_ties_in_small_leaves(size, seed, levels, decades):
     rng = np.random.default_rng(seed)
     scale = 10.0 ** -(decades * rng.random(2 * size - 1))
     entries = rng.integers(-levels, levels + 1, 2 * size - 1) / levels * scale
-    before = solver_plan._LEAF
-    solver_plan._LEAF = 4
-    try:
-        check(entries[:size], entries[size:], 7)
-    finally:
-        solver_plan._LEAF = before
+    check(entries[:size], entries[size:], 7, leaf=4)
 
 
 def test_nodes_halve_the_matrix():

@@ -1,17 +1,19 @@
 import contextlib
 import itertools
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from measure_cases import PlainBasis, random_orthogonal
 from problems import DiesAtEveryThirdUnit, run_hessian, write_checkpoint
 
 from quadscape.config.sections import CNN, MLP, Curvature, Custom
-from quadscape.curvature import eigensolver
+from quadscape.curvature import eigenbasis, eigensolver, verification
 from quadscape.curvature.eigenbasis import EigenbasisTask
 from quadscape.curvature.hessian import HessianMatrix
 from quadscape.curvature.stored_basis import Eigenbasis
-from quadscape.errors import VerificationError
+from quadscape.errors import DeviceMemoryError, VerificationError
 from quadscape.stage.run import run_stage
 from results import silent
 
@@ -43,14 +45,23 @@ def network(tmp_path_factory):
 
 @contextlib.contextmanager
 def forced(solver):
-    """Lets the plan of a first start choose this way."""
+    """Lets the plan of a first start choose this way; `repeated` is the streamed one without a journal."""
     with pytest.MonkeyPatch.context() as patch:
-        if solver == "streamed":
+        if solver != "evd":
             patch.setattr(eigensolver, "USABLE", 0.0)
+        if solver == "repeated":
+            planned = eigensolver.streamed_plan
+            patch.setattr(eigensolver, "streamed_plan", lambda *sizes: {**planned(*sizes), "journal": False})
         yield
 
 
-@pytest.fixture(scope="module", params=itertools.product(["float32", "float64"], ["evd", "streamed"]), ids="-".join)
+def way_of(plan):
+    return "repeated" if not plan.get("journal", True) else plan["solver"]
+
+
+@pytest.fixture(
+    scope="module", params=itertools.product(["float32", "float64"], ["evd", "streamed", "repeated"]), ids="-".join
+)
 def finished(network, request):
     dtype, solver = request.param
     make = tasks(network, dtype)
@@ -58,8 +69,8 @@ def finished(network, request):
     log: list[str] = []
     with forced(solver):
         manifest = run_stage(make(), directory, log=log.append)
-    assert manifest["plan"]["solver"] == solver
-    assert ("streamed since" if solver == "streamed" else "LAPACK's divide and conquer") in log[0]
+    assert way_of(manifest["plan"]) == solver
+    assert ("LAPACK's divide and conquer" if solver == "evd" else "streamed since") in log[0]
     return directory, manifest, HessianMatrix(network / f"hessian-{dtype}").dense("float64"), dtype
 
 
@@ -108,7 +119,7 @@ def test_an_interrupted_chain_resumes_bit_for_bit(network, finished, tmp_path):
     Interrupted.calls = 0
     for _ in range(60):
         try:
-            with forced(undisturbed["plan"]["solver"]):
+            with forced(way_of(undisturbed["plan"])):
                 run_stage(make(Interrupted), tmp_path / "eigenbasis", log=silent)
             break
         except KeyboardInterrupt:
@@ -140,6 +151,51 @@ def test_a_damaged_chunk_is_made_again_although_what_it_came_from_is_gone(finish
     run_stage(tasks(directory.parent, dtype)(), directory, log=silent)
     assert chunk.read_bytes() == whole
     assert (directory / "manifest.json").read_bytes() == before
+
+
+def test_the_solver_is_gone_before_anything_else_is_loaded(network, tmp_path, monkeypatch):
+    """And its memory with it: else images would come to lie in the matrix's segment of a GPU."""
+    made, events = [], []
+    make_solver, find = eigenbasis.make_solver, eigenbasis.find_generators
+
+    def kept(*arguments):
+        solver = make_solver(*arguments)
+        made.append(weakref.ref(solver))
+        return solver
+
+    monkeypatch.setattr(eigenbasis, "make_solver", kept)
+    monkeypatch.setattr(eigenbasis, "find_generators", lambda *a: events.append("images") or find(*a))
+    monkeypatch.setattr(eigenbasis, "release_device_memory", lambda: events.append("released"))
+    right = EigenbasisTask._overlaps
+
+    def overlaps(self, *arguments):
+        assert all(solver() is None for solver in made)
+        events.append("overlaps")
+        return right(self, *arguments)
+
+    monkeypatch.setattr(EigenbasisTask, "_overlaps", overlaps)
+    with forced("streamed"):
+        run_stage(tasks(network)(), tmp_path / "eigenbasis", log=silent)
+    assert made
+    assert events.index("released") < events.index("overlaps")
+
+
+def test_tiles_of_the_check_become_smaller_where_a_gpu_does_not_hold_them(monkeypatch):
+    tried, right = [], verification.overlap_tiles
+
+    def scarce(basis, *, memory, device):
+        tried.append(memory)
+        if memory > 2 << 30:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate much")
+        return right(basis, memory=memory, device=device)
+
+    monkeypatch.setattr(verification, "overlap_tiles", scarce)
+    basis = PlainBasis(np.zeros(20), random_orthogonal(20, 0))
+    assert verification._orthogonality(basis, "cpu", 10 << 30) < 1e-14
+    assert tried == [10 << 30, 5 << 30, 5 << 29, 5 << 28]
+    monkeypatch.setattr(verification, "_LEAST_OVERLAP_BYTES", 4 << 30)
+    with pytest.raises(DeviceMemoryError, match="does not hold the products of all eigenvectors with each other"):
+        verification._orthogonality(basis, "cpu", 10 << 30)
 
 
 def test_a_wrong_hessian_is_found_although_it_is_decomposed_correctly(network, tmp_path, monkeypatch):

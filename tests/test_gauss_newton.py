@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from problems import (
     SMALL,
@@ -26,6 +27,7 @@ from quadscape.curvature.gauss_newton import (
     output_factor,
 )
 from quadscape.curvature.hessian import HessianMatrix
+from quadscape.curvature.solver_plan import streamed_plan
 from quadscape.errors import StoreError, VerificationError
 from quadscape.network.objective import CheckpointObjectives, Objective
 from quadscape.network.parameters import ParameterLayout, current_vector
@@ -258,9 +260,28 @@ def test_eigenvalues_are_within_their_error(folder, dtype):
         assert np.abs(found - exact).max() <= eigenvalue_error(found, np.dtype(dtype), rounding)
 
 
-def test_wrong_eigenvalues_are_found(monkeypatch):
-    import scipy.linalg
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("clustered", [False, True])
+def test_large_spectra_are_streamed_and_the_same_but_for_rounding(monkeypatch, dtype, clustered):
+    chance = np.random.default_rng(3)
+    q, _ = np.linalg.qr(chance.standard_normal((300, 300)))
+    exact = chance.choice([3.0, 0.1, 0.0, -0.5], 300) if clustered else np.geomspace(1e-9, 4, 300)
+    matrix = (q * exact) @ q.T
+    matrix = ((matrix + matrix.T) / 2).astype(dtype)
+    expected = eigenvalues(matrix.copy(), torch.device("cpu"), 1, "it")
+    monkeypatch.setitem(gauss_newton._LIBRARY_LIMIT, "cpu", 299)
+    right, sizes = scipy.linalg.eigh, []
+    monkeypatch.setattr(scipy.linalg, "eigh", lambda a, **k: (sizes.append(len(a)), right(a, **k))[1])
+    for engine in ("lapack", "torch"):
+        plan = {**streamed_plan(300, dtype, "cpu"), "engine": engine}
+        monkeypatch.setattr(gauss_newton, "streamed_plan", lambda *_, plan=plan: plan)
+        found = eigenvalues(matrix.copy(), torch.device("cpu"), 1, "it")
+        assert np.abs(found - expected).max() < 60 * np.finfo(dtype).eps * np.abs(expected).max()
+        assert (np.diff(found) <= 0).all()
+    assert max(sizes) <= 64  # no library is asked for the whole matrix
 
+
+def test_wrong_eigenvalues_are_found(monkeypatch):
     right = scipy.linalg.eigh
     monkeypatch.setattr(scipy.linalg, "eigh", lambda *a, **k: right(*a, **k) * np.linspace(1, 1.001, 50))
     matrix = np.diag(np.linspace(-1, 3, 50))

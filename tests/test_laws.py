@@ -268,8 +268,8 @@ def test_at_full_size_estimate_and_slurm_agree() -> None:
     for problem in (gpu, cpu):
         law = problem.laws.of("eigenbasis")
         assert law.kept_bytes == pytest.approx(43.5e9, rel=0.02)
-        # Triangles of reflectors and updates are another matrix, on the way.
-        assert law.disk_bytes == pytest.approx(87e9, rel=0.02)
+        # Triangles of reflectors and updates are another matrix, on the way; on a GPU they are made again.
+        assert law.disk_bytes == pytest.approx(87e9 if problem is cpu else 44.5e9, rel=0.02)
         assert problem.laws.of("hessian_shard").kept_bytes == pytest.approx(21.8e9, rel=0.02)
 
 

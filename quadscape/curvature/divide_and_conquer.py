@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import scipy.linalg
 import torch
 
-from quadscape.curvature.solver_plan import FIELDS, bounds, depth
+from quadscape.curvature.solver_plan import FIELDS, LEAF, bounds, depth
 
 _GROUP = 32
 """Rows that plane rotations which are multiplied into one small matrix may touch."""
@@ -43,20 +42,35 @@ def _scale(diagonal: np.ndarray, off_diagonal: np.ndarray) -> float:
 # Leaves
 
 
-def solve_leaves(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _dense_pairs(dense: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenpairs of a small matrix of which the lower triangle is given."""
+    if device.type == "cuda":
+        values, q = torch.linalg.eigh(torch.from_numpy(dense).to(device))
+        return values.cpu().numpy(), q.cpu().numpy()
+    # Only here, so that a GPU needs no SciPy.
+    import scipy.linalg
+
+    return scipy.linalg.eigh(dense, lower=True, driver="evd")
+
+
+def solve_leaves(
+    diagonal: np.ndarray, off_diagonal: np.ndarray, device: torch.device | str = "cpu", leaf: int = LEAF
+) -> tuple[np.ndarray, np.ndarray]:
     """Eigenpairs of the blocks on the diagonal, less what couples them.
 
     Args:
         diagonal: Of T, shape (n,).
         off_diagonal: Of T, shape (n − 1,).
+        device: Of the arithmetic.
+        leaf: Rows of the largest block.
 
     Returns:
         Level 0, shape (len(FIELDS), n), and the leaves' eigenvectors: rows of all leaves below each other, shape
-        (n, at most 64); columns beyond a leaf's size are zero.
+        (n, at most `leaf`); columns beyond a leaf's size are zero.
     """
     size, scale = len(diagonal), _scale(diagonal, off_diagonal)
     d, e = diagonal / scale, off_diagonal / scale
-    cuts = bounds(size, 0)
+    cuts = bounds(size, 0, leaf)
     for cut in cuts[1:-1]:
         d[cut - 1] -= abs(e[cut - 1])
         d[cut] -= abs(e[cut - 1])
@@ -64,7 +78,7 @@ def solve_leaves(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.nda
     vectors = np.zeros((size, max(b - a for a, b in pairwise(cuts))))
     for a, b in pairwise(cuts):
         dense = np.diag(d[a:b]) + np.diag(e[a : b - 1], -1)
-        values, q = scipy.linalg.eigh(dense, lower=True, driver="evd")
+        values, q = _dense_pairs(dense, torch.device(device))
         level[:3, a:b] = values, q[0], q[-1]
         vectors[a:b, : b - a] = q
     return level, vectors
@@ -147,7 +161,7 @@ def _secular_roots(d: torch.Tensor, z: torch.Tensor, rho: float, tile_bytes: int
         right = left + 1
         end = torch.where(is_last, square.sum(), d[right] - d[index])
         # ψ sums poles up to `left`, φ those from `right` on; within this tile's own columns a mask tells.
-        first, final = int(left.min()), int(right.max()) + 1
+        first, final = min(rows.start, count - 2), min(rows.stop, count - 1) + 1
         mask = (torch.arange(first, final, device=d.device) <= left[:, None]).double()
         inside = mask * square[first:final], (1.0 - mask) * square[first:final]
 
@@ -318,23 +332,25 @@ def merge_level(
     off_diagonal: np.ndarray,
     device: torch.device | str = "cpu",
     tile_bytes: int = 8 << 20,
+    leaf: int = LEAF,
 ) -> np.ndarray:
     """All nodes of a level from those of the level below.
 
     Args:
-        level: From 1 to `depth(n)`.
+        level: From 1 to `depth(n, leaf)`.
         below: The level below, shape (len(FIELDS), n).
         diagonal: Of T, shape (n,).
         off_diagonal: Of T, shape (n − 1,).
         device: Of the arithmetic.
         tile_bytes: Memory of one tile; a few are in use at a time.
+        leaf: Rows of the largest leaf.
 
     Returns:
         The level, shape (len(FIELDS), n).
     """
     size = len(diagonal)
     scaled = off_diagonal / _scale(diagonal, off_diagonal)
-    here, under = bounds(size, level), bounds(size, level - 1)
+    here, under = bounds(size, level, leaf), bounds(size, level - 1, leaf)
     nodes = [
         _merge(below[:, a:b], middle - a, float(scaled[middle - 1]), device, tile_bytes)
         for a, middle, b in zip(here, under[1::2], here[1:], strict=False)
@@ -357,6 +373,8 @@ class _Node:
         offsets: λ − d_origin, shape (k,).
         norms: 1/|·| of the columns, shape (k,).
         source: Column of the children behind each slot, shape (m,).
+        slot: Slot of each column of the children: the inverse of `source`, so that rows are gathered. To put them where
+            they belong instead would be sorted first by torch, wherever it has to be deterministic on a GPU.
         order: Slot of each eigenvalue, shape (m,).
         place: Index of the eigenvalue of each slot, shape (m,).
         rotations: Products of plane rotations, in the order in which they are to be applied: rows, and a matrix.
@@ -368,6 +386,7 @@ class _Node:
     offsets: torch.Tensor
     norms: torch.Tensor
     source: torch.Tensor
+    slot: torch.Tensor
     order: torch.Tensor
     place: torch.Tensor
     rotations: list[tuple[torch.Tensor, torch.Tensor]]
@@ -375,7 +394,8 @@ class _Node:
     def columns(self, start: int, stop: int, tile_bytes: int) -> torch.Tensor:
         """Columns of the factor in the children's basis, shape (m, stop − start)."""
         slots, count = self.order[start:stop], len(self.poles)
-        result = torch.zeros(len(self.order), stop - start, dtype=torch.float64, device=self.poles.device)
+        result = torch.empty(len(self.order), stop - start, dtype=torch.float64, device=self.poles.device)
+        result[count:] = 0.0
         is_root = slots < count
         roots = torch.where(is_root, slots, 0)
         if count:
@@ -383,8 +403,9 @@ class _Node:
             norms = torch.where(is_root, self.norms[roots], 0.0)
             for rows in _tiles(count, stop - start, tile_bytes):
                 entries = (self.poles[rows][:, None] - shifted).sub_(offsets).reciprocal_()
-                result[self.source[rows]] = entries.mul_(norms).mul_(self.weights[rows][:, None])
-        result[self.source[slots[~is_root]], torch.nonzero(~is_root)[:, 0]] = 1.0
+                torch.mul(entries.mul_(norms), self.weights[rows][:, None], out=result[rows])
+        result[slots[~is_root], torch.nonzero(~is_root)[:, 0]] = 1.0
+        result = result.index_select(0, self.slot)
         self._unrotate(result)
         return result
 
@@ -399,16 +420,16 @@ class _Node:
         count, size = len(self.poles), x.numel()
         result, slots = work[:size].view(x.shape), work[size : 2 * size].view(x.shape)
         torch.index_select(x, 0, self.place, out=slots)
-        result.index_copy_(0, self.source[count:], slots[count:])
+        result[count:] = slots[count:]
         if count:
             scaled = slots[:count].mul_(self.norms[:, None])
             for rows in _tiles(count, count, 8 * len(tile)):
                 inverse = tile[: (rows.stop - rows.start) * count].view(-1, count)
                 torch.sub(self.poles[rows][:, None], self.shifted, out=inverse)
                 inverse.sub_(self.offsets).reciprocal_()
-                result.index_copy_(0, self.source[rows], (inverse @ scaled).mul_(self.weights[rows][:, None]))
-        self._unrotate(result)
-        x.copy_(result)
+                torch.mul(inverse @ scaled, self.weights[rows][:, None], out=result[rows])
+        torch.index_select(result, 0, self.slot, out=x)
+        self._unrotate(x)
 
     def _unrotate(self, x: torch.Tensor) -> None:
         for rows, matrix in self.rotations:
@@ -452,14 +473,15 @@ def _node(fields: dict[str, np.ndarray], device: torch.device | str) -> _Node:
     def integers(name: str) -> torch.Tensor:
         return torch.tensor(fields[name].astype(np.int64), device=device)
 
-    poles, order = floats("poles"), integers("order")
+    poles, order, source = floats("poles"), integers("order"), integers("source")
     return _Node(
         poles,
         floats("weights"),
         poles[integers("origins")[:count]],
         floats("offsets"),
         floats("norms"),
-        integers("source"),
+        source,
+        torch.argsort(source),
         order,
         torch.argsort(order),
         _grouped_rotations(fields, device),
@@ -482,6 +504,7 @@ class Tree:
         leaves: np.ndarray,
         device: torch.device | str = "cpu",
         tile_bytes: int = 8 << 20,
+        leaf: int = LEAF,
     ) -> None:
         """Joins what `solve_leaves` and `merge_level` found.
 
@@ -492,18 +515,19 @@ class Tree:
             leaves: The leaves' eigenvectors.
             device: Of the arithmetic and of the results.
             tile_bytes: Memory of one tile of a factor.
+            leaf: Rows of the largest leaf.
         """
         self.size = len(diagonal)
         self._tile_bytes = tile_bytes
         self.eigenvalues = levels[-1][0] * _scale(diagonal, off_diagonal)
         self._levels = []
         for number, level in enumerate(levels[1:], start=1):
-            cuts = bounds(self.size, number)
+            cuts = bounds(self.size, number, leaf)
             nodes = []
             for a, b in pairwise(cuts):
                 nodes.append((a, b, _node(dict(zip(FIELDS, level[:, a:b], strict=True)), device)))
             self._levels.append(nodes)
-        cuts = bounds(self.size, 0)
+        cuts = bounds(self.size, 0, leaf)
         self._leaves = [
             (a, b, torch.tensor(leaves[a:b, : b - a], dtype=torch.float64, device=device)) for a, b in pairwise(cuts)
         ]
@@ -535,7 +559,11 @@ class Tree:
 
 
 def decompose_tridiagonal(
-    diagonal: np.ndarray, off_diagonal: np.ndarray, device: torch.device | str = "cpu", tile_bytes: int = 8 << 20
+    diagonal: np.ndarray,
+    off_diagonal: np.ndarray,
+    device: torch.device | str = "cpu",
+    tile_bytes: int = 8 << 20,
+    leaf: int = LEAF,
 ) -> Tree:
     """All levels at once.
 
@@ -544,12 +572,38 @@ def decompose_tridiagonal(
         off_diagonal: Of T, float64, shape (n − 1,).
         device: Of the arithmetic.
         tile_bytes: Memory of one tile.
+        leaf: Rows of the largest leaf.
 
     Returns:
         The tree.
     """
-    level, leaves = solve_leaves(diagonal, off_diagonal)
+    level, leaves = solve_leaves(diagonal, off_diagonal, device, leaf)
     levels = [level]
-    for number in range(1, depth(len(diagonal)) + 1):
-        levels.append(merge_level(number, levels[-1], diagonal, off_diagonal, device, tile_bytes))
-    return Tree(diagonal, off_diagonal, levels, leaves, device, tile_bytes)
+    for number in range(1, depth(len(diagonal), leaf) + 1):
+        levels.append(merge_level(number, levels[-1], diagonal, off_diagonal, device, tile_bytes, leaf))
+    return Tree(diagonal, off_diagonal, levels, leaves, device, tile_bytes, leaf)
+
+
+def tridiagonal_eigenvalues(
+    diagonal: np.ndarray,
+    off_diagonal: np.ndarray,
+    device: torch.device | str = "cpu",
+    tile_bytes: int = 8 << 20,
+    leaf: int = LEAF,
+) -> np.ndarray:
+    """Eigenvalues without vectors: of all levels only the last is kept.
+
+    Args:
+        diagonal: Of T, float64, shape (n,).
+        off_diagonal: Of T, float64, shape (n − 1,).
+        device: Of the arithmetic.
+        tile_bytes: Memory of one tile.
+        leaf: Rows of the largest leaf.
+
+    Returns:
+        In ascending order, float64, shape (n,).
+    """
+    level, _ = solve_leaves(diagonal, off_diagonal, device, leaf)
+    for number in range(1, depth(len(diagonal), leaf) + 1):
+        level = merge_level(number, level, diagonal, off_diagonal, device, tile_bytes, leaf)
+    return level[0] * _scale(diagonal, off_diagonal)

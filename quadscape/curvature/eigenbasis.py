@@ -25,6 +25,7 @@ from quadscape.curvature.invariances import (
     negatives_without,
     overlaps,
 )
+from quadscape.curvature.large_products import release_device_memory
 from quadscape.curvature.projections import HOST_MEMORY
 from quadscape.curvature.solver_plan import NOMINAL_RATES
 from quadscape.curvature.stored_basis import STAGE, StoredBasis
@@ -222,8 +223,11 @@ class EigenbasisTask:
         if unit < solver.units:
             with device_memory_explained(f"the eigenproblem of {self._size} columns"):
                 return solver.compute(unit, store)
-        self._solver = None  # and its memory
         unit -= solver.units
+        # Its memory is free before the objective's images are loaded, or they would lie in the matrix's segment.
+        self._solver = None
+        del solver
+        release_device_memory()
         if unit < self._overlap_units(plan):
             return self._overlaps(unit, plan, store)
         return self._products(unit - self._overlap_units(plan), plan, store)
@@ -288,7 +292,10 @@ class EigenbasisTask:
         ends = np.cumsum([sampled, SIGN_PROBES, len(spots)])
         generators = self._generators(plan["device"], plan["chunk"])
         deviations: dict[str, float] = {part.kind: part.deviation for part in generators}
-        gradient = self._objectives.get(torch.float64, plan["device"], plan["chunk"]).gradient(self._objectives.theta)
+        objective = self._objectives.get(torch.float64, plan["device"], plan["chunk"])
+        with device_memory_explained("the gradient"):
+            gradient = objective.gradient(self._objectives.theta)
+        release_device_memory()  # of chunks: the check of orthogonality takes most of a GPU
         forced = {}
         for number, (kind, (sums, exponents)) in enumerate(self._combined(plan).items()):
             columns = slice(ends[2] + FORCED * number, ends[2] + FORCED * (number + 1))

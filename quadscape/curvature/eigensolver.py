@@ -9,18 +9,19 @@ component of largest magnitude positive:
   matrix is divided and conquered level by level, and its eigenvectors are made and transformed back in ranges. Beside
   the one matrix there are only strips of it; later, its half, read again from what was stored, and a range. Every unit
   can be resumed from what the units before it have stored: panels of reflectors V and updates W, levels of the
-  recursion, and ranges of eigenvectors.
+  recursion, and ranges of eigenvectors. On a GPU a reduction of minutes is repeated instead.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
-import scipy.linalg
 import torch
 
 from quadscape.curvature.divide_and_conquer import Tree, merge_level, solve_leaves
+from quadscape.curvature.large_products import matrix_vector, release_device_memory, square
 from quadscape.curvature.solver_plan import (
     FIELDS,
     INNER,
@@ -30,6 +31,8 @@ from quadscape.curvature.solver_plan import (
     Rates,
     bounds,
     depth,
+    is_journalled,
+    leaf_of,
     library_bytes,
     library_plan,
     library_work,
@@ -37,6 +40,7 @@ from quadscape.curvature.solver_plan import (
     streamed_plan,
     streamed_work,
 )
+from quadscape.curvature.symmetric_product import Product, checked_product
 from quadscape.curvature.tridiagonal_reduction import (
     Reflectors,
     blas_threads,
@@ -45,17 +49,28 @@ from quadscape.curvature.tridiagonal_reduction import (
     update_trailing,
 )
 from quadscape.errors import RoundingError, VerificationError
-from quadscape.memory_limits import memory_total
 from quadscape.numerics import give_freed_memory_back
-from quadscape.stage.protocol import Arrays, StageStore
-from quadscape.store import ArraySpec
+from quadscape.stored import ArraySpec
 
 Fill = Callable[[torch.Tensor], None]
 """Writes the whole symmetric matrix into a tensor of shape (n, n)."""
 Values = dict[str, tuple[tuple[slice | int, ...], np.ndarray]]
+"""What a unit writes, by array: a selection, and what it holds."""
 
-"""cuSOLVER's `syevd` fails from n between 23,000 and 27,000 on with many versions of CUDA; below, it is right."""
 _ROWS = 1024
+_CHECKED_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 28}
+"""Summed at once to see whether all are finite: what stays in a cache, and what keeps a GPU busy."""
+
+
+class Committed(Protocol):
+    """What units before this one have stored; see `quadscape.stage.protocol.StageStore`, which needs Zarr."""
+
+    @property
+    def directory(self) -> Any:
+        """Where, for messages."""
+
+    def read(self, name: str, selection: Any = ..., /) -> np.ndarray:
+        """A part of an array."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -73,6 +88,9 @@ def device_memory(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
+    # Only here, so that a GPU needs no psutil.
+    from quadscape.memory_limits import memory_total
+
     return memory_total()
 
 
@@ -115,7 +133,7 @@ class Solver(Protocol):
     def seconds(self, rates: Rates) -> list[float]:
         """Expected time of each unit."""
 
-    def compute(self, unit: int, store: StageStore) -> Arrays:
+    def compute(self, unit: int, store: Committed) -> Values:
         """What one unit writes: eigenvectors, eigenvalues, or scratch."""
 
 
@@ -181,9 +199,12 @@ def fix_signs(vectors: np.ndarray) -> np.ndarray:
 
 def _filled(size: int, dtype: str, device: str, fill: Fill) -> torch.Tensor:
     """The matrix, if it is finite."""
-    matrix = torch.empty(size, size, dtype=getattr(torch, dtype), device=device)
+    matrix = square(size, getattr(torch, dtype), device)
     fill(matrix)
-    if not all(bool(torch.isfinite(rows.double().sum())) for rows in matrix.split(max(1, (1 << 18) // size))):
+    # One question to the device at the end, not one for each sum.
+    rows = max(1, _CHECKED_ENTRIES[matrix.device.type] // size)
+    sums = torch.stack([part.sum(dtype=torch.float64) for part in matrix.split(rows)])
+    if not bool(torch.isfinite(sums).all()):
         raise VerificationError("The Hessian has entries that are not finite, so it has no eigenbasis.")
     return matrix
 
@@ -205,10 +226,20 @@ def decompose(matrix: torch.Tensor, threads: int) -> tuple[np.ndarray, np.ndarra
     if matrix.is_cuda:
         values, vectors = (part.cpu().numpy() for part in torch.linalg.eigh(matrix))
     else:
+        # Only here, so that a GPU needs no SciPy.
+        import scipy.linalg
+
         with blas_threads(threads):
             # The transpose is the same symmetric matrix, in the column order in which LAPACK can work in place.
             values, vectors = scipy.linalg.eigh(matrix.numpy().T, driver="evd", overwrite_a=True, check_finite=False)
     return values[::-1].astype(np.float64), vectors[:, ::-1]
+
+
+def _rounds_differently(store: Committed) -> RoundingError:
+    return RoundingError(
+        f"The decomposition in {store.directory} was begun on a machine that rounds differently; remove that directory "
+        "and run the workflow again."
+    )
 
 
 class _Library:
@@ -229,7 +260,7 @@ class _Library:
     def seconds(self, rates: Rates) -> list[float]:
         return [unit.seconds(rates) for unit in library_work(self._size, self._dtype, self._plan["block"])]
 
-    def compute(self, unit: int, store: StageStore) -> Arrays:
+    def compute(self, unit: int, store: Committed) -> Values:
         if self._pairs is None:
             matrix = _filled(self._size, self._dtype, self._plan["device"], self._fill)
             self._pairs = decompose(matrix, self._plan["threads"])
@@ -241,15 +272,12 @@ class _Library:
             found["eigenvalues"] = ((slice(0, self._size),), values)
         return found
 
-    def _check_repeated(self, store: StageStore) -> None:
+    def _check_repeated(self, store: Committed) -> None:
         """A resumed process must repeat the decomposition bit for bit, or blocks of two bases would be mixed."""
         assert self._pairs is not None
         stored = store.read("eigenvalues")  # NaN until unit 0 is committed
         if not np.isnan(stored).all() and not np.array_equal(stored, self._pairs[0]):
-            raise RoundingError(
-                f"The decomposition in {store.directory} was begun on a machine that rounds differently; remove that "
-                "directory and run the workflow again."
-            )
+            raise _rounds_differently(store)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -257,17 +285,24 @@ class _Library:
 
 
 class _Streamed:
-    """Units of the reduction, of the levels of divide and conquer, and of ranges of eigenvectors."""
+    """Units of the reduction, of the levels of divide and conquer, and of ranges of eigenvectors.
+
+    With a journal, the reduction's units store V and W, the matrix is dropped after the last of them, and ranges read V
+    again. Without one they store T only: the reduced matrix stays where it is, its V are used there, and a process that
+    resumes repeats the reduction from the Hessian. T tells whether to the same bits.
+    """
 
     def __init__(self, size: int, dtype: str, plan: Mapping[str, Any], fill: Fill) -> None:
         self._size, self._dtype, self._plan, self._fill = size, dtype, plan, fill
         self._matrix: torch.Tensor | None = None
         self._reduced = 0
         """Columns of `_matrix` that are reduced, and whose updates were applied to the others."""
+        self._product: Product = matrix_vector
         self._transformation: tuple[Tree, Reflectors] | None = None
+        self._journal, self._leaf = is_journalled(plan), leaf_of(plan)
         self._columns = int(plan["columns"])
         self._reductions = -(-size // self._columns)
-        self._levels = 1 + depth(size)
+        self._levels = 1 + depth(size, self._leaf)
         self.parts = [self._reductions, self._levels, -(-size // plan["block"])]
         self.units = sum(self.parts)
         self.method = (
@@ -275,12 +310,12 @@ class _Streamed:
             f"{LIBRARY_MATRICES} matrices do not fit into memory or exceed what the library can"
         )
         rows = min(size, _ROWS)
-        widest = max(b - a for a, b in pairwise(bounds(size, 0)))
+        widest = max(b - a for a, b in pairwise(bounds(size, 0, self._leaf)))
         shards = (self._columns, -(-size // rows) * rows)
         self.scratch = [
             *(
                 ArraySpec(name, (size, size), dtype, ("column", "row"), (self._columns, rows), shards, scratch=True)
-                for name in ("reflectors", "updates")
+                for name in (("reflectors", "updates") if self._journal else ())
             ),
             ArraySpec("tridiagonal", (3, size), "float64", ("part", "column"), (3, self._columns), scratch=True),
             ArraySpec(
@@ -300,11 +335,10 @@ class _Streamed:
     def seconds(self, rates: Rates) -> list[float]:
         return [unit.seconds(rates) for unit in streamed_work(self._size, self._dtype, self._plan)]
 
-    def compute(self, unit: int, store: StageStore) -> Arrays:
+    def compute(self, unit: int, store: Committed) -> Values:
         give_freed_memory_back()
         if unit < self._reductions:
-            with blas_threads(self._plan["threads"]):
-                return self._reduce(unit, store)
+            return self._reduce(unit, store)
         if unit < self._reductions + self._levels:
             return self._merge(unit - self._reductions, store)
         return self._transform(unit - self._reductions - self._levels, store)
@@ -314,24 +348,40 @@ class _Streamed:
 
     # Reduction
 
-    def _reduce(self, unit: int, store: StageStore) -> Arrays:
-        strip, engine = self._strip(unit), self._plan["engine"]
-        matrix = self._matrix_before(strip.start, store)
+    def _blas(self) -> AbstractContextManager[Any]:
+        return blas_threads(self._plan["threads"]) if self._plan["engine"] == "lapack" else nullcontext()
+
+    def _drop_matrix(self) -> None:
+        if self._matrix is not None:
+            self._matrix = None
+            release_device_memory()
+
+    def _reduce(self, unit: int, store: Committed) -> Values:
+        strip = self._strip(unit)
+        with self._blas():
+            matrix = self._matrix_before(strip.start, store)
+            entries, updates = self._reduce_strip(matrix, strip)
+        found: Values = {}
+        if updates is not None:
+            reflectors = torch.triu(matrix[strip, strip.start :]).cpu()
+            found["reflectors"] = ((strip, slice(0, self._size)), self._widened(reflectors, strip))
+            found["updates"] = ((strip, slice(0, self._size)), self._widened(updates, strip))
+        found["tridiagonal"] = ((slice(0, 3), strip), entries)
+        return found
+
+    def _reduce_strip(self, matrix: torch.Tensor, strip: slice) -> tuple[np.ndarray, torch.Tensor | None]:
+        """Entries of T with τ, and W if it is journalled, of one unit's columns."""
         width = strip.stop - strip.start
-        updates = torch.zeros(width, self._size - strip.start, dtype=matrix.dtype)
+        updates = torch.zeros(width, self._size - strip.start, dtype=matrix.dtype) if self._journal else None
         entries = np.zeros((3, width))
         for start, stop in panels(strip.start, strip.stop):
-            panel = reduce_panel(matrix, start, stop, engine)
+            panel = reduce_panel(matrix, start, stop, self._plan["engine"], self._product)
             here = slice(start - strip.start, stop - strip.start)
-            updates[here, here.start :] = panel.updates.cpu()
+            if updates is not None:
+                updates[here, here.start :] = panel.updates.cpu()
             entries[:, here] = panel.diagonal, panel.off_diagonal, panel.tau
         self._reduced = strip.stop
-        reflectors = torch.triu(matrix[strip, strip.start :]).cpu()
-        return {
-            "reflectors": ((strip, slice(0, self._size)), self._widened(reflectors, strip)),
-            "updates": ((strip, slice(0, self._size)), self._widened(updates, strip)),
-            "tridiagonal": ((slice(0, 3), strip), entries),
-        }
+        return entries, updates
 
     def _widened(self, rows: torch.Tensor, strip: slice) -> np.ndarray:
         """Rows of a strip as they are stored: chunks of NaN are not written."""
@@ -339,63 +389,89 @@ class _Streamed:
         wide[:, strip.start :] = rows.numpy()
         return wide
 
-    def _matrix_before(self, column: int, store: StageStore) -> torch.Tensor:
-        """The matrix with the columns before this one reduced: from the last unit, or by repeating stored updates."""
+    def _matrix_before(self, column: int, store: Committed) -> torch.Tensor:
+        """The matrix with the columns before this one reduced: from the last unit, or by repeating units before."""
         self._transformation = None
         if self._matrix is None or self._reduced > column:
-            self._matrix = None
+            self._drop_matrix()
             self._matrix = _filled(self._size, self._dtype, self._plan["device"], self._fill)
+            self._product = checked_product(self._matrix)
             self._reduced = 0
-        for unit in range(self._reduced // self._columns, column // self._columns):
-            strip = self._strip(unit)
-            where = (strip, slice(strip.start, self._size))
-            self._matrix[where] = torch.from_numpy(store.read("reflectors", where)).to(self._matrix.device)
-            updates = torch.from_numpy(store.read("updates", where)).to(self._matrix.device)
-            for start, stop in panels(strip.start, strip.stop):
-                part = updates[start - strip.start : stop - strip.start, start - strip.start :].contiguous()
-                update_trailing(self._matrix, start, stop, part, self._plan["engine"])
-            self._reduced = strip.stop
+        for unit in range(-(-self._reduced // self._columns), -(-column // self._columns)):
+            if self._journal:
+                self._repeat_updates(self._matrix, self._strip(unit), store)
+            else:
+                self._repeat_reduction(self._matrix, self._strip(unit), store)
         return self._matrix
+
+    def _repeat_updates(self, matrix: torch.Tensor, strip: slice, store: Committed) -> None:
+        """One unit's columns from what it stored, without products with vectors."""
+        where = (strip, slice(strip.start, self._size))
+        matrix[where] = torch.from_numpy(store.read("reflectors", where)).to(matrix.device)
+        updates = torch.from_numpy(store.read("updates", where)).to(matrix.device)
+        for start, stop in panels(strip.start, strip.stop):
+            part = updates[start - strip.start : stop - strip.start, start - strip.start :].contiguous()
+            update_trailing(matrix, start, stop, part, self._plan["engine"])
+        self._reduced = strip.stop
+
+    def _repeat_reduction(self, matrix: torch.Tensor, strip: slice, store: Committed) -> None:
+        """One unit's columns as in the process that stored their entries of T."""
+        entries, _ = self._reduce_strip(matrix, strip)
+        stored = store.read("tridiagonal", (slice(0, 3), strip))
+        if not np.isnan(stored).all() and not np.array_equal(stored, entries):
+            raise _rounds_differently(store)
 
     # Divide and conquer
 
-    def _tridiagonal(self, store: StageStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _tridiagonal(self, store: Committed) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         diagonal, off_diagonal, tau = store.read("tridiagonal")
         return diagonal, off_diagonal[:-1], tau
 
-    def _merge(self, level: int, store: StageStore) -> Arrays:
-        self._matrix = None
+    def _merge(self, level: int, store: Committed) -> Values:
+        if self._journal:
+            self._drop_matrix()
         diagonal, off_diagonal, _ = self._tridiagonal(store)
         found: Values = {}
+        device, tile_bytes = self._plan["device"], self._plan["tile_bytes"]
         if level == 0:
-            fields, leaves = solve_leaves(diagonal, off_diagonal)
+            fields, leaves = solve_leaves(diagonal, off_diagonal, device, self._leaf)
             found["leaves"] = ((slice(None), slice(None)), leaves)
         else:
-            below, device = store.read("levels", level - 1), self._plan["device"]
-            fields = merge_level(level, below, diagonal, off_diagonal, device, self._plan["tile_bytes"])
+            below = store.read("levels", level - 1)
+            fields = merge_level(level, below, diagonal, off_diagonal, device, tile_bytes, self._leaf)
         found["levels"] = ((slice(level, level + 1), slice(None), slice(None)), fields[None])
         return found
 
     # Back-transformation
 
-    def _prepared(self, store: StageStore) -> tuple[Tree, Reflectors]:
+    def _prepared(self, store: Committed) -> tuple[Tree, Reflectors]:
         if self._transformation is None:
             diagonal, off_diagonal, tau = self._tridiagonal(store)
-            self._matrix = None
-            reflectors = Reflectors(self._size)
-            for unit in range(self._reductions):
-                strip = self._strip(unit)
-                rows = store.read("reflectors", (strip, slice(strip.start, self._size)))
-                reflectors.add(torch.from_numpy(rows).to(self._plan["device"]), tau[strip], strip.start)
+            reflectors = self._reflectors(tau, store)
             levels = [store.read("levels", level) for level in range(self._levels)]
             leaves, device = store.read("leaves"), self._plan["device"]
-            tree = Tree(diagonal, off_diagonal, levels, leaves, device, self._plan["tile_bytes"])
+            tree = Tree(diagonal, off_diagonal, levels, leaves, device, self._plan["tile_bytes"], self._leaf)
             self._transformation = tree, reflectors
             del levels, leaves
             give_freed_memory_back()
         return self._transformation
 
-    def _transform(self, number: int, store: StageStore) -> Arrays:
+    def _reflectors(self, tau: np.ndarray, store: Committed) -> Reflectors:
+        """All reflectors: read, or in the reduced matrix itself, which is repeated where it is not there any more."""
+        found = Reflectors(self._size)
+        if self._journal:
+            self._drop_matrix()
+            for unit in range(self._reductions):
+                strip = self._strip(unit)
+                rows = store.read("reflectors", (strip, slice(strip.start, self._size)))
+                found.add(torch.from_numpy(rows).to(self._plan["device"]), tau[strip], strip.start)
+        else:
+            with self._blas():
+                found.add(self._matrix_before(self._size, store), tau, 0, in_place=True)
+            self._matrix = None  # what it held is the reflectors' now
+        return found
+
+    def _transform(self, number: int, store: Committed) -> Values:
         tree, reflectors = self._prepared(store)
         start = number * self._plan["block"]
         stop = min(self._size, start + self._plan["block"])

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 import torch
-from threadpoolctl import threadpool_limits
 from torch.func import vjp, vmap
 
 from quadscape.config.sections import Curvature
@@ -34,7 +33,10 @@ from quadscape.curvature.costs import (
     rows_bytes,
     run_bytes,
 )
+from quadscape.curvature.divide_and_conquer import tridiagonal_eigenvalues
 from quadscape.curvature.hessian import HessianMatrix
+from quadscape.curvature.large_products import release_device_memory, square
+from quadscape.curvature.solver_plan import LIBRARY_LIMIT, leaf_of, spectrum_bytes, streamed_plan
 from quadscape.curvature.strips import (
     UNIT_FLOPS,
     StripMatrix,
@@ -45,6 +47,8 @@ from quadscape.curvature.strips import (
     probe_block,
     product_specs,
 )
+from quadscape.curvature.symmetric_product import checked_product
+from quadscape.curvature.tridiagonal_reduction import blas_threads, tridiagonal_form
 from quadscape.curvature.verification import (
     PROBE_SEED,
     Checks,
@@ -69,6 +73,9 @@ from quadscape.store import ArraySpec
 
 _STAGE = "gauss_newton"
 _CUDA_FRACTION = 1 / 8
+_LIBRARY_LIMIT = {**LIBRARY_LIMIT, "cpu": 1 << 62}
+"""Largest matrix whose eigenvalues are left to a library: without vectors LAPACK's workspace is short."""
+_COPIED_BYTES = 256 << 20
 _JACOBIAN_SHARE = 32
 """The products of a run of columns may count so many times the operations of its Jacobians, however long that takes."""
 
@@ -405,12 +412,27 @@ class RemainderMatrix:
 # Spectra
 
 
+def _streamed_values(matrix: np.ndarray, device: torch.device, threads: int) -> np.ndarray:
+    """By tridiagonal form and divide and conquer, with one matrix and a panel on the device; ascending, float64."""
+    plan = streamed_plan(len(matrix), str(matrix.dtype), device.type)
+    work = square(len(matrix), torch.from_numpy(matrix[:0]).dtype, device)
+    # In parts, since rows that lie apart are copied by way of a tensor of their own.
+    step = max(1, _COPIED_BYTES // max(1, matrix[0].nbytes))
+    for start in range(0, len(matrix), step):
+        work[start : start + step] = torch.from_numpy(matrix[start : start + step])
+    with blas_threads(threads):
+        diagonal, off_diagonal = tridiagonal_form(work, plan["engine"], checked_product(work))
+    del work
+    release_device_memory()
+    return tridiagonal_eigenvalues(diagonal, off_diagonal, device, plan["tile_bytes"], leaf_of(plan))
+
+
 def eigenvalues(matrix: np.ndarray, device: torch.device, threads: int, subject: str) -> np.ndarray:
     """All eigenvalues of a dense symmetric matrix, without vectors, checked against its trace and norm.
 
     Args:
         matrix: Shape (P, P), C-contiguous; its memory may be overwritten.
-        device: `cpu` (LAPACK) or `cuda`.
+        device: `cpu` (LAPACK) or `cuda`, where a matrix that cuSOLVER cannot do is reduced in its own memory.
         threads: Threads of LAPACK; results depend on their number.
         subject: What the matrix is, for messages.
 
@@ -425,10 +447,15 @@ def eigenvalues(matrix: np.ndarray, device: torch.device, threads: int, subject:
     frobenius = float(np.sqrt(np.einsum("ij,ij->", matrix, matrix, dtype=np.float64)))
     if not np.isfinite(frobenius):
         raise VerificationError(f"{subject} has entries that are not finite, so it has no eigenvalues.")
-    if device.type == "cuda":
+    if size > _LIBRARY_LIMIT[device.type]:
+        needed = spectrum_bytes(size, str(matrix.dtype), device.type) / 1e9
+        with device_memory_explained(f"the spectrum of {subject} ({needed:.0f} GB)"):
+            values = _streamed_values(matrix, device, threads)
+        release_device_memory()
+    elif device.type == "cuda":
         values = torch.linalg.eigvalsh(torch.from_numpy(matrix).to(device)).cpu().numpy()
     else:
-        with threadpool_limits(threads, user_api="blas"):
+        with blas_threads(threads):
             # The transpose is the same symmetric matrix, in the column order in which LAPACK can work in place.
             values = scipy.linalg.eigh(matrix.T, driver="evd", eigvals_only=True, overwrite_a=True, check_finite=False)
     values = values[::-1].astype(np.float64)

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from quadscape.curvature.large_products import multiply
+
 ALIGNMENT = 16
 """Eigenvectors that a store decodes together."""
 
@@ -70,7 +72,7 @@ def overlap_tiles(
     Args:
         first: Qₐ, the rows.
         second: Q_b, the columns, of as many parameters. None: Q_b = Qₐ, and only tiles that reach the diagonal or lie
-            below it are made; the rest is their transpose.
+            below it are made, on a GPU only their rows from the diagonal on; the rest is their transpose.
         memory: Bytes of the device's memory to take, of which 16 rows and columns are the least; by default most of a
             GPU's, `HOST_MEMORY` of a CPU's.
         device: Where they are multiplied.
@@ -157,7 +159,7 @@ def _tiles(
     symmetric: bool,
 ) -> Iterator[Tile]:
     length = len(basis.eigenvalues)
-    tall, wide = _shape(count, length, itemsize, _memory(device) if memory is None else memory)
+    tall, wide = _shape(count, length, itemsize, device_share(device) if memory is None else memory)
     with ThreadPoolExecutor(1) as reader:
         for start in range(0, count, tall):
             part = slice(start, min(count, start + tall))
@@ -171,13 +173,21 @@ def _tiles(
                 tile = torch.empty(held.shape[1], these.stop - these.start, dtype=held.dtype, device=device)
                 _fill(tile, coming.result())
                 coming = reader.submit(_all_pieces, basis, columns[number]) if number < len(columns) else None
-                yield Tile(part, these, held @ tile)
+                yield Tile(part, these, multiply(held, tile))
                 del tile  # before the next one is made
             if symmetric:  # what is left of the columns are the rows, transposed
                 for offset in range(0, len(held), wide):
                     these = slice(start + offset, min(part.stop, start + offset + wide))
-                    yield Tile(part, these, held @ held[offset : offset + wide].T)
+                    above = offset if _skips_above(device) else 0
+                    found = multiply(held[above:], held[offset : offset + wide].T)
+                    yield Tile(slice(start + above, part.stop), these, found)
             del held
+
+
+def _skips_above(device: Any) -> bool:
+    # Half of the products where one batch is all. Not on a CPU: the last bits of a product may depend on its shape, and
+    # of what finished results say nothing may change.
+    return torch.device(device).type == "cuda"
 
 
 def _shape(count: int, length: int, itemsize: int, memory: int) -> tuple[int, int]:
@@ -195,7 +205,15 @@ def _even(length: int, most: int) -> int:
     return max(1, -(-length // (parts * ALIGNMENT))) * ALIGNMENT
 
 
-def _memory(device: Any) -> int:
+def device_share(device: Any) -> int:
+    """Memory taken where none is given.
+
+    Args:
+        device: A GPU or the CPU.
+
+    Returns:
+        Bytes: most of a GPU's, `HOST_MEMORY` of a CPU's.
+    """
     if torch.device(device).type == "cuda":
         return int(_DEVICE_SHARE * torch.cuda.get_device_properties(device).total_memory)
     return HOST_MEMORY

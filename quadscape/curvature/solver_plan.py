@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_LEAF = 64
+LEAF = 64
 """Rows of the largest block that is decomposed as a dense matrix."""
+_GPU_LEAF = 1024
+"""The same on a GPU, where what thousands of small blocks take is the number of calls."""
 PANEL = 64
 """Columns of one panel: few enough that products with V and W stay small beside those with the matrix."""
 LAPACK_LIMIT = 32_000
@@ -26,6 +28,9 @@ USABLE = 0.8
 INNER = 16
 UNIT_BYTES = 128 << 20
 _UNIT_SECONDS = 60.0
+_REPEATED_SECONDS = 1200.0
+"""A reduction on a GPU that takes no longer is not journalled, but repeated after a kill: at P = 104,234 in float32
+V and W are 43.5 GB, some minutes of writing in every run, to save the few that are killed ten."""
 _TILE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 
 FIELDS = (
@@ -48,29 +53,31 @@ FIELDS = (
 and what counts rows or slots counts within the node."""
 
 
-def depth(size: int) -> int:
+def depth(size: int, leaf: int = LEAF) -> int:
     """Number of merge levels.
 
     Args:
         size: n.
+        leaf: Rows of the largest leaf.
 
     Returns:
         0 where the matrix is one leaf.
     """
-    return max(0, math.ceil(math.log2(size / _LEAF)))
+    return max(0, math.ceil(math.log2(size / leaf)))
 
 
-def bounds(size: int, level: int) -> list[int]:
+def bounds(size: int, level: int, leaf: int = LEAF) -> list[int]:
     """Where the nodes of a level begin and end.
 
     Args:
         size: n.
-        level: From 0 (leaves) to `depth(size)` (the whole matrix).
+        level: From 0 (leaves) to `depth(size, leaf)` (the whole matrix).
+        leaf: Rows of the largest leaf.
 
     Returns:
         Increasing, from 0 to n.
     """
-    parts = depth(size) - level
+    parts = depth(size, leaf) - level
     return [(i * size) >> parts for i in range((1 << parts) + 1)]
 
 
@@ -139,13 +146,24 @@ def streamed_plan(size: int, dtype: str, device: str) -> dict[str, Any]:
     # A range with all copies is a fifth of the matrix, of which only a half is needed then, as reflectors.
     block = min(size // (5 * RANGE_COPIES), 4 * UNIT_BYTES // (size * itemsize))
     block = min(block, int(_UNIT_SECONDS / range_seconds(size, dtype, NOMINAL_RATES[device])))
-    return {
+    plan: dict[str, Any] = {
         "solver": "streamed",
         "block": max(INNER, block // INNER * INNER),
         "columns": max(PANEL, columns // PANEL * PANEL),
         "engine": "torch" if device == "cuda" else "lapack",
         "tile_bytes": min(_TILE_BYTES[device], max(1 << 20, matrix // 32)),
+        "leaf": LEAF,
+        "journal": True,
     }
+    if device == "cuda":
+        reduction = matrix * size / 3 / NOMINAL_RATES[device].bandwidth
+        plan["journal"] = reduction > _REPEATED_SECONDS
+        plan["leaf"] = _GPU_LEAF if size > LIBRARY_LIMIT[device] else LEAF
+        # Reflectors are applied in blocks of one unit's columns: whole ones, if a unit has as many.
+        whole = math.lcm(PANEL, reflector_block(size))
+        if columns >= whole:
+            plan["columns"] = columns // whole * whole
+    return plan
 
 
 def streamed_bytes(size: int, dtype: str, plan: Mapping[str, Any]) -> int:
@@ -161,11 +179,58 @@ def streamed_bytes(size: int, dtype: str, plan: Mapping[str, Any]) -> int:
     """
     itemsize = np.dtype(dtype).itemsize
     strips = 6 * int(plan["columns"]) * size * itemsize
-    # The triangle of reflectors and a range on its way; the tree as it is stored, and as it is used.
-    ranges = (size * size // 2 + (RANGE_COPIES * plan["block"] + reflector_block(size)) * size) * itemsize
-    widest = max(b - a for a, b in pairwise(bounds(size, 0)))
-    tree = 8 * size * (len(FIELDS) * (1 + depth(size)) + widest)
+    # The triangle of reflectors, or without a journal the matrix that holds it, and a range on its way; the tree as it
+    # is stored, and as it is used.
+    held = size * size // 2 if is_journalled(plan) else size * size
+    ranges = (held + (RANGE_COPIES * plan["block"] + reflector_block(size)) * size) * itemsize
+    tree = _tree_bytes(size, leaf_of(plan))
     return max(size**2 * itemsize + strips, 2 * tree + ranges + 6 * int(plan["tile_bytes"]))
+
+
+def scratch_bytes(size: int, dtype: str, plan: Mapping[str, Any]) -> int:
+    """What the streamed way stores until it is finished.
+
+    Args:
+        size: n.
+        dtype: `float32` or `float64`.
+        plan: What `streamed_plan` returned.
+
+    Returns:
+        Bytes: triangles of reflectors and updates, if they are journalled; levels of divide and conquer, and leaves.
+    """
+    triangles = size**2 * np.dtype(dtype).itemsize if is_journalled(plan) else 0
+    return triangles + 3 * 8 * size + _tree_bytes(size, leaf_of(plan))
+
+
+def spectrum_bytes(size: int, dtype: str, device: str) -> int:
+    """Memory at the peak of all eigenvalues without vectors by the streamed way, of the device where the matrix is.
+
+    Args:
+        size: n.
+        dtype: `float32` or `float64`.
+        device: `cpu` or `cuda`.
+
+    Returns:
+        Bytes: the matrix and a panel's V and W in two orders; then a level in use and the one below it, with tiles.
+    """
+    plan, itemsize = streamed_plan(size, dtype, device), np.dtype(dtype).itemsize
+    levels = 2 * _tree_bytes(size, leaf_of(plan)) + 6 * int(plan["tile_bytes"])
+    return max((size**2 + (6 * PANEL + 64) * size) * itemsize, levels)
+
+
+def is_journalled(plan: Mapping[str, Any]) -> bool:
+    """Whether the reduction is resumed from what it stored. Plans made before there was a choice do not say."""
+    return bool(plan.get("journal", True))
+
+
+def leaf_of(plan: Mapping[str, Any]) -> int:
+    """Rows of the largest leaf. Plans made before there was a choice do not say."""
+    return int(plan.get("leaf", LEAF))
+
+
+def _tree_bytes(size: int, leaf: int) -> int:
+    widest = max(b - a for a, b in pairwise(bounds(size, 0, leaf)))
+    return 8 * size * (len(FIELDS) * (1 + depth(size, leaf)) + widest)
 
 
 class UnitWork(NamedTuple):
@@ -267,7 +332,7 @@ def streamed_work(size: int, dtype: str, plan: Mapping[str, Any]) -> list[UnitWo
         area = ((n - start) ** 3 - (n - stop) ** 3) / (6 if plan["engine"] == "lapack" else 3)
         found.append(UnitWork(area * itemsize, *_products(dtype, 4 * area)))
     # Secular equations: about 600 bytes go through the processor for each pair of pole and root, four at once.
-    levels = depth(n)
+    levels = depth(n, leaf_of(plan))
     found += [UnitWork(n * (n >> (levels - level)) * 150, 0.0, 0.0) for level in range(levels + 1)]
     for start in range(0, n, int(plan["block"])):
         width = min(n, start + int(plan["block"])) - start

@@ -10,6 +10,7 @@ timed: equal runs must have equal layouts, on a loaded machine too.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,9 +20,12 @@ from quadscape.curvature.costs import MATRIX_ROWS, SIGN_PROBES, STRIP_BYTES, col
 from quadscape.curvature.verification import PROBE_SEED, sign_probes
 from quadscape.errors import StoreError, VerificationError
 from quadscape.network.objective import Objective, Vector
-from quadscape.stage.finished import FinishedStage
-from quadscape.stage.protocol import Arrays, StageStore
-from quadscape.store import ArraySpec
+from quadscape.stored import ArraySpec
+
+if TYPE_CHECKING:
+    # These need Zarr; what holds strips is handed over.
+    from quadscape.stage.finished import FinishedStage
+    from quadscape.stage.protocol import Arrays, StageStore
 
 Cost = Callable[[int, int], float]
 """Floating-point operations of columns start … stop − 1."""
@@ -171,7 +175,7 @@ def product_specs(size: int, count: int, block: int, subject: str) -> list[Array
     ]
 
 
-def multiply_probes(size: int, block: slice, product: Callable[[str, np.ndarray], torch.Tensor]) -> Arrays:
+def multiply_probes(size: int, block: slice, product: Callable[[str, np.ndarray], torch.Tensor]) -> "Arrays":
     """The products with some of the sign vectors that a matrix is verified against.
 
     Args:
@@ -221,7 +225,7 @@ class StripMatrix:
         dtype: Of the stored values.
     """
 
-    def __init__(self, parts: Sequence[tuple[StageStore, Sequence[int]]]) -> None:
+    def __init__(self, parts: "Sequence[tuple[StageStore, Sequence[int]]]") -> None:
         """Joins what holds the strips.
 
         Args:
@@ -326,6 +330,6 @@ def _symmetric(strip: np.ndarray) -> np.ndarray:
     return strip
 
 
-def strip_bounds(stage: FinishedStage) -> list[int]:
+def strip_bounds(stage: "FinishedStage") -> list[int]:
     """Bounds of the strips that a finished stage holds."""
     return stage.manifest["plan"]["strips"]

@@ -8,22 +8,26 @@ the place of what is no longer needed.
 A panel's V and W are all that its update needs. Who keeps them can repeat the updates of a matrix that was lost, in
 the same order and so bit for bit, at the speed of matrix products.
 
+On a GPU products with the whole trailing matrix are made in slabs, or read one triangle
+(`quadscape.curvature.large_products`, `quadscape.curvature.symmetric_product`).
+
 Matrices are rows in memory: vⱼ is row j from column j + 1 on. LAPACK, which counts by columns, sees the lower triangle
 of the same symmetric matrix there.
 """
 
 import ctypes
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from scipy.linalg import cython_blas, cython_lapack
-from threadpoolctl import threadpool_limits
 
+from quadscape.curvature.large_products import matrix_vector, subtract_product
 from quadscape.curvature.solver_plan import PANEL, reflector_block
+from quadscape.curvature.symmetric_product import Product
 
 Engine = Literal["lapack", "torch"]
 """`lapack`: LAPACK's own panel and update, on a CPU. `torch`: the same on any device."""
@@ -51,6 +55,9 @@ class Panel:
 @cache
 def _function(module: str, name: str, arguments: int) -> Callable[..., None]:
     """A function of SciPy's BLAS or LAPACK, all arguments of which are addresses; it runs without Python's lock."""
+    # Only here, so that a GPU needs no SciPy.
+    from scipy.linalg import cython_blas, cython_lapack
+
     capsule = {"blas": cython_blas, "lapack": cython_lapack}[module].__pyx_capi__[name]
     python = ctypes.pythonapi
     python.PyCapsule_GetName.restype, python.PyCapsule_GetName.argtypes = ctypes.c_char_p, [ctypes.py_object]
@@ -89,7 +96,7 @@ def _lapack_panel(matrix: torch.Tensor, start: int, stop: int) -> Panel:
     return Panel(matrix.diagonal()[start:stop].numpy().copy(), off_diagonal.numpy(), tau.numpy(), updates)
 
 
-def _torch_panel(matrix: torch.Tensor, start: int, stop: int) -> Panel:
+def _torch_panel(matrix: torch.Tensor, start: int, stop: int, product_with: Product = matrix_vector) -> Panel:
     size, width = len(matrix), stop - start
     diagonal, off_diagonal, taus = (torch.zeros(width, dtype=matrix.dtype, device=matrix.device) for _ in range(3))
     updates = torch.zeros(width, size - start, dtype=matrix.dtype, device=matrix.device)
@@ -112,7 +119,7 @@ def _torch_panel(matrix: torch.Tensor, start: int, stop: int) -> Panel:
         x *= torch.where(plain, 0.0, 1.0 / (alpha - beta)).to(matrix.dtype)
         x[0] = 1.0
         off_diagonal[i], taus[i] = beta.to(matrix.dtype), tau
-        product = matrix[column + 1 :, column + 1 :] @ x
+        product = product_with(matrix[column + 1 :, column + 1 :], x)
         if i:
             v, w = v[:, column + 1 :], w[:, column + 1 - start :]
             product -= (w @ x) @ v + (v @ x) @ w
@@ -141,10 +148,12 @@ def update_trailing(matrix: torch.Tensor, start: int, stop: int, updates: torch.
         arguments = (b"L", b"N", rest, width, -1.0, v, size, w, size - start, 1.0, trailing, size)
         _call("blas", "syr2k", *arguments, dtype=matrix.dtype)
     else:
-        trailing.addmm_(torch.cat([v, w]).T, torch.cat([w, v]), alpha=-1)
+        subtract_product(trailing, torch.cat([v, w]), torch.cat([w, v]))
 
 
-def reduce_panel(matrix: torch.Tensor, start: int, stop: int, engine: Engine) -> Panel:
+def reduce_panel(
+    matrix: torch.Tensor, start: int, stop: int, engine: Engine, product: Product = matrix_vector
+) -> Panel:
     """Reduces some columns and updates what lies beyond them.
 
     Args:
@@ -152,11 +161,13 @@ def reduce_panel(matrix: torch.Tensor, start: int, stop: int, engine: Engine) ->
         start: First column.
         stop: One after the last.
         engine: Which arithmetic.
+        product: Of the trailing matrix with a vector, where torch's is the arithmetic.
 
     Returns:
         What was found; the vectors v are in the matrix's rows.
     """
-    panel = (_lapack_panel if engine == "lapack" else _torch_panel)(matrix, start, stop)
+    on_cpu = engine == "lapack"
+    panel = _lapack_panel(matrix, start, stop) if on_cpu else _torch_panel(matrix, start, stop, product)
     update_trailing(matrix, start, stop, panel.updates, engine)
     return panel
 
@@ -174,6 +185,25 @@ def panels(start: int, stop: int) -> list[tuple[int, int]]:
     return [(a, min(stop, a + PANEL)) for a in range(start, stop, PANEL)]
 
 
+def tridiagonal_form(matrix: torch.Tensor, engine: Engine, product: Product) -> tuple[np.ndarray, np.ndarray]:
+    """T alone, for eigenvalues without vectors.
+
+    Args:
+        matrix: Shape (n, n), row-major, symmetric; it is overwritten.
+        engine: Which arithmetic.
+        product: As for `reduce_panel`.
+
+    Returns:
+        Diagonal, shape (n,), and what is below it, shape (n − 1,), both in float64.
+    """
+    found = []
+    for start, stop in panels(0, len(matrix)):
+        panel = reduce_panel(matrix, start, stop, engine, product)
+        found.append((panel.diagonal, panel.off_diagonal))
+    diagonal, off_diagonal = (np.concatenate(parts).astype(np.float64) for parts in zip(*found, strict=True))
+    return diagonal, off_diagonal[:-1]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Back
 
@@ -181,7 +211,7 @@ def panels(start: int, stop: int) -> list[tuple[int, int]]:
 class Reflectors:
     """Q₁, as products of blocks I − VᵀSV of reflectors (compact WY: Schreiber and Van Loan 1989).
 
-    Holds the triangle of all v once: half a matrix.
+    Holds the triangle of all v once: half a matrix, or the reduced matrix itself.
     """
 
     def __init__(self, size: int) -> None:
@@ -193,7 +223,7 @@ class Reflectors:
         self._size = size
         self._blocks: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
-    def add(self, rows: torch.Tensor, tau: np.ndarray, start: int) -> None:
+    def add(self, rows: torch.Tensor, tau: np.ndarray, start: int, *, in_place: bool = False) -> None:
         """Adds the reflectors of the next columns.
 
         Args:
@@ -201,12 +231,15 @@ class Reflectors:
                 column j. Shape (b, n − start), on the device that will apply them; not kept.
             tau: τ, shape (b,).
             start: First column: one after the last that was added.
+            in_place: Whether the rows are kept after all, and what is no part of v in them is overwritten: no memory
+                is taken where they are the whole matrix.
         """
         width = reflector_block(self._size)
         for first in range(0, len(rows), width):
             stop = min(len(rows), first + width)
+            v = rows[first:stop, first + 1 :]
             # A copy, so that what lies left of the block is not kept.
-            v = torch.triu(rows[first:stop, first + 1 :])
+            v = v.triu_() if in_place else torch.triu(v)
             # A reflector with τ = 0 is none.
             used = torch.tensor(tau[first:stop] != 0, dtype=torch.float64, device=rows.device)
             products = torch.zeros(stop - first, stop - first, dtype=torch.float64, device=rows.device)
@@ -232,7 +265,7 @@ class Reflectors:
             part.addmm_(v.T, small @ (v @ part), alpha=-1)
 
 
-def blas_threads(threads: int) -> threadpool_limits:
+def blas_threads(threads: int) -> AbstractContextManager[Any]:
     """Context in which LAPACK and BLAS use so many threads; results depend on their number.
 
     Args:
@@ -241,4 +274,6 @@ def blas_threads(threads: int) -> threadpool_limits:
     Returns:
         The context manager.
     """
+    from threadpoolctl import threadpool_limits
+
     return threadpool_limits(threads, user_api="blas")

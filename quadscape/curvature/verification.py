@@ -18,9 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from quadscape.curvature.projections import overlap_tiles
-from quadscape.errors import VerificationError
+from quadscape.curvature.projections import device_share, overlap_tiles
+from quadscape.errors import DeviceMemoryError, VerificationError
 from quadscape.network.parameters import ParameterLayout
+from quadscape.numerics import device_memory_explained
 
 PROBE_SEED = 20_240_001
 DEFLATED_SEED = 20_240_002
@@ -54,6 +55,7 @@ INVARIANCE_AMPLIFICATION = 1.0
 δ‖H‖_F. A ResNet9 with GroupNorm was seen to need 0.02."""
 UNLUCKY = 1e-6
 """Probability that the largest of all P estimated residuals exceeds its bound by chance."""
+_LEAST_OVERLAP_BYTES = 256 << 20
 
 
 def solver_growth(size: int) -> float:
@@ -539,7 +541,19 @@ def _all_residuals(
 
 
 def _orthogonality(basis: Basis, device: torch.device | str, memory: int | None) -> float:
-    """The largest entry of |QᵀQ − I|; NaN if one is."""
+    """The largest entry of |QᵀQ − I|; NaN if one is. Where a GPU does not hold the tiles, they become smaller."""
+    while True:
+        try:
+            with device_memory_explained("the products of all eigenvectors with each other"):
+                return _largest_deviation(basis, device, memory)
+        except DeviceMemoryError:
+            # Elsewhere the error is the last word.
+            memory = (device_share(device) if memory is None else memory) // 2
+            if memory < _LEAST_OVERLAP_BYTES:
+                raise
+
+
+def _largest_deviation(basis: Basis, device: torch.device | str, memory: int | None) -> float:
     worst = torch.zeros((), device=device)
     for tile in overlap_tiles(basis, memory=memory, device=device):
         # Columns further left than the rows do not reach the diagonal: the view is empty.

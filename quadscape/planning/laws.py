@@ -17,10 +17,10 @@ from quadscape.curvature.solver_plan import (
     LIBRARY_LIMIT,
     UnitWork,
     advisable_bytes,
-    depth,
     library_bytes,
     library_plan,
     library_work,
+    scratch_bytes,
     streamed_bytes,
     streamed_plan,
     streamed_work,
@@ -326,8 +326,7 @@ class Laws:
         else:
             plan = streamed_plan(size, dtype, device)
             units, solver = streamed_work(size, dtype, plan), streamed_bytes(size, dtype, plan)
-            # Triangles of reflectors and updates, levels of divide and conquer, and its leaves.
-            scratch = float(size) * size * self._itemsize + 8.0 * size * (15 * (1 + depth(size)) + 64)
+            scratch = float(scratch_bytes(size, dtype, plan))
         products = 8.0 * size * (checked + 16)
         blocks = -(-size // plan["block"])
         work = _solver_work(units, dtype) + self._passes(run, "float64", product=checked * count)

@@ -67,6 +67,8 @@ STAGE_MODULES: dict[str, tuple[str, ...]] = {
         "quadscape.curvature.solver_plan",
         "quadscape.curvature.divide_and_conquer",
         "quadscape.curvature.tridiagonal_reduction",
+        "quadscape.curvature.large_products",
+        "quadscape.curvature.symmetric_product",
         "quadscape.curvature.strips",
         "quadscape.curvature.verification",
         "quadscape.curvature.projections",
