@@ -80,6 +80,7 @@ bench: $(VENV)/.bench  ## the benchmarks and what they compare with (see docs/pe
 	$(BIN)/python -m benchmarks.topk
 	$(BIN)/python -m benchmarks.eigenbasis
 	$(BIN)/python -m benchmarks.tiles
+	$(BIN)/python -m benchmarks.overlap
 
 clean:  ## remove everything made here but results and what Snakemake knows of them
 	if [ -d .snakemake ]; then \

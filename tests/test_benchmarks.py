@@ -19,6 +19,7 @@ import benchmarks.gpu_eigenbasis
 import benchmarks.gpu_hessian
 import benchmarks.hessian
 import benchmarks.lines
+import benchmarks.overlap
 import benchmarks.scale
 import benchmarks.scaling
 import benchmarks.tiles
@@ -156,6 +157,16 @@ def test_topk(capsys: pytest.CaptureFixture[str]) -> None:
     largest = [row["largest"] for row in summary["results"].values()]
     assert largest == pytest.approx([largest[0]] * len(largest), rel=1e-4)
     assert all(row["residual"] <= summary["tolerance"] and row["products"] > 2 for row in summary["results"].values())
+
+
+def test_overlap(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmarks.overlap, "FILE_ROWS", 16)
+    summary = benchmarks.overlap.main(["--repeats", "1", "--n", "200", "--threads", "1", "--folder", str(tmp_path)])
+    assert last_json(capsys) == summary
+    assert summary["stages"].keys() == {"balanced", "storing", "small", "eigenbasis"}
+    for stage in summary["stages"].values():
+        assert stage["ratio"] == pytest.approx(stage["serial"][0] / stage["overlapping"][0], rel=0.01)
+    assert not list(tmp_path.iterdir())
 
 
 def test_lines(capsys: pytest.CaptureFixture[str]) -> None:

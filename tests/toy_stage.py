@@ -105,12 +105,13 @@ class Toy:
             Path(f"{self.mark}.{unit}").touch()
         if plan["block"] > self.fits.get(unit, 8):
             raise DeviceMemoryError(f"The device's memory does not hold {plan['block']} rows; use a larger one.")
-        if unit == self.stop_in:
-            os.kill(os.getpid(), signal.SIGSTOP)
-        time.sleep(self.pause)
         first, stop = unit * STEP, min(self.rows, (unit + 1) * STEP)
         state = np.full(self.width, float(self.seed)) if unit == 0 else store.read("resume/state", unit)
         assert np.isfinite(state).all(), "the unit before has not been committed"
+        if unit == self.stop_in:
+            # Here all units before are committed, since their state was read.
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(self.pause)
         rows = np.empty((stop - first, self.width))
         for i in range(stop - first):
             state = np.cos(1.7 * state + np.arange(self.width) + unit)
@@ -184,7 +185,7 @@ def _kill_at(operation: int) -> None:
             event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         ):
             left -= 1
-            if left == 0:
+            if left <= 0:  # two threads may count at once
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)

@@ -104,7 +104,7 @@ def resident_bytes(device: str, images: float) -> int:
 
 
 def strips_bytes(size: int, columns: int) -> int:
-    """Memory of three strips of columns, as they are computed, checked and written.
+    """Memory of three strips of columns, as they are read, checked and compared, or computed, checked and stored.
 
     Args:
         size: P.
@@ -114,6 +114,20 @@ def strips_bytes(size: int, columns: int) -> int:
         Bytes.
     """
     return 24 * size * columns
+
+
+def storing_bytes(size: int, columns: int, itemsize: int) -> int:
+    """Memory of a strip of columns that is being stored while the next one is computed, and of what is encoded of it.
+
+    Args:
+        size: P.
+        columns: Of the widest.
+        itemsize: Bytes of an entry.
+
+    Returns:
+        Bytes.
+    """
+    return 2 * itemsize * size * columns
 
 
 def engine_bytes(counts: Counts, examples: int, itemsize: int, columns: int) -> float:
@@ -158,7 +172,9 @@ def lower_entries(size: int, block: int, start: int, stop: int) -> int:
 
 
 def run_bytes(size: int, entries: float, columns: float, itemsize: int) -> int:
-    """Memory of a run of columns of the Gauss–Newton matrix, in float64 and twice as stored.
+    """Memory of a run of columns of the Gauss–Newton matrix, in float64 and as stored, and of the one before it.
+
+    That one is being stored meanwhile, and so is there in the matrix's precision, and encoded.
 
     Args:
         size: P.
@@ -169,7 +185,7 @@ def run_bytes(size: int, entries: float, columns: float, itemsize: int) -> int:
     Returns:
         Bytes.
     """
-    return int(8 * entries + 2 * itemsize * size * columns)
+    return int(8 * entries + itemsize * size * columns) + storing_bytes(size, int(columns), itemsize)
 
 
 def rows_bytes(size: int, rows: float, itemsize: int) -> int:

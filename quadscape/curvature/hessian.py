@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from quadscape.config.sections import Curvature
-from quadscape.curvature.costs import SIGN_PROBES, resident_bytes, strips_bytes
+from quadscape.curvature.costs import SIGN_PROBES, resident_bytes, storing_bytes, strips_bytes
 from quadscape.curvature.engine import HessianEngine
 from quadscape.curvature.shards import shard_directory, shard_name
 from quadscape.curvature.strips import (
@@ -152,13 +152,15 @@ class HessianShardTask:
         return len(plan["strips"]) - 1
 
     def estimate(self, plan: dict[str, Any]) -> Needs:
-        """The strips on disk; beside torch and data three strips in memory, and on the CPU what the engine needs."""
+        """The strips on disk; beside torch and data strips in memory, and on the CPU what the engine needs."""
         size, bounds = self._objectives.size, np.array(plan["strips"])
         widths = np.diff(bounds)
         working = 0 if plan["device"] == "cuda" else plan["memory_bytes"]
         resident = resident_bytes(plan["device"], self._objectives.numbers)
-        memory = resident + working + strips_bytes(size, int(widths.max()))
-        disk = int(np.dot(size - bounds[:-1], widths)) * np.dtype(self._config.dtype).itemsize
+        itemsize, widest = np.dtype(self._config.dtype).itemsize, int(widths.max())
+        memory = resident + working + strips_bytes(size, widest)
+        memory += storing_bytes(size, widest, itemsize) if len(widths) > 1 else 0
+        disk = int(np.dot(size - bounds[:-1], widths)) * itemsize
         return Needs(memory, disk, self._seconds, plan["flops"])
 
     def start(self, plan: dict[str, Any]) -> None:

@@ -178,11 +178,13 @@ def streamed_bytes(size: int, dtype: str, plan: Mapping[str, Any]) -> int:
         Bytes.
     """
     itemsize = np.dtype(dtype).itemsize
-    strips = 6 * int(plan["columns"]) * size * itemsize
+    # V and W, as they are computed and as they are stored; those of the unit before, which are being stored, encoded.
+    strips = 8 * int(plan["columns"]) * size * itemsize
     # The triangle of reflectors, or without a journal the matrix that holds it, and a range on its way; the tree as it
     # is stored, and as it is used.
     held = size * size // 2 if is_journalled(plan) else size * size
-    ranges = (held + (RANGE_COPIES * plan["block"] + reflector_block(size)) * size) * itemsize
+    copies = RANGE_COPIES + STORING_COPIES
+    ranges = (held + (copies * plan["block"] + reflector_block(size)) * size) * itemsize
     tree = _tree_bytes(size, leaf_of(plan))
     return max(size**2 * itemsize + strips, 2 * tree + ranges + 6 * int(plan["tile_bytes"]))
 
@@ -357,3 +359,5 @@ def range_seconds(size: int, dtype: str, rates: Rates) -> float:
 
 RANGE_COPIES = 5
 """Of a range on its way: float64 values, and for a half two copies more; then as stored, with signs, and encoded."""
+STORING_COPIES = 2
+"""Of the range before it, which is being stored meanwhile."""

@@ -112,8 +112,9 @@ class ItemsTask:
         """The items of one unit."""
         part = slice(unit * plan["together"], min(plan["items"], (unit + 1) * plan["together"]))
         values = self.work.measure(part)
+        # Copies, so that a measure may use its buffers again while these are stored.
         return {
-            name: ((part, *(slice(0, length) for length in shape)), np.asarray(values[name], dtype=self._dtype(name)))
+            name: ((part, *(slice(0, length) for length in shape)), np.array(values[name], dtype=self._dtype(name)))
             for name, shape in plan["layout"].items()
         }
 

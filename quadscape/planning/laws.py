@@ -271,6 +271,7 @@ class Laws:
         size, counts, options = self._size(run), self.problem.counts(run.name), self.problem.experiment.curvature
         count, columns = self.problem.training_images(run), costs.strip_columns(size)
         memory = self._resident("hessian_shard", run) + costs.strips_bytes(size, columns)
+        memory += costs.storing_bytes(size, columns, self._itemsize)
         if self.device_of("hessian_shard") == "cpu":
             memory += costs.engine_bytes(counts, count, self._itemsize, columns)
         whole = costs.triangle_bytes(size, self._itemsize)

@@ -1,4 +1,4 @@
-"""The protocol of long stages: any kill loses at most the current unit, and the same command goes on.
+"""The protocol of long stages: any kill loses at most two units, and the same command goes on.
 
 A long rule supplies a `Task`: what determines its result, a numerics plan, arrays, and a pure `compute(unit)`.
 `run_stage` does the rest, in one directory:

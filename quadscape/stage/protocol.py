@@ -1,6 +1,6 @@
 """What a long rule supplies to the protocol of stages, and what it is handed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,8 @@ from quadscape.store import ArraySpec, open_store
 from quadscape.store import read as read_array
 
 Arrays = Mapping[str, tuple[tuple[slice | int, ...], np.ndarray]]
+"""What a unit writes. It is stored while the next unit is computed, so whoever hands it over never changes it again: no
+view of a buffer that is used once more."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Needs:
     """What a stage will need.
 
     Attributes:
-        memory_bytes: Peak memory of the process on the host.
+        memory_bytes: Peak memory of the process on the host: of a unit at work, while the arrays of the one before it
+            are stored.
         disk_bytes: Largest size of the store.
         seconds: Expected time of all units, if it can be told.
         costs: Relative work of each unit, where units differ.
@@ -51,12 +54,22 @@ class Needs:
 class StageStore:
     """The committed arrays of a stage, for reading."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, before_reading: Callable[[str], None] | None = None) -> None:
+        """Opens a store.
+
+        Args:
+            directory: The stage's.
+            before_reading: Is given the name of each array before it is looked at: waits until what this process has
+                computed of it is there.
+        """
         self.directory = directory
         self._group = open_store(directory / "store.zarr")
+        self._before_reading = before_reading
 
     def array(self, name: str) -> zarr.Array:
-        """The array of that name."""
+        """The array of that name, with all that earlier units wrote to it."""
+        if self._before_reading is not None:
+            self._before_reading(name)
         member = self._group[name]
         assert isinstance(member, zarr.Array)
         return member
@@ -91,7 +104,9 @@ class Task(Protocol):
         """Called once per process before the first unit: threads, device, data."""
 
     def compute(self, unit: int, plan: dict[str, Any], store: StageStore) -> Arrays:
-        """Values of one unit, by array: a selection that covers whole files, and what it holds.
+        """Values of one unit, by array: a selection that covers whole files, and what it holds, never to be changed.
+
+        The unit before may still be being stored; reading an array that it writes to waits for that.
 
         Raises:
             DeviceMemoryError: The device's memory does not hold the work; `smaller` is asked for another plan.

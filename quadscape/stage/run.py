@@ -6,6 +6,8 @@ import json
 import platform
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from quadscape.durable import sync
 from quadscape.errors import DeviceMemoryError, FencedError, QuadscapeError, RoundingError, StageError, StoreError
 from quadscape.memory_limits import memory_available, memory_total
 from quadscape.refusals import REFUSED, first_unwritable, folders_below, in_words
+from quadscape.stage.committing import Committing
 from quadscape.stage.deadline import Deadline
 from quadscape.stage.events import Events, Log
 from quadscape.stage.files import (
@@ -35,6 +38,7 @@ from quadscape.stage.files import (
 from quadscape.stage.finished import finished_attributes, identity, load_purged, make_manifest, missing_manifest
 from quadscape.stage.journal import Journal, journal_key
 from quadscape.stage.lock import HEARTBEAT_SECONDS, STALE_SECONDS, Lock
+from quadscape.stage.progress import Progress
 from quadscape.stage.protocol import Arrays, Needs, StageStore, Task
 from quadscape.stage.superseded import (
     EVENTS,
@@ -101,16 +105,18 @@ class _Run:
             self.events(
                 "start", stage=self.task.name, units=total, done=total - len(pending), device=plan.get("device", "")
             )
-            store = StageStore(self.directory)
             if estimate is not None:
                 if pending:
                     self._announce(total, pending, estimate)
                 self.task.start(plan)
-                plan = self._compute(pending, total, plan, journal, store, estimate)
+                if pending:
+                    plan = self._compute(
+                        pending, plan, journal, Progress(self.task.name, pending, total, estimate, self.lock)
+                    )
             if journal.results is None:
                 self.log(f"{self.task.name}: all {total} units are done; checking the result.")
                 # Through JSON, so that this process and a later one see the very same results.
-                results = json.loads(canonical(self.task.results(plan, store)))
+                results = json.loads(canonical(self.task.results(plan, StageStore(self.directory))))
                 self.lock.check()
                 journal.add_results(results)
             self._discard_scratch(plan, journal)
@@ -304,44 +310,31 @@ class _Run:
         self.log(text + ".")
 
     def _compute(
-        self,
-        pending: list[int],
-        total: int,
-        plan: dict[str, Any],
-        journal: Journal,
-        store: StageStore,
-        estimate: Needs,
+        self, pending: list[int], plan: dict[str, Any], journal: Journal, progress: Progress
     ) -> dict[str, Any]:
-        """Computes units; the plan that it ends with may be a smaller one than it began with."""
-        if not pending:
-            return plan
+        """Computes units and has them stored; the plan that it ends with may be a smaller one than it began with."""
         staging, deadline = self._create_staging(), Deadline()
-        began = said = time.monotonic()
-        for count, unit in enumerate(pending, start=1):
-            started, beats = time.monotonic(), self.lock.beats()
-            arrays, plan = self._arrays(unit, plan, journal, store)
-            self._commit(unit, arrays, staging, journal)
-            now = time.monotonic()
-            # Stopped meanwhile, which is no work.
-            paused = {"paused": round(lost, 3)} if (lost := self.lock.paused(beats, now - started)) else {}
-            told = {"seconds": round(now - started - lost, 3), "done": len(journal.units), "total": total, **paused}
-            self.events("unit", unit=unit, **told)
-            if now - said > 10 or count == len(pending):
-                said = now
-                done, todo = (estimate.share(part, total) for part in (pending[:count], pending[count:]))
-                left = (now - began) / done * todo if done else 0.0
-                self.log(
-                    f"{self.task.name}: {len(journal.units)}/{total} units ({len(journal.units) / total:.0%}), "
-                    f"{format_seconds((now - began) / count)} each, "
-                    + (
-                        f"about {format_seconds(left)} left."
-                        if count < len(pending)
-                        else f"{format_seconds(now - began)} in all."
-                    )
-                )
-            if count < len(pending) and deadline.comes_before(now - started):
-                self._requeue(deadline)
+        with Committing() as committing:
+            store = StageStore(self.directory, committing.finish_array)
 
+            def commit(unit: int, started: float, arrays: Arrays) -> None:
+                self._commit(unit, arrays, staging, journal, committing)
+                self.events("unit", unit=unit, **progress.stored(started))
+
+            for unit in pending:
+                # Also here, so that nothing long is begun for a stage that another process has.
+                self.lock.check()
+                started = time.monotonic()
+                plan = self._hand_over(unit, plan, journal, store, committing, partial(commit, unit, started))
+                if line := progress.line():
+                    self.log(line)
+                # What is left must be enough for computing and storing one more, as it was for the last that is stored.
+                if unit != pending[-1] and deadline.comes_before(max(time.monotonic() - started, progress.latency)):
+                    committing.finish()
+                    self._requeue(deadline)
+            committing.finish()
+        if line := progress.line():
+            self.log(line)
         return plan
 
     def _requeue(self, deadline: Deadline) -> None:
@@ -354,8 +347,22 @@ class _Run:
             return
         deadline.wait()
 
+    def _hand_over(
+        self,
+        unit: int,
+        plan: dict[str, Any],
+        journal: Journal,
+        store: StageStore,
+        committing: Committing,
+        commit: Callable[[Arrays], None],
+    ) -> dict[str, Any]:
+        """Computes one unit and has it stored; what it has computed is then held by the committing thread alone."""
+        arrays, plan = self._arrays(unit, plan, journal, store, committing)
+        committing.hand_over(partial(commit, arrays), arrays)
+        return plan
+
     def _arrays(
-        self, unit: int, plan: dict[str, Any], journal: Journal, store: StageStore
+        self, unit: int, plan: dict[str, Any], journal: Journal, store: StageStore, committing: Committing
     ) -> tuple[Arrays, dict[str, Any]]:
         """One unit, with smaller blocks from here on where the device's memory does not hold those of the plan."""
         while True:
@@ -372,10 +379,14 @@ class _Run:
             )
             self.log(f"{self.task.name}: {reason.partition(';')[0]}; going on with smaller blocks ({changed}).")
             self.events("smaller", unit=unit, changed=changed)
-            self.lock.check()
-            journal.add_plan(unit, smaller)
+            committing.hand_over(partial(self._replan, unit, smaller, journal))
+            committing.finish()
             self.task.start(smaller)
             plan = smaller
+
+    def _replan(self, unit: int, plan: dict[str, Any], journal: Journal) -> None:
+        self.lock.check()
+        journal.add_plan(unit, plan)
 
     def _create_staging(self) -> zarr.Group:
         """An empty store with the same arrays, into which a unit is written before it is renamed into place."""
@@ -385,8 +396,11 @@ class _Run:
             shutil.copyfile(path, target)
         return zarr.open_group(self.staging_path, mode="r+", zarr_format=3)
 
-    def _commit(self, unit: int, arrays: Arrays, staging: zarr.Group, journal: Journal) -> None:
+    def _commit(self, unit: int, arrays: Arrays, staging: zarr.Group, journal: Journal, committing: Committing) -> None:
+        """Writes one unit, in the committing thread: whole in the store and in the journal, or it does not count."""
+        self.lock.check()
         for name, (selection, values) in arrays.items():
+            committing.check()
             member = staging[name]
             assert isinstance(member, zarr.Array)
             _check_selection(unit, member, selection, values)
@@ -394,6 +408,7 @@ class _Run:
         files: Files = {}
         for path in sorted(self.staging_path.rglob("*")):
             if path.is_file() and path.name != "zarr.json":
+                committing.check()
                 name = str(path.relative_to(self.staging_path))
                 if self._writers.setdefault(name, unit) != unit:
                     raise ValueError(f"Units {self._writers[name]} and {unit} both write the file {name}.")

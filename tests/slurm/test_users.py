@@ -15,4 +15,4 @@ def test_a_colleague_waits_for_what_runs_and_goes_on(colleague: Future[Record]) 
     except ImpossibleError as why:
         pytest.skip(str(why))
     print(record)
-    assert record.lost <= 1
+    assert record.lost <= 2
