@@ -14,12 +14,17 @@ one example. Layers must follow one another in the order of the parameters, as i
 - *Eigenbasis*: the reduction to tridiagonal form 4/3 P³, half of it matrix–vector products that read the trailing
   triangle for every column, half matrix products; MRRR O(P²), not counted; the back-transformation 2 P³.
 
+`--gpu` prints two further tables for w = 2. One is what `quadscape estimate` takes for a GPU that is not here: the same
+amounts of work (`quadscape.planning.laws`) over the same named speeds. The other is what the engine itself counts: it
+carries positions of a layer's output where these are fewer than the columns that they stand for, so it takes fewer
+operations than the layer cut column by column.
+
 Bytes of the layer cut are those that remain if everything element-wise is fused into the products beside it: at every
 later layer, the tangents of input, output and their adjoints are written once and read by each product that needs them.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -27,9 +32,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.setting import CLASSES, SHAPE, benchmark, option, random_data
+from benchmarks.setting import CLASSES, SHAPE, benchmark, option, problem, random_data
 from quadscape.config.sections import ResNet9
+from quadscape.curvature.engine import HessianEngine
+from quadscape.data.sources import DataDescription
 from quadscape.network.models import build_model
+from quadscape.planning.experiment_file import parse_experiment
+from quadscape.planning.laws import Laws
+from quadscape.planning.problem import Problem
+from quadscape.planning.work import NOMINAL, Work
+from quadscape.results.sizes import Network
 
 _FLOAT = 4  # bytes
 
@@ -138,8 +150,79 @@ def stages(layers: Sequence[Layer], images: int, classes: int) -> dict[str, tupl
     }
 
 
+GPU_STAGES = {"hessian_shard": "Hessian, columns", "hessian": "Hessian, check", "eigenbasis": "eigenbasis"}
+_GPU_WIDTH, _GPU_CHUNK, _GPU_TILE = 2, 1024, 8_000_000_000
+_SHOWN = 0.5
+"""Seconds below which a kind of work has no row of its own."""
+
+
+def gpu_work(width: int, images: int) -> dict[str, Work]:
+    """What `quadscape estimate` counts for the stages that a GPU computes.
+
+    Args:
+        width: w of the reference network.
+        images: N.
+
+    Returns:
+        By stage.
+    """
+    experiment = parse_experiment({"model": {"factory": "resnet9", "width": width}, "device": "cuda"})
+    data = DataDescription(SHAPE, tuple("abcdefghij"), images, 0, 0, "")
+    config = ResNet9.model_validate({"factory": "resnet9", "width": width, "normalization": "group"})
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in build_model(config, SHAPE, CLASSES).parameters())
+    sized = Problem(experiment, data, {run.name: Network(size, None) for run in experiment.runs})
+    laws = Laws(sized, "cuda")
+    return {stage: laws.of(stage).work for stage in GPU_STAGES}
+
+
+def gpu_table(width: int = _GPU_WIDTH, images: int = 50_000) -> str:
+    """What `quadscape estimate` takes, by kind of work, in Markdown."""
+    return "\n".join(_gpu_lines(width, images))
+
+
+def _gpu_lines(width: int, images: int) -> Iterator[str]:
+    yield "| stage | work | amount | assumed per second | time |"
+    yield "|---|---|---|---|---|"
+    speeds, whole = NOMINAL["cuda"], 0.0
+    for stage, work in gpu_work(width, images).items():
+        for kind, amount in work.amounts.items():
+            seconds = amount / speeds[kind]
+            if seconds >= _SHOWN:
+                yield f"| {GPU_STAGES[stage]} | {kind} | {amount:.1e} | {speeds[kind]:.1e} | {_duration(seconds)} |"
+        seconds = work.seconds(speeds)
+        whole += seconds
+        yield f"| **{GPU_STAGES[stage]}** | in all | | | **{_duration(seconds)}** |"
+    yield f"| **both** | in all | | | **{_duration(whole)}** |"
+
+
+def engine_table(width: int = _GPU_WIDTH, images: int = 50_000) -> str:
+    """What the engine itself counts for all columns, beside the two ways to count it by layers, in Markdown."""
+    from benchmarks.gpu.counted import moved
+
+    objective, theta = problem(width, "group", torch.float32, random_data(2))
+    engine = HessianEngine(objective, theta)
+    operations = engine.flops(0, objective.size) / objective.count * images
+    found = moved(width, images, _GPU_CHUNK, _GPU_TILE)
+    layers = layers_of(objective.model, objective.images[:1])
+    by_column, fused = stages(layers, images, CLASSES)["Hessian, layer cut"]
+    law = gpu_work(width, images)["hessian_shard"].amounts["columns float32"]
+    assert fused is not None
+    rows = [
+        ("the engine", operations, found.bytes, f"{found.calls:.1e}"),
+        ("`quadscape estimate`, at most", law, None, "–"),
+        ("layer cut, column by column, all fused", by_column, fused, "–"),
+    ]
+    lines = ["| counted by | operations | at 45 TFLOP/s | bytes | at 3 TB/s | calls |", "|---|---|---|---|---|---|"]
+    for name, flops, count, calls in rows:
+        memory = "– | –" if count is None else f"{count:.1e} | {_duration(count / 3e12)}"
+        lines.append(f"| {name} | {flops:.1e} | {_duration(flops / 45e12)} | {memory} | {calls} |")
+    return "\n".join(lines)
+
+
 @benchmark(
     __doc__,
+    option("--gpu", action="store_true", help="also the tables for a GPU"),
     option("--widths", type=int, nargs="+", default=[1, 2]),
     option("--images", type=int, default=50_000),
     option("--tflops", type=float, nargs="+", default=[67, 45], help="rates, in 10¹² operations per second"),
@@ -148,6 +231,8 @@ def stages(layers: Sequence[Layer], images: int, classes: int) -> dict[str, tupl
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prints the tables."""
     summary: dict[str, Any] = {"images": arguments.images}
+    if arguments.gpu:
+        print(f"\n{gpu_table()}\n\n{engine_table()}")
     for width in arguments.widths:
         config = ResNet9.model_validate({"factory": "resnet9", "width": width, "normalization": "group"})
         layers = layers_of(build_model(config, SHAPE, CLASSES), random_data(1)[0].float())

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import benchmarks.count
 import benchmarks.dag
 import benchmarks.eigenbasis
-import benchmarks.gpu_eigenbasis
-import benchmarks.gpu_hessian
 import benchmarks.hessian
 import benchmarks.lines
 import benchmarks.overlap
@@ -28,6 +24,7 @@ import benchmarks.trajectory
 from benchmarks import peers, setting
 from quadscape.config.sections import CNN
 from quadscape.curvature import projections
+from quadscape.curvature.engine import HessianEngine
 from quadscape.network.models import build_model, initial_vector
 from quadscape.network.objective import Objective
 from quadscape.network.parameters import ParameterLayout, assign_vector
@@ -226,62 +223,6 @@ def test_wrong_products_show_as_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     assert products["gram"]["error"] > 1e-3
 
 
-def test_gpu_hessian_needs_neither_snakemake_nor_zarr() -> None:
-    code = """
-import sys
-for name in ("zarr", "snakemake", "submitit", "sklearn", "torchvision"):
-    sys.modules[name] = None
-from benchmarks.gpu_hessian import main
-main(["--width", "1", "--images", "2", "--pixels", "8", "--block", "64", "--norm", "none", "--device", "cpu",
-      "--data", "absent"])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["data"] == "random"
-    assert summary["groups_assumed"] == []
-    assert summary["rel_error"] < 1e-4
-    assert summary["seconds_measured"] < summary["seconds_extrapolated"]
-    assert summary["ms_per_column"] == pytest.approx(summary["seconds_extrapolated"] / summary["parameters"] * 1e3)
-    assert summary["tflops"] == pytest.approx(summary["flops_extrapolated"] / summary["seconds_extrapolated"] / 1e12)
-
-
-def test_gpu_hessian_says_what_it_had_no_time_for(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--width", "1", "--images", "2", "--block", "16", "--seconds", "0", "--device", "cpu"]
-    summary = benchmarks.gpu_hessian.main([*arguments, "--profile", "--data", "absent", *TINY])
-    printed = capsys.readouterr().out
-    assert json.loads(printed.splitlines()[-1]) == summary
-    assert summary["columns_measured"] == 16
-    assert len(summary["groups_assumed"]) > 10
-    assert "convolution" in printed  # of the profile
-
-
-def test_images_are_read_from_a_file_of_jpegs(tmp_path: Path) -> None:
-    import io
-
-    from PIL import Image
-
-    generator = np.random.default_rng(0)
-    files = []
-    for level in generator.integers(40, 200, 5):
-        buffer = io.BytesIO()
-        Image.fromarray(np.full((8, 8, 3), level, np.uint8)).save(buffer, "JPEG", quality=95)
-        files.append((level, np.frombuffer(buffer.getvalue(), np.uint8)))
-    np.savez(
-        tmp_path / "images.npz",
-        jpeg=np.concatenate([file for _, file in files]),
-        offset=np.cumsum([0, *(len(file) for _, file in files)]),
-        label=np.arange(5, dtype=np.uint8),
-        split=np.array([0, 1, 0, 0, 0], np.uint8),
-    )
-    images, labels = benchmarks.gpu_hessian.read_images(tmp_path / "images.npz", 3)
-    assert images.shape == (3, 3, 8, 8)
-    assert labels.tolist() == [0, 2, 3]
-    levels = torch.tensor([float(files[i][0]) for i in (0, 2, 3)])
-    expected = (levels - levels.mean()) / levels.std(correction=0)
-    assert torch.allclose(images.mean(dim=(1, 2, 3)), expected, atol=0.05)
-
-
 def test_count_agrees_with_torch_and_with_the_size() -> None:
     objective, theta = setting.problem(1, "group", torch.float32, setting.random_data(1))
     layers = benchmarks.count.layers_of(objective.model, objective.images)
@@ -307,6 +248,35 @@ def test_count_agrees_with_torch_and_with_the_size() -> None:
     linear = layers[-1].products
     assert own == 9216 * (5 * pair.products + 4 * linear) + 96 * 4 * (pair.products + linear)
     assert cut < total / 3
+
+
+def test_the_page_on_performance_has_what_an_estimate_counts() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert f"<!-- gpu -->\n\n{benchmarks.count.gpu_table()}\n" in page
+
+
+@pytest.mark.slow
+def test_the_page_on_performance_has_what_the_engine_counts() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert f"<!-- engine -->\n\n{benchmarks.count.engine_table()}\n" in page
+
+
+def test_engine_estimate_and_layer_cut_count_alike() -> None:
+    objective, theta = setting.problem(1, "group", torch.float32, setting.random_data(2))
+    engine = HessianEngine(objective, theta).flops(0, objective.size) / 2 * 1000
+    law = benchmarks.count.gpu_work(1, 1000)["hessian_shard"].amounts["columns float32"]
+    by_column, _ = benchmarks.count.stages(benchmarks.scale.layers(1), 1000, 10)["Hessian, layer cut"]
+    # A law is what a stage takes at most; positions save operations that the layer cut by columns has.
+    assert engine <= law <= 1.5 * engine
+    assert engine <= 1.05 * by_column
+
+
+def test_an_estimate_of_the_eigenbasis_counts_what_the_table_does() -> None:
+    work, n = benchmarks.count.gpu_work(2, 50_000)["eigenbasis"].amounts, 104_234.0
+    assert work["matrix float32"] == pytest.approx((4 / 3 + 2 + 1) * n**3, rel=0.01)
+    # The square, not the triangle, is read for every column.
+    assert work["read"] == pytest.approx(4 * n**3 / 3, rel=0.05)
+    assert work["matrix float64"] == pytest.approx(2 * n**3, rel=0.01)
 
 
 @pytest.mark.parametrize("name", benchmarks.scale.TABLES)
@@ -416,25 +386,6 @@ def test_errors_of_an_eigenbasis_are_seen() -> None:
     residual, orthogonality = benchmarks.eigenbasis.errors(matrix, values, lambda a, b: vectors[:, a:b])
     assert orthogonality == pytest.approx(2e-3, rel=1e-2)
     assert residual == pytest.approx(1e-4 * abs(values[31] - values[30]), rel=1e-2)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["reduction"], ["reduction", "--whole"], ["vectors"], ["library", "--sizes", "100", "200"]],
-    ids=["panels", "whole", "vectors", "library"],
-)
-def test_gpu_eigenbasis(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    summary = benchmarks.gpu_eigenbasis.main(["--n", "400", "--device", "cpu", "--stage", *arguments])
-    assert last_json(capsys) == summary
-    if "--whole" in arguments:
-        assert not summary["extrapolated"]
-        assert summary["error"] < 1e-4
-    elif arguments == ["reduction"]:
-        assert summary["panels_measured"] == summary["panels"] == 7
-    elif arguments == ["vectors"]:
-        assert max(summary["residual"], summary["orthogonality"]) < 1e-13
-    else:
-        assert summary["largest_right"] == 200
 
 
 @pytest.mark.slow

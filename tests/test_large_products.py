@@ -319,8 +319,8 @@ NEEDED = (
     "quadscape.curvature.projections",
     "quadscape.curvature.strips",
     "quadscape.curvature.engine",
-    "benchmarks.gpu_hessian",
-    "benchmarks.gpu_eigenbasis",
+    "benchmarks.gpu_parts",
+    "benchmarks.gpu_whole",
 )
 
 

@@ -1,0 +1,1 @@
+"""What the first minutes on a GPU are made of: parts that run in processes of their own."""
