@@ -105,7 +105,7 @@ def test_the_real_experiment_is_told_for_a_gpu_that_is_not_here() -> None:
     networks = {run.name: Network(104_234, None) for run in experiment.runs}
     needs = by_stage(estimate_experiment(Problem(experiment, data, networks), ["cuda"])[0])
     assert needs["hessian_shard"].disk_bytes == pytest.approx(21.7e9, rel=0.02)
-    assert needs["eigenbasis"].disk_bytes == pytest.approx(2 * 43.5e9, rel=0.05)  # half of it only on the way
+    assert needs["eigenbasis"].disk_bytes == pytest.approx(43.5e9, rel=0.03)  # on the way there is next to nothing
     assert 5 * 60 < needs["hessian_shard"].seconds < 5 * 3600
     assert 5 * 60 < needs["eigenbasis"].seconds < 5 * 3600
 
