@@ -255,7 +255,7 @@ def test_the_page_on_performance_has_what_an_estimate_counts() -> None:
     assert f"<!-- gpu -->\n\n{benchmarks.count.gpu_table()}\n" in page
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_on_performance_has_what_the_engine_counts() -> None:
     page = (ROOT / "docs" / "performance.md").read_text()
     assert f"<!-- engine -->\n\n{benchmarks.count.engine_table()}\n" in page

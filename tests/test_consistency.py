@@ -261,7 +261,7 @@ def test_without_its_memory_the_workflow_notices_another_seed(checkout: Checkout
     assert "trajectory/manifest.json was made" not in checkout.listing
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_its_memory_the_workflow_notices_other_options_of_a_measure(checkout: Checkout) -> None:
     """What figures were drawn from they say themselves; a table that someone removed is no reason to measure again."""
     overlap = "results/tiny/figures/eigenvector_overlap.svg"

@@ -399,7 +399,7 @@ def test_a_bowl_that_the_trainer_descends(tmp_path: Any, sampling: str) -> None:
     assert (bands["ratio_low"] < 1.05)[np.isfinite(bands["ratio_low"])].all()
 
 
-@pytest.mark.parametrize("stride", [1, 10])
+@pytest.mark.parametrize("stride", [1, pytest.param(10, marks=pytest.mark.long)])
 def test_a_decrease_that_the_trainer_makes(tmp_path: Any, stride: int) -> None:
     """Of a checkpoint at the decrease, and one after it: in items, with the same numbers in either's row."""
     data = write_random_data(tmp_path / "data.zarr", counts=(150, 20, 20))
