@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -97,6 +98,12 @@ def _refused(path: Path, sentence: str, owner: str = ALICE) -> None:
     assert "umask 002" in sentence
 
 
+def _units_to_compute(log: list[str]) -> int:
+    """Of the toy stage's 5; the one before that in which a process dies may not have been stored yet."""
+    (found,) = [match for line in log if (match := re.search(r"(\d) of 5 units to compute", line))]
+    return int(found[1])
+
+
 @pytest.mark.parametrize("dies_in", [0, 3])
 def test_a_colleague_goes_on_with_what_was_killed(shared: Path, dies_in: int) -> None:
     stage, alone = shared / "results/toy", shared / "alone"
@@ -104,7 +111,7 @@ def test_a_colleague_goes_on_with_what_was_killed(shared: Path, dies_in: int) ->
         call_as(ALICE, 0o002, _work, stage, dies_in)
     log, _ = call_as(BOB, 0o002, _work, stage)
     assert any("which is gone" in line for line in log)
-    assert f"{5 - dies_in} of 5 units to compute" in "\n".join(log)
+    assert _units_to_compute(log) in {5 - dies_in, min(5, 6 - dies_in)}
     run_stage(Toy(), alone, log=silent)
     assert (stage / "manifest.json").read_bytes() == (alone / "manifest.json").read_bytes()
     for name in ("rows", "triangle", "count"):
@@ -154,7 +161,7 @@ def test_before_any_unit_it_is_known_what_may_not_be_written(shared: Path, part:
     _refused(place, log[-1])
     # For its owner it is as it was.
     log, _ = call_as(ALICE, 0o002, _work, stage)
-    assert any("2 of 5 units to compute" in line for line in log)
+    assert _units_to_compute(log) in {2, 3}
 
 
 def _stay(directory: Path, user: str, go: Any) -> None:
