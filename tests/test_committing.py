@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -290,20 +291,33 @@ def test_a_second_interrupt_gives_it_up(place: Path, monkeypatch: pytest.MonkeyP
     """While the thread is waited for; the lock is given back only once it has ended."""
     committed = _Run._commit
     held: list[bool] = []
+    computing = threading.Event()
 
     def slow(self: Any, unit: int, arrays: Any, staging: Any, journal: Any, committing: Committing) -> None:
         if unit == 2:
+            assert computing.wait(60)
+            os.kill(os.getpid(), signal.SIGINT)
             ended = time.monotonic() + 60
             while not committing._given_up and time.monotonic() < ended:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.2)
+                time.sleep(0.05)
             held.append(self.lock.is_mine() and not present_owner(self.directory).released)  # type: ignore[union-attr]
         committed(self, unit, arrays, staging, journal, committing)
 
+    def waited_for(works: Any) -> Any:
+        if not held:
+            os.kill(os.getpid(), signal.SIGINT)
+        return wait(works)
+
+    def begun(unit: int, store: Any) -> None:
+        if unit == 3:
+            computing.set()
+            time.sleep(60)
+
     with monkeypatch.context() as patch:
         patch.setattr(_Run, "_commit", slow)
+        patch.setattr("quadscape.stage.committing.wait", waited_for)
         with pytest.raises(KeyboardInterrupt):
-            compute(Free(before=lambda unit, store: time.sleep(60 if unit == 3 else 0)), place / "free")
+            compute(Free(before=begun), place / "free")
     assert held == [True]
     assert journalled(place / "free") == [0, 1]
     assert compute(Free(), place / "free")["units"] == 5

@@ -298,8 +298,9 @@ def test_plans_keep_to_one_matrix_and_whole_panels(size, dtype):
         solver = make_solver(size, dtype, {**plan, "device": device, "threads": 1}, lambda target: None)
         matrix = size**2 * np.dtype(dtype).itemsize
         if size >= 6000:
-            # Without a journal the whole matrix stays beside a range; only large ones go this way on a GPU.
-            assert solver.memory_bytes() < (1.35 if plan["journal"] else 1.6 if size < 30_000 else 1.2) * matrix
+            # Without a journal the whole matrix stays beside two ranges, one of which is being stored; only large ones
+            # go this way on a GPU.
+            assert solver.memory_bytes() < (1.35 if plan["journal"] else 1.65 if size < 30_000 else 1.2) * matrix
             assert spectrum_bytes(size, dtype, device) < (1.1 if size > 20_000 else 1.6) * matrix
             if device == "cuda" and 26_490 <= size <= 104_234:
                 assert plan["columns"] % 256 == 0  # whole blocks of reflectors
