@@ -296,7 +296,8 @@ def test_a_second_interrupt_gives_it_up(place: Path, monkeypatch: pytest.MonkeyP
     def slow(self: Any, unit: int, arrays: Any, staging: Any, journal: Any, committing: Committing) -> None:
         if unit == 2:
             assert computing.wait(60)
-            os.kill(os.getpid(), signal.SIGINT)
+            # To that thread: the kernel may choose another one, which would not end the main one's sleep.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             ended = time.monotonic() + 60
             while not committing._given_up and time.monotonic() < ended:
                 time.sleep(0.05)
@@ -305,7 +306,7 @@ def test_a_second_interrupt_gives_it_up(place: Path, monkeypatch: pytest.MonkeyP
 
     def waited_for(works: Any) -> Any:
         if not held:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         return wait(works)
 
     def begun(unit: int, store: Any) -> None:
