@@ -137,6 +137,7 @@ def test_wrong_columns_of_a_peer_are_noticed(monkeypatch: pytest.MonkeyPatch) ->
         benchmarks.hessian.time_peers(*small(torch.float32), compiled=False)
 
 
+@pytest.mark.long
 def test_scaling(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--widths", "1", "--images", "2", "3", "--blocks", "32", "64", "--norm", "none", *TINY]
     summary = benchmarks.scaling.main(arguments)
@@ -335,7 +336,7 @@ def test_pins_of_the_benchmarks_are_those_of_the_software() -> None:
     assert set(re.findall(r'"([A-Za-z0-9-]+)>=', block)) == set(direct)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.long)])
 def test_eigenbasis(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     def in_this_process(way: str, path: Path, size: int, dtype: str, threads: int, folder: Path) -> dict:
         folder.mkdir()

@@ -236,7 +236,7 @@ def test_one_product_is_that_of_all_directions(groups: int, monkeypatch: pytest.
         assert relative_error(affine._folded_product(matrix, given), expected) <= 1e-14
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_formulas_are_those_of_torch() -> None:
     if not fused.can_fuse(torch.device("cpu")):
         pytest.skip("no compiler here")

@@ -183,7 +183,11 @@ def test_a_job_asked_for_other_files_than_its_own_refuses(root: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [name for name, measure in MEASURES.items() if measure.items and name != "parts" and measure.of not in GROUPS],
+    [
+        pytest.param(name, marks=[] if name in {"line_search", "sharpness"} else [pytest.mark.long])
+        for name, measure in MEASURES.items()
+        if measure.items and name != "parts" and measure.of not in GROUPS
+    ],
 )
 def test_a_long_measure_goes_on_after_a_kill_with_the_same_result(
     root: Path, name: str, monkeypatch: pytest.MonkeyPatch

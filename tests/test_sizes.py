@@ -161,6 +161,7 @@ def test_a_network_is_made_again_when_its_source_changes(own: Experiment, asked:
         Problem.of(own, Kept(file))
 
 
+@pytest.mark.long
 def test_errors_of_the_other_process_are_those_of_this(own: Experiment, tmp_path: Path) -> None:
     data = describe(own.data)
     for source, arguments, words in (

@@ -439,7 +439,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_local_controller_under_kills(tmp_path: Path) -> None:
     here = Local(tmp_path / "checkout")
 

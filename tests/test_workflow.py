@@ -269,7 +269,7 @@ def test_a_new_hessian_version_recomputes_what_follows(checkout: Checkout) -> No
     assert checkout.figures() >= {"spectrum", "eigenvector_overlap"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_number_of_shards_computes_the_same(checkout: Checkout) -> None:
     results = checkout.path / "results/tiny/runs/a/checkpoints/40"
     bases = {path: path.read_bytes() for path in results.glob("eigenbasis/manifest.json")}
