@@ -13,8 +13,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1300)]
 
 # Three rules in one job, and not one only.
 IN_A_GROUP = {"preemption", "out of memory", "head killed"}
-# What SLURM and the jobs do is that of "preemption", which puts a job back, and of "controller time limit".
-LONG = {"requeue", "controller preemption"}
+# They go the ways of others: of "preemption", which puts a job back, of "node failure", of which the first half is a
+# killed script, of "head killed" and of "controller time limit".
+LONG = {"requeue", "script killed", "head interrupted", "controller preemption"}
 
 
 @pytest.fixture(scope="module")
