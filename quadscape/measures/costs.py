@@ -1,5 +1,7 @@
 """What the costs of several measures follow from; no array library is loaded, as every job reads all declarations."""
 
+from quadscape.measures.declaration import Cost, Sizes
+
 TILE_COLUMNS = 1024
 """Eigenvectors that are multiplied at once, at most."""
 
@@ -7,6 +9,21 @@ NOISE_ITERATES = 16
 """Iterates over which the noise of a plateau is averaged, each a pass over all gradients of single examples."""
 
 _MOST_TILE_BYTES = 8.6e9
+
+
+def overlap_cost(sizes: Sizes, pairs: int = 1) -> Cost:
+    """What it takes to multiply eigenbases with each other, in tiles; see `quadscape.curvature.projections`.
+
+    Args:
+        sizes: Of the run.
+        pairs: Of bases, one after the other.
+
+    Returns:
+        Torch and the tiles, and the products.
+    """
+    size = sizes.parameters
+    memory = sizes.torch_bytes + min(_MOST_TILE_BYTES, 8 * size**2)
+    return Cost(memory_bytes=memory, flops=2 * pairs * size**3)
 
 
 def tiled_bytes(parameters: int, rows: int) -> float:

@@ -60,16 +60,17 @@ def is_made_from(output: str | Path, inputs: Mapping[str, Sequence[str | Path]])
     for name, paths in inputs.items():
         made, there = recorded.get(name, {}), [path for path in paths if Path(path).exists()]
         if isinstance(made, list):
-            if sorted(made) != sorted(map(_digest, there)) or len(there) != len(paths):
+            if sorted(made) != sorted(map(digest_there, there)) or len(there) != len(paths):
                 return False
         elif made.keys() != {_from_here(place, path) for path in paths} or any(
-            made[_from_here(place, path)] != _digest(path) for path in there
+            made[_from_here(place, path)] != digest_there(path) for path in there
         ):
             return False
     return True
 
 
-def _digest(path: str | Path) -> str:
+def digest_there(path: str | Path) -> str:
+    """Digest of a result's tables; empty where it is not there, or says nothing."""
     try:
         return input_digest(path)
     except StoreError:

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from quadscape.figures import FIGURES
 from quadscape.figures.pages import PAGES
 from quadscape.measures import MEASURES
-from quadscape.measures.made import is_made_from
-from quadscape.measures.result import input_digest
+from quadscape.measures.made import digest_there, is_made_from
 from quadscape.planning.targets import Targets
 from quadscape.stored import stored_document
 
@@ -46,11 +45,7 @@ def _results(targets: Targets) -> Iterator[str]:
             made = (stored_document(manifest) or {}).get("inputs", {})
             now = targets.inputs(measure, run, key) if made else {}
             for other in read:
-                paths = now.get(other, [])
-                if other in made and all(map(_is_there, paths)) and list(map(input_digest, paths)) != made[other]:
+                digests = [digest_there(path) for path in now.get(other, [])] if other in made else []
+                if all(digests) and digests != made.get(other, []):
                     yield manifest
                     break
-
-
-def _is_there(path: str) -> bool:
-    return "tables" in (stored_document(path) or {})

@@ -1,6 +1,7 @@
 """Which eigenvectors the data determine, as declared."""
 
 from quadscape.measures.columns import BAND_SIZE, band_columns
+from quadscape.measures.costs import overlap_cost
 from quadscape.measures.declaration import Cost, Measure, Option, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
@@ -60,8 +61,7 @@ DIMENSION = TableSchema(
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
     # Two halves are one comparison, others are compared with the own basis: at most one for each subset.
-    size, comparisons = sizes.parameters, max(1, sizes.subsets)
-    return Cost(memory_bytes=sizes.torch_bytes + min(8.6e9, 8 * size**2), flops=2 * comparisons * size**3)
+    return overlap_cost(sizes, pairs=max(1, sizes.subsets))
 
 
 MEASURE = Measure(

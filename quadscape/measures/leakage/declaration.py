@@ -1,6 +1,7 @@
 """Leakage between directions from one checkpoint's eigenbasis to another's, as declared."""
 
 from quadscape.measures.columns import DIRECTION
+from quadscape.measures.costs import overlap_cost
 from quadscape.measures.declaration import Cost, Measure, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
@@ -30,8 +31,7 @@ LEAKAGE = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    size = sizes.parameters
-    return Cost(memory_bytes=sizes.torch_bytes + min(8.6e9, 8 * size**2), flops=2 * size**3)
+    return overlap_cost(sizes)
 
 
 MEASURE = Measure(

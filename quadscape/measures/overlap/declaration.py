@@ -1,6 +1,7 @@
 """Overlaps of eigenbases, as declared."""
 
 from quadscape.measures.columns import BAND_SIZE, DIRECTION, band_columns
+from quadscape.measures.costs import overlap_cost
 from quadscape.measures.declaration import Cost, Measure, Option, Options, Sizes
 from quadscape.tables import Column, TableSchema
 
@@ -81,8 +82,7 @@ SUBSPACE = TableSchema(
 
 
 def _cost(sizes: Sizes, options: Options) -> Cost:
-    size = sizes.parameters
-    return Cost(memory_bytes=sizes.torch_bytes + min(8.6e9, 8 * size**2), flops=2 * size**3)
+    return overlap_cost(sizes)
 
 
 MEASURE = Measure(
